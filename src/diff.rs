@@ -14,11 +14,11 @@ use std::collections::HashMap;
 
 /// The differences between two models, A and B.
 pub struct Diff<'a> {
-    /// Differing keys: first keys of A in its order, then keys of B alone.
+    /// Differing keys: first those of A in its order, then those of B only.
     pub keys: Vec<KeyChange<'a>>,
-    /// Tensors of A alone.
+    /// Tensors of A only.
     pub only_a: Vec<Stored>,
-    /// Tensors of B alone.
+    /// Tensors of B only.
     pub only_b: Vec<Stored>,
     /// Differing tensors of both, most changed first: other shapes, then NaN, then by relative error.
     pub changed: Vec<TensorChange>,
@@ -29,13 +29,13 @@ pub struct Diff<'a> {
 /// A differing key.
 #[derive(Clone, Debug)]
 pub struct KeyChange<'a> {
-    /// The key.
+    /// Name of the key.
     pub key: String,
-    /// Its value in A.
+    /// Value in A.
     pub a: Option<Value<'a>>,
-    /// Its value in B.
+    /// Value in B.
     pub b: Option<Value<'a>>,
-    /// The differences between two arrays of one type.
+    /// Differences between two arrays of one type.
     pub elements: Option<Elements<'a>>,
 }
 
@@ -55,11 +55,11 @@ pub struct Elements<'a> {
 /// Name, shape and type of a tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
-    /// Its name.
+    /// Name of the tensor.
     pub name: String,
-    /// Its dimensions, row length first.
+    /// Dimensions, row length first.
     pub shape: Shape,
-    /// Its type.
+    /// Storage type.
     pub ggml_type: GgmlType,
 }
 
@@ -79,12 +79,13 @@ pub struct TensorChange {
 pub struct WeightError {
     /// Root mean square of the differences.
     pub rmse: f64,
-    /// The same, divided by the root mean square of A's weights. Infinite if only A's are all 0.
+    /// The same, divided by the root mean square of A's weights; infinite if all of A's are 0, but
+    /// not B's.
     pub relative: f64,
 }
 
 impl Diff<'_> {
-    /// Whether the models are equal.
+    /// True if the models are equal.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
             && self.only_a.is_empty()
@@ -96,7 +97,7 @@ impl Diff<'_> {
 /// Compares two models; `None` after cancellation. Memory is bounded by the band, not by the models.
 ///
 /// # Errors
-/// A file that changes meanwhile, weights that cannot be converted.
+/// A file that changes during the comparison, weights that cannot be converted.
 pub fn diff<'a>(
     a: &'a Input<'a>,
     b: &'a Input<'a>,
@@ -182,7 +183,7 @@ fn rank(change: &TensorChange) -> f64 {
     }
 }
 
-/// Whether two tensors of one shape and type have the same bytes.
+/// True if two tensors of one shape and type have the same bytes.
 fn identical(
     a: &Input<'_>,
     tensor: &Tensor<'_>,
@@ -202,7 +203,7 @@ fn identical(
     Ok(true)
 }
 
-/// Error of two tensors of one shape; `None` if either is of a type without weights. Sums are in f64,
+/// Error of two tensors of one shape; `None` if either has a type without weights. Sums are in f64,
 /// in an order independent of the threads.
 fn weight_error(
     a: &Input<'_>,
@@ -309,7 +310,7 @@ fn key_changes<'a>(a: &'a Input<'a>, b: &'a Input<'a>) -> Vec<KeyChange<'a>> {
     changes
 }
 
-/// Whether two values are equal in type and bytes: NaN equals itself, and 0 is not -0.
+/// True if two values are equal in type and bytes: NaN equals itself, and 0 is not -0.
 fn same(a: &Value<'_>, b: &Value<'_>) -> bool {
     let bytes = |value: &Value<'_>| {
         let mut bytes = Vec::new();
@@ -358,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn arrays_differ_where_they_do() {
+    fn differing_array_elements_are_found() {
         let (a, b) = (
             numbers(&[1.0, f32::NAN, 3.0, 4.0]),
             numbers(&[1.0, f32::NAN, 2.0]),
@@ -387,14 +388,14 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_those_of_the_definition() {
+    fn sums_match_their_definition() {
         let x: Vec<f32> = (0..21).map(|i| i as f32 - 10.0).collect();
         let y: Vec<f32> = x.iter().map(|v| v + 0.5).collect();
         assert_eq!(sums(&x, &y), (21.0 * 0.25, 770.0));
     }
 
     #[test]
-    fn the_most_changed_come_first() {
+    fn changes_are_sorted_by_error() {
         let one = |relative: f64| {
             let shape = Shape::new(&[1]).unwrap();
             let stored = Stored {

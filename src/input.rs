@@ -1,5 +1,5 @@
 //! The input of a command: a GGUF, or a Hugging Face checkpoint converted on the fly, band by band,
-//! without a file in between.
+//! without a temporary file.
 
 use crate::convert::{self, Checkpoint, OutType};
 use crate::format;
@@ -21,11 +21,11 @@ pub enum Source {
 }
 
 impl Source {
-    /// Maps the files: a directory, a .safetensors file or PyTorch's .bin file is a checkpoint, all
-    /// else a GGUF.
+    /// Maps the files: a directory, a .safetensors file or a PyTorch .bin file is a checkpoint,
+    /// anything else a GGUF.
     ///
     /// # Errors
-    /// Files that are missing or damaged.
+    /// Missing or damaged files.
     pub fn open(path: &Path) -> convert::Result<Source> {
         match path.is_dir() || is_checkpoint_file(path) {
             true => Ok(Source::Checkpoint(Box::new(Checkpoint::open(path)?))),
@@ -33,8 +33,8 @@ impl Source {
         }
     }
 
-    /// As [`Source::reader`], for weights that are going to be used. A checkpoint whose weights f16
-    /// would make infinite is taken as bf16, if its type is not given.
+    /// As [`Source::reader`], for use of the weights. Without a given type, a checkpoint with
+    /// weights that overflow f16 is read as bf16.
     ///
     /// # Errors
     /// As [`Source::reader`], and files that have become shorter.
@@ -48,7 +48,7 @@ impl Source {
                 };
                 let mut plan = convert::Plan::new(checkpoint, &conversion)?;
                 plan.notes.push(format!(
-                    "{}, row {}, holds {}, which becomes infinite in f16; the checkpoint is taken as bf16",
+                    "{}, row {}, holds {}, which becomes infinite in f16; the checkpoint is read as bf16",
                     found.tensor, found.row, found.value
                 ));
                 return Ok(reader_of(plan));
@@ -58,11 +58,11 @@ impl Source {
         self.reader(conversion)
     }
 
-    /// Checks the files. `conversion` says how a checkpoint is converted; its output is never
+    /// Checks the files. `conversion` has the options for a checkpoint; its output is never
     /// written.
     ///
     /// # Errors
-    /// Files that are damaged, a checkpoint that cannot be converted.
+    /// Damaged files, a checkpoint that cannot be converted.
     pub fn reader(&self, conversion: &convert::Job) -> convert::Result<Input<'_>> {
         let checkpoint = match self {
             Source::Gguf(files) => return Ok(TensorReader::from(Model::parse(files)?).into()),
@@ -72,7 +72,7 @@ impl Source {
     }
 }
 
-/// Whether a file has the weights of a checkpoint. GGUFs of old have been called `.bin`, too.
+/// True for weight files of a checkpoint. Old GGUFs can be named `.bin`, too.
 fn is_checkpoint_file(path: &Path) -> bool {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("safetensors") => true,
@@ -85,7 +85,7 @@ fn is_checkpoint_file(path: &Path) -> bool {
     }
 }
 
-/// The input that a conversion makes.
+/// The input from a conversion plan.
 fn reader_of(plan: convert::Plan<'_>) -> Input<'_> {
     let mut end = 0;
     let planned = plan.tensors.iter().enumerate();

@@ -1,7 +1,7 @@
 //! Quantier turns a model checkpoint into the best GGUF for its size.
 //!
-//! Every command of the program is a function of this crate: it takes a job, reports through
-//! [`progress::Progress`] and prints nothing.
+//! Every command of the program is a function of this crate: it takes a job, reports progress
+//! through [`progress::Progress`], and prints nothing.
 //!
 //! # Convert a checkpoint
 //!
@@ -139,7 +139,7 @@
 //! | [`simd`] | eight lanes of f32 with the same results on every CPU: plain, AVX2, NEON | none |
 //! | [`progress`] | progress and cancellation of long jobs | none |
 //!
-//! `src/main.rs` and `src/cli/` are the program: one file per command, and the only place that
+//! `src/main.rs` and `src/cli/` are the program: one file per command, and the only code that
 //! prints.
 
 #![warn(missing_docs, unreachable_pub)]

@@ -5,9 +5,9 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // candle has threads of its own, which wait actively for each other. Here chunks run side by
-    // side, each on one thread: with two pools, threads would take the cores from each other.
-    // SAFETY: no other thread runs yet that could read the environment.
+    // candle has its own threads, which busy-wait. Here chunks run in parallel, each on one thread:
+    // two pools would compete for the cores.
+    // SAFETY: no other thread that could read the environment is running yet.
     #[cfg(feature = "candle")]
     unsafe {
         std::env::set_var("CANDLE_NUM_THREADS", "1")

@@ -11,23 +11,23 @@ use std::path::PathBuf;
 
 /// Bytes validated between two checks for cancellation.
 const BAND_BYTES: usize = 64 << 20;
-/// Bytes of a thread's task.
+/// Bytes per task of a thread.
 const TASK_BYTES: usize = 1 << 20;
 
-/// The first unusable block of a tensor.
+/// The first invalid block of a tensor.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct BadTensor {
     /// The file.
     pub path: PathBuf,
     /// The tensor.
     pub tensor: String,
-    /// Its type.
+    /// Type of the tensor.
     pub ggml_type: String,
-    /// The row of the block, counted over all its matrices.
+    /// Row of the block, counted over all matrices.
     pub row: u64,
-    /// The block, counted over the whole tensor.
+    /// Index of the block in the tensor.
     pub block: u64,
-    /// Its fault.
+    /// Fault of the block.
     pub fault: String,
 }
 
@@ -35,7 +35,7 @@ pub struct BadTensor {
 /// each tensor. `None` after cancellation.
 ///
 /// # Errors
-/// A file that becomes shorter meanwhile.
+/// A file that becomes shorter during validation.
 pub fn verify(
     model: &Model,
     all: bool,

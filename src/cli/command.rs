@@ -1,4 +1,4 @@
-//! The command line in a form that others can repeat.
+//! The command line in a form that others can reproduce.
 
 use quantier::report::numbers::shell;
 use std::ffi::OsString;
@@ -12,8 +12,8 @@ pub fn set(all: Vec<OsString>) {
     let _ = ALL.set(all);
 }
 
-/// The arguments as one line, including those of the configuration file. Paths are cut to their last
-/// component: directories on this machine are private and of no use to others.
+/// The arguments as one line, including those of the configuration file. Paths are cut to their
+/// last component: directories on this machine are private and useless to others.
 pub fn shown() -> String {
     let all = ALL
         .get()

@@ -64,7 +64,7 @@ pub struct Config {
 }
 
 impl Options {
-    /// Exits if both flags are given; clap does not detect that for global flags.
+    /// Exits if both flags are given, which clap does not detect for global flags.
     pub fn check(&self) {
         if self.no_config && self.config.is_some() {
             let kind = clap::error::ErrorKind::ArgumentConflict;
@@ -74,7 +74,7 @@ impl Options {
         }
     }
 
-    /// The file's path, and whether it must exist because the user named it.
+    /// Path of the file, and true if the user named it, so that it must exist.
     pub fn place(&self) -> Option<(PathBuf, bool)> {
         let set = |name: &str| {
             std::env::var_os(name)
@@ -94,7 +94,7 @@ impl Options {
         Some((base?.join("quantier").join("config.toml"), false))
     }
 
-    /// The file, if there is one.
+    /// The file, if it exists.
     pub fn read(&self) -> anyhow::Result<Option<Config>> {
         let Some((path, named)) = self.place() else {
             return Ok(None);
@@ -216,7 +216,7 @@ fn section_and_key(key: &str, section: &str) -> (usize, usize) {
     )
 }
 
-/// The error for an unknown key, with the nearest key.
+/// Error for an unknown key, with the nearest valid key.
 fn unknown(name: &str, section: Option<&Section>) -> String {
     let near =
         |section: &'static Section| section.keys.iter().map(move |key| (section.name, key.name));
@@ -252,7 +252,7 @@ fn unknown(name: &str, section: Option<&Section>) -> String {
     }
 }
 
-/// Describes a value.
+/// Type of a value, for messages.
 fn described(value: &DeValue<'_>) -> String {
     match value {
         DeValue::Array(all) => match all
@@ -571,7 +571,7 @@ variants = 5
     }
 
     #[test]
-    fn the_sample_parses_commented_out_and_not() {
+    fn the_sample_parses_with_and_without_comments() {
         let none =
             entries(&example(), Path::new("c.toml")).unwrap_or_else(|error| panic!("{error:?}"));
         assert!(none.is_empty());

@@ -192,7 +192,7 @@ fn warn(plan: &Plan<'_>) {
 
 /// Warns of weights that became infinite.
 fn infinite(plan: &Plan<'_>) {
-    /// Tensors that are named.
+    /// Maximum number of tensors named.
     const NAMED: usize = 8;
     let found = plan.too_large();
     found

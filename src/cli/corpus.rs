@@ -20,7 +20,7 @@ impl LogitsFile<'_> {
     }
 }
 
-/// The chunks of several texts, one text after another.
+/// The chunks of several texts, in sequence.
 pub struct Corpus {
     /// The texts with their ranges of chunks.
     pub parts: Vec<(PathBuf, Range<usize>)>,
@@ -54,7 +54,7 @@ impl Corpus {
         Ok(corpus)
     }
 
-    /// The first `chunks` chunks of a logits file. `texts`, if any, must be the file's own.
+    /// The first `chunks` chunks of a logits file. `texts`, if any, must match the file's tokens.
     pub fn of_logits(
         model: &Opened<'_>,
         LogitsFile { path, logits }: &LogitsFile<'_>,
@@ -129,8 +129,8 @@ impl Corpus {
         Ok(Windows::of_chunks(&self.tokens, self.n_ctx, self.bos)?)
     }
 
-    /// Fails unless `other` tokenizes the texts as `first` does or, without texts, decodes the
-    /// tokens to the same text.
+    /// Fails unless `other` tokenizes the texts like `first` or, without texts, decodes the tokens
+    /// to the same text.
     pub fn check(
         &self,
         first: &Opened<'_>,
@@ -152,7 +152,7 @@ impl Corpus {
         Ok(())
     }
 
-    /// The rows of one text; every chunk has the same number of rows.
+    /// Rows of one text; every chunk has the same number of rows.
     pub fn rows<'r, T>(&self, part: &Range<usize>, all: &'r [T]) -> &'r [T] {
         let per_chunk = all.len() / self.chunks().max(1);
         &all[part.start * per_chunk..part.end * per_chunk]

@@ -47,7 +47,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Returns its own exit codes: a difference is not a failure.
+/// Returns its own exit code: a difference is not a failure.
 pub fn run(args: &Args) -> ExitCode {
     match compare(args) {
         Ok(same) => ExitCode::from(if same { 0 } else { DIFFERENT }),

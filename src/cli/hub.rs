@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 /// A model on this machine.
 pub struct Model {
     pub path: PathBuf,
-    /// The model's address on the Hub, if it has one: nothing may be written into the Hub's cache.
+    /// Address on the Hub, if any: nothing may be written into the Hub's cache.
     pub address: Option<Address>,
 }
 
-/// The part of a model that a command reads.
+/// Parts of a model that a command reads.
 #[derive(Clone, Copy)]
 pub enum Need {
     Everything,
@@ -19,7 +19,7 @@ pub enum Need {
     Vocabulary,
 }
 
-/// The path of a model; `hf://` models are downloaded unless they are in the cache.
+/// Path of a model; `hf://` models are downloaded unless cached.
 pub fn local(argument: &Path) -> anyhow::Result<PathBuf> {
     Ok(model(argument, Need::Everything)?.path)
 }
@@ -57,7 +57,7 @@ pub fn model(argument: &Path, need: Need) -> anyhow::Result<Model> {
     })
 }
 
-/// As [`model`], of an argument that is `ORG/NAME` on the Hub without saying so.
+/// As [`model`], for `ORG/NAME` without the scheme.
 pub fn remote(argument: &Path, need: Need) -> anyhow::Result<Model> {
     match Address::is_meant(argument) {
         true => model(argument, need),

@@ -187,7 +187,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A model: its path as the user typed it, and its files.
+/// A model: its path as given, and its files.
 #[derive(Clone, Copy)]
 struct Model<'a> {
     path: &'a Path,
@@ -197,7 +197,7 @@ struct Model<'a> {
 /// The merged sums of `--in-file`.
 struct Before {
     sums: Sums,
-    /// Tokens in a chunk of the output.
+    /// Tokens per chunk of the output.
     chunk_size: u32,
 }
 

@@ -29,12 +29,12 @@ pub struct Common {
     /// one, or hf://ORG/NAME
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// A calibration text, UTF-8; can be repeated. The default is a small built-in text; text like
-    /// that of the model's later use is better
+    /// A calibration text, UTF-8; repeatable. The default is a small built-in text; text like that
+    /// of the model's later use is better
     #[arg(short, long, value_name = "TEXT")]
     file: Vec<PathBuf>,
-    /// An evaluation text; can be repeated. By default every fifth part of each calibration text is
-    /// held out for it
+    /// An evaluation text; repeatable. By default, a fifth of each calibration text is held out for
+    /// it
     #[arg(long, value_name = "TEXT")]
     eval: Vec<PathBuf>,
     /// An importance matrix to use instead of a new one
@@ -54,28 +54,28 @@ pub struct Common {
     /// Candidate types, separated by commas: names or k, iq, legacy, all; for all tensors or for some
     #[arg(long, value_name = "[NAMES=]LIST")]
     types: Vec<String>,
-    /// How sensitivities are measured: divergence, the KL divergence to second order; imatrix, the
+    /// The sensitivity measure: divergence, the KL divergence to second order; imatrix, the
     /// importance-weighted error of the weights alone (faster and worse); sweep, one run of the
     /// model for every type of every tensor (for comparisons, on small models with few --types and
     /// --score-chunks)
     #[arg(long, value_name = "HOW", default_value = "divergence", value_parser = ["divergence", "imatrix", "sweep"])]
     score: String,
-    /// The most chunks of the calibration text for sensitivities, taken evenly from all of it
+    /// Maximum number of chunks of the calibration text for sensitivities, spread evenly over it
     #[arg(long, value_name = "N", default_value_t = 24)]
     score_chunks: usize,
-    /// Positions in these chunks for sensitivities; 0 for all. Fewer are faster, but miss the
-    /// correlation of errors between positions
+    /// Number of positions in these chunks for sensitivities; 0 for all. Fewer are faster, but miss
+    /// the correlation of errors between positions
     #[arg(long, value_name = "N", default_value_t = 0)]
     score_positions: usize,
-    /// Labels to sample from the model for each position
+    /// Number of labels to sample from the model for each position
     #[arg(long, value_name = "N", default_value_t = 2)]
     draws: usize,
-    /// Seed of the samples of labels and positions
+    /// Seed for sampling labels and positions
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// How weights are rounded: feedback (each rounding error is compensated in the weights not yet
-    /// rounded, GPTQ: about half the divergence at the same size), or reference (each weight by
-    /// itself, the bytes of llama-quantize)
+    /// Rounding of weights: feedback (each rounding error is compensated in the weights not yet
+    /// rounded, GPTQ: about half the divergence at the same size), or reference (the bytes of
+    /// llama-quantize)
     #[arg(long, value_name = "HOW", default_value = "feedback", value_parser = super::quantize::rounding)]
     rounding: Rounding,
     /// Calibrate every matrix on the unquantized model instead of sequentially. Saves a pass over the
@@ -86,16 +86,16 @@ pub struct Common {
     /// rows jointly (YAQA). Saves disk, and costs about a tenth more divergence
     #[arg(long)]
     one_sided: bool,
-    /// Tokens in a chunk
+    /// Tokens per chunk
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     ctx_size: usize,
-    /// The most chunks of the evaluation texts
+    /// Maximum number of chunks of the evaluation texts
     #[arg(long, value_name = "N")]
     eval_chunks: Option<usize>,
     /// Stem of the file names; by default the name of the model
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Accept a quantized model; its losses remain
+    /// Accept a quantized model; its quantization errors remain
     #[arg(long)]
     allow_requantize: bool,
     /// Number of threads; 0 for one per core
@@ -105,7 +105,7 @@ pub struct Common {
     /// file
     #[arg(long, value_name = "MIB")]
     max_memory: Option<u64>,
-    /// The shortest time between two snapshots of the run, in DIR/work; 0 for one after every layer
+    /// Minimum time between two snapshots of the run, in DIR/work; 0 for one after every layer
     #[arg(
         long,
         value_name = "SECONDS",
@@ -113,7 +113,7 @@ pub struct Common {
         alias = "checkpoint-every"
     )]
     snapshot_every: u64,
-    /// Print the work, time, memory and disk space of the run, and do nothing
+    /// Print the work, time, memory and disk space of the run; write nothing
     #[arg(long)]
     dry_run: bool,
     /// Print the result as JSON
@@ -121,7 +121,7 @@ pub struct Common {
     json: bool,
 }
 
-/// Make the best GGUF files for their sizes: measure, choose, write, prove
+/// Make the best GGUF files for their sizes: measure, allocate, write, verify
 ///
 /// Measures the sensitivity of the model's output to every tensor's precision, chooses a type for
 /// each along the frontier of size against KL divergence, writes a file for every budget, and
@@ -129,8 +129,8 @@ pub struct Common {
 /// Ollama. DIR then holds the GGUFs, their recipes (llama-quantize's --tensor-type-file), the
 /// importance matrix, frontier.json, frontier.svg and report.html.
 ///
-/// Budgets can be repeated and mixed. A killed run resumes where it was, and another budget for the
-/// same model and text needs no new measurement.
+/// Budgets can be repeated and mixed. An interrupted run resumes when the same command is run
+/// again, and another budget for the same model and text needs no new measurement.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier make ./Qwen3-4B --bpw 4.25 -o out
@@ -158,7 +158,7 @@ pub struct Args {
     /// Context length for --fit
     #[arg(long, value_name = "TOKENS")]
     ctx: Option<u64>,
-    /// N files spread over the frontier: from the smallest useful one to one next to the original
+    /// N files spread over the frontier, from the smallest useful one to one close to the original
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=40))]
     variants: Option<u8>,
     /// Presets of llama.cpp to quantize and measure as well, for comparison in the report: names
@@ -180,7 +180,7 @@ pub struct Args {
     card: CardArgs,
 }
 
-/// Measure the frontier of size against KL divergence of a model, and write no model
+/// Measure the frontier of size against KL divergence of a model, without writing a model
 ///
 /// Writes DIR/frontier.json, DIR/report.html and DIR/frontier.svg: bytes and predicted nats of every
 /// tensor and type, the best recipes of all sizes, and llama.cpp's presets beside them. `quantier
@@ -200,10 +200,11 @@ pub struct FrontierArgs {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let files = args.files();
     if !args.publish && args.card != CardArgs::default() {
-        let message = "--base-model, --license and what else a model card says go with --publish";
+        let message =
+            "--base-model, --license and other options of the model card require --publish";
         wrong_usage("make", message);
     }
-    // What would be refused is refused before the long job.
+    // Check the publication before the long job.
     let publication = match args.publish {
         true => Some(publish::job("make", &args.output, None, &args.card)?),
         false => None,
@@ -245,7 +246,7 @@ impl Args {
         if budgets.is_empty() && self.variants.is_none() {
             wrong_usage(
                 "make",
-                "say how large the file may be: --bpw, --size, --like, --kld or --fit, or how many sizes are wanted: --variants",
+                "state a budget (--bpw, --size, --like, --kld or --fit) or a number of sizes (--variants)",
             );
         }
         Files {
@@ -395,9 +396,7 @@ fn go(
     drop(bar);
     if made.as_ref().is_err_and(make::Error::is_stop) {
         let directory = directory.display();
-        bail!(
-            "stopped; {directory}/work keeps what is done, and the same command goes on from there"
-        );
+        bail!("stopped; the same command resumes from {directory}/work");
     }
     let made = made.with_context(shown)?;
     made.notes.iter().for_each(|note| note!("{note}"));
@@ -415,7 +414,7 @@ fn go(
         let done = quantier::publish::run(&job, &bar);
         drop(bar);
         let done = done.with_context(
-            || "all was made, and publishing failed: `quantier publish` does that alone",
+            || "the files are complete, but publishing failed; `quantier publish` repeats it",
         )?;
         match args.json {
             true => done.notes.iter().for_each(|text| note!("{text}")),
@@ -425,7 +424,7 @@ fn go(
     Ok(ExitCode::SUCCESS)
 }
 
-/// The price of sensitivities by weighted errors.
+/// The cost of choosing types by weighted errors.
 const WEIGHTED: &str = "That is worse: on a small model, such files had about twice the divergence of those chosen by \
                         their divergence (benches/frontier.md)";
 
@@ -465,13 +464,13 @@ fn texts(args: &Common) -> anyhow::Result<Texts> {
     };
     if let Some(both) = args.file.iter().find(same) {
         bail!(
-            "{}: one text cannot be both calibration and evaluation; give it as -f alone, and a part of it is held out",
+            "{}: one text cannot be both calibration and evaluation; give it only as -f, and a part of it is held out",
             both.display()
         );
     }
     if calibration.is_empty() {
         note!(
-            "measured on the built-in text; text of the kind that the model will meet (-f) is better"
+            "measured on the built-in text; text like that of the model's later use (-f) is better"
         );
         calibration = built_in(Set::Calibration, "built-in calibration text");
         if evaluation.is_empty() {

@@ -7,11 +7,11 @@ use quantier::make::DryRun;
 pub fn text(e: &DryRun) -> String {
     let mut lines = vec![
         format!(
-            "{} tensors with {} matrices, {} types to choose from: {} pairs to try",
+            "{} tensors with {} matrices, {} candidate types: {} pairs to score",
             e.tensors, e.matrices, e.types, e.trials
         ),
         format!(
-            "tokens: {} for calibration, {} of them for sensitivities, {} for the proof",
+            "tokens: {} for calibration, {} of them for sensitivities, {} for the evaluation",
             e.calibration_tokens, e.scoring_tokens, e.evaluation_tokens
         ),
         String::new(),
@@ -33,7 +33,7 @@ pub fn text(e: &DryRun) -> String {
     let total = e.stages.iter().map(|stage| stage.seconds).sum();
     lines.push(format!("{:<20}{:>16}{:>12}", "all", "", duration(total)));
     lines.push(format!(
-        "(an estimate: {:.1} GFLOP/s in a short product, and a row of every type, tried on this machine)",
+        "(an estimate from short trials on this machine: {:.1} GFLOP/s in a product, and a row of every type)",
         e.flops_per_second / 1e9
     ));
     lines.push(String::new());
@@ -76,7 +76,7 @@ mod tests {
     use super::duration;
 
     #[test]
-    fn durations_have_a_unit_that_fits() {
+    fn durations_have_suitable_units() {
         assert_eq!(
             [0.04, 89.0, 600.0, 36_000.0].map(duration),
             ["0.0 s", "89.0 s", "10 min", "10.0 h"]

@@ -12,7 +12,7 @@ use std::path::Path;
 /// Common options.
 #[derive(clap::Args)]
 pub struct Common {
-    /// Tokens in a chunk
+    /// Tokens per chunk
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     pub ctx_size: usize,
     /// Maximum number of chunks per text; all by default
@@ -90,12 +90,12 @@ pub fn source(path: &Path) -> anyhow::Result<Source> {
     Ok(Source::open(&hub::local(path)?)?)
 }
 
-/// The model of opened files, to be inspected.
+/// The model of the opened files, for inspection.
 pub fn input(source: &Source) -> anyhow::Result<Input<'_>> {
     Ok(source.reader(&convert::Job::default())?)
 }
 
-/// The model of opened files, to be run; prints what the user should know about it.
+/// The model of the opened files, for running; prints notes for the user.
 pub fn runnable(source: &Source) -> anyhow::Result<Input<'_>> {
     let input = source.finite_reader(&convert::Job::default())?;
     input.notes().iter().for_each(|note| note!("{note}"));
@@ -103,7 +103,7 @@ pub fn runnable(source: &Source) -> anyhow::Result<Input<'_>> {
 }
 
 impl Opened<'_> {
-    /// The BOS token at the beginning of every chunk, if the vocabulary has one.
+    /// The BOS token for every chunk, if the vocabulary has one.
     pub fn chunk_bos(&self) -> Option<u32> {
         self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
     }

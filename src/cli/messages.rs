@@ -159,7 +159,7 @@ pub fn set_bar(bar: Option<ProgressBar>) {
     *locked(&messages().bar) = bar;
 }
 
-/// Whether to show a bar.
+/// True to show a bar.
 pub fn wants_bar() -> bool {
     messages().show == Show::Auto && std::io::stderr().is_terminal()
 }
@@ -213,7 +213,7 @@ pub fn stage_advances(more: u64) {
     }
 }
 
-/// Ends the last stage of a job.
+/// Ends the last stage of the job.
 pub fn stages_end() {
     let messages = messages();
     if locked(&messages.stage).take().is_some() && messages.show == Show::Json {
@@ -306,7 +306,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_are_written_as_people_and_programs_read_them() {
+    fn times_are_formatted_as_rfc3339() {
         let at = |seconds: u64, milli: u64| {
             time(UNIX_EPOCH + Duration::from_millis(1000 * seconds + milli))
         };
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_line_of_json() {
+    fn events_are_single_lines_of_json() {
         let line = event("note", json!({ "text": "a\nb \"c\"" }));
         assert!(!line.contains('\n'));
         let read: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_log_is_left_alone() {
+    fn files_other_than_logs_are_not_appended_to() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.gguf");
         std::fs::write(&path, b"GGUF and more than that").unwrap();

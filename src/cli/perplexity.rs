@@ -35,7 +35,7 @@ pub struct Args {
     /// --kl-divergence-base does
     #[arg(long, value_name = "FILE", aliases = ["save-all-logits", "kl-divergence-base"])]
     save_logits: Option<PathBuf>,
-    /// llama-perplexity's option for what quantier kld does
+    /// llama-perplexity's option for the statistics of quantier kld
     #[arg(long, hide = true)]
     kl_divergence: bool,
     #[command(flatten)]

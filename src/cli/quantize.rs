@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const NAME: &str = "quantize";
-/// Longest keys and strings that llama.cpp's overrides hold.
+/// Length limit of keys and strings in llama.cpp's overrides.
 const OVERRIDE_LIMIT: usize = 127;
 
 /// Quantize a GGUF or a Hugging Face checkpoint, byte for byte as llama-quantize does, with the
@@ -166,7 +166,7 @@ pub(super) fn rounding(name: &str) -> Result<Rounding, String> {
     let all = [Rounding::Reference, Rounding::FEEDBACK];
     all.into_iter()
         .find(|r| r.name() == name)
-        .ok_or_else(|| "reference and feedback are known".into())
+        .ok_or_else(|| "expected reference or feedback".into())
 }
 
 fn ggml_type(name: &str) -> Result<GgmlType, String> {
@@ -262,7 +262,7 @@ impl Sequential {
         }
     }
 
-    /// Takes the text through the model for every output, and then writes them.
+    /// Runs the text through the model for every output, then writes the outputs.
     fn run(
         &self,
         plan: &mut Plan<'_>,

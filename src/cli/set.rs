@@ -18,12 +18,12 @@ use std::process::ExitCode;
 /// Edit a GGUF's metadata: names, token ids, the chat template, any key
 ///
 /// OUT is a copy with edited metadata and identical tensors; keys keep their order, new ones are
-/// appended. --in-place edits the file itself, and only what does not change its layout: numbers,
+/// appended. --in-place edits the file itself, limited to edits that keep its layout: numbers,
 /// flags, and strings of the same length. The file then stays readable even if the run is killed.
 /// Other edits are refused.
 ///
-/// A new chat template is tested on conversations of all kinds, with a note for each that it fails
-/// to render or renders incompletely.
+/// A new chat template is tested on conversations of all kinds; failures and omissions are
+/// reported.
 ///
 /// A split model stays split: --in-place changes its first shard only; OUT is the new first shard,
 /// and the others are copied next to it.
@@ -43,7 +43,7 @@ pub struct Args {
     /// The file to write
     #[arg(short, long, value_name = "OUT", conflicts_with = "in_place")]
     output: Option<PathBuf>,
-    /// Edit MODEL itself, where that is safe
+    /// Edit MODEL itself, if that is safe
     #[arg(long)]
     in_place: bool,
     /// Set a key; repeatable. An existing key keeps its type

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 /// Split a GGUF into shards, byte for byte as llama-gguf-split does
 ///
 /// The shards are named OUT_PREFIX-00001-of-0000N.gguf. llama.cpp and all commands here open the
-/// model by its first shard. A split model is split anew. The shards are renamed into place
+/// model by its first shard. A split model is split again. The shards are renamed into place
 /// together once the last is complete; the input is not modified.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_templates_are_well_formed() {
+    fn templates_are_valid() {
         for unit in [Unit::Bytes, Unit::Steps] {
             assert!(
                 ProgressStyle::with_template(template(unit)).is_ok(),

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_typed_with_their_type() {
+    fn values_are_parsed_by_type() {
         assert_eq!(typed("u32:7"), Ok(Value::U32(7)));
         assert_eq!(typed("i8:-128"), Ok(Value::I8(-128)));
         assert_eq!(typed("f32:0.1"), Ok(Value::F32(0.1)));

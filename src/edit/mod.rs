@@ -22,16 +22,16 @@ use std::path::PathBuf;
 /// Bytes copied between two checks for cancellation.
 const BAND_BYTES: usize = 64 << 20;
 
-/// Failure of a split, merge or edit.
+/// Error of a split, merge or edit.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file could not be read or written, or is unsuitable.
+    /// A file that cannot be read or written, or is unsuitable.
     #[error(transparent)]
     Format(#[from] format::Error),
-    /// Invalid edits; one sentence per reason.
+    /// Invalid edits, with one sentence per reason.
     #[error("this cannot be done, and nothing was written:\n{}", Problem::by_reason(.0))]
     Impossible(Vec<Problem>),
-    /// Stopped from outside.
+    /// Cancelled.
     #[error("stopped; nothing was written")]
     Cancelled,
 }
@@ -46,7 +46,7 @@ fn check_byte_order(model: &Model) -> Result<()> {
         Endian::Little => Ok(()),
         Endian::Big => Err(Error::Format(format::Error::Bad {
             path: model.files.paths()[0].to_owned(),
-            what: "it is big-endian; make a little-endian file of it first: quantier quantize MODEL OUTPUT copy".into(),
+            what: "it is big-endian; convert it to little-endian first: quantier quantize MODEL OUTPUT copy".into(),
         })),
     }
 }
@@ -62,11 +62,11 @@ pub struct Plan<'a> {
 
 /// A planned file.
 pub struct PlannedFile<'a> {
-    /// Its path.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Its metadata.
+    /// Metadata of the file.
     pub metadata: Metadata<'a>,
-    /// Its tensors, as indices into the model's.
+    /// Tensors of the file, as indices into the model's.
     pub tensors: Range<usize>,
     header: Header,
 }
@@ -76,7 +76,7 @@ pub struct PlannedFile<'a> {
 enum Header {
     /// ggml's: shapes without trailing dimensions of 1.
     Ggml,
-    /// With the shapes of the input.
+    /// The input's: shapes as stored.
     AsItWas,
     /// Metadata only, without padding at the end.
     Bare,
@@ -114,8 +114,8 @@ impl<'a> Plan<'a> {
     /// Writes the files: all of them or none. `replace` allows existing files of these names.
     ///
     /// # Errors
-    /// An existing file without `replace`, too little space on the disk, an input that changes
-    /// meanwhile, cancellation.
+    /// An existing file without `replace`, insufficient disk space, an input that changes during
+    /// the copy, cancellation.
     pub fn run(&self, replace: bool, progress: &dyn Progress) -> Result<()> {
         if !replace {
             self.files
@@ -123,7 +123,7 @@ impl<'a> Plan<'a> {
                 .try_for_each(|file| check_new(&file.path))?;
         }
         let inputs = self.model.files.paths();
-        // All are created before the first is written, which reserves the space for all.
+        // All files are created before the first is written, to reserve space for all.
         let mut writers = Vec::with_capacity(self.files.len());
         for file in &self.files {
             writers.push(Writer::create(&file.path, self.layout(file), &inputs)?);

@@ -8,9 +8,9 @@ use crate::format::output::Patch;
 use crate::plan::recipe::Problem;
 use std::path::Path;
 
-/// The vocabulary; its length bounds token ids.
+/// Key of the vocabulary, whose length bounds token ids.
 const TOKENS: &str = "tokenizer.ggml.tokens";
-/// Differing bytes within this distance become one patch.
+/// Maximum distance between differing bytes in one patch.
 const GAP: usize = 8;
 
 /// A requested edit.
@@ -18,7 +18,7 @@ const GAP: usize = 8;
 pub struct Edit {
     /// The key.
     pub key: String,
-    /// Its new value; `None` to remove it.
+    /// New value; `None` to remove the key.
     pub value: Option<Value<'static>>,
 }
 
@@ -44,8 +44,8 @@ pub struct Edited<'a> {
 /// Applies edits.
 ///
 /// # Errors
-/// [`Error::Impossible`] with all reasons. `force` permits another type for a key, token ids outside
-/// of the vocabulary, and the removal of `general.architecture`.
+/// [`Error::Impossible`] with all reasons. `force` permits another type for a key, token ids
+/// outside the vocabulary, and the removal of `general.architecture`.
 pub fn edit<'a>(model: &'a Model, edits: &[Edit], force: bool) -> Result<Edited<'a>> {
     check_byte_order(model)?;
     let old = model.metadata();
@@ -57,8 +57,7 @@ pub fn edit<'a>(model: &'a Model, edits: &[Edit], force: bool) -> Result<Edited<
         .iter()
         .enumerate()
         .filter(|(i, e)| edits[..*i].iter().any(|other| other.key == e.key));
-    problems
-        .extend(twice.map(|(_, e)| Problem::of("", format!("'{}' is to be changed twice", e.key))));
+    problems.extend(twice.map(|(_, e)| Problem::of("", format!("'{}' has two edits", e.key))));
     if !problems.is_empty() {
         return Err(Error::Impossible(problems));
     }
@@ -92,20 +91,20 @@ fn problem(old: &Metadata<'_>, edit: &Edit, force: bool) -> Option<Problem> {
     let (key, before) = (&*edit.key, old.get(&edit.key));
     let refused = |what: String| Some(Problem::of("", what));
     if key.is_empty() || key.contains('\0') {
-        return refused(format!("{key:?} is no key"));
+        return refused(format!("{key:?} is not a key"));
     }
     if [keys::SPLIT_NO, keys::SPLIT_COUNT, keys::SPLIT_TENSORS].contains(&key) {
         return refused(format!(
-            "'{key}' says how the model is cut into files; use split or merge"
+            "'{key}' describes the split into files; use split or merge"
         ));
     }
     let Some(value) = &edit.value else {
         return match before {
             None => refused(format!(
-                "there is no key '{key}' to remove; inspect shows those that are there"
+                "there is no key '{key}' to remove; quantier inspect lists all keys"
             )),
             Some(_) if key == keys::ARCHITECTURE && !force => refused(format!(
-                "without '{key}' nothing can read the model; --force removes it all the same"
+                "without '{key}' no program can read the model; --force removes it anyway"
             )),
             Some(_) => None,
         };
@@ -151,7 +150,7 @@ fn kind(value: &Value<'_>) -> String {
     }
 }
 
-/// Whether two values have equal types and lengths: then any mixture of their bytes is readable.
+/// True if two values have equal types and lengths: then any mixture of their bytes is readable.
 fn alike(a: &Value<'_>, b: &Value<'_>) -> bool {
     match (a, b) {
         (Value::String(a), Value::String(b)) => a.len() == b.len(),
@@ -169,8 +168,8 @@ fn alike(a: &Value<'_>, b: &Value<'_>) -> bool {
     }
 }
 
-/// Plans a copy of the model with other metadata. A split model stays split: `path` is then the name
-/// of the first file, and the others go beside it.
+/// Plans a copy of the model with other metadata. A split model stays split: `path` is the first
+/// file, and the others are written beside it.
 ///
 /// # Errors
 /// For a split model, a name other than that of a first file.
@@ -212,9 +211,10 @@ pub fn copy<'a>(model: &'a Model, metadata: Metadata<'a>, path: &Path) -> Result
     })
 }
 
-/// The patches of an edit to the model's first file in place. The file must be readable after an
-/// interruption at any time, so every changed value must keep its type and lengths. Several keys are
-/// separate writes: after an interruption between them, the same command makes the remaining ones.
+/// Patches for editing the model's first file in place. The file must be readable after an
+/// interruption at any time, so every changed value must keep its type and lengths. Several keys
+/// are separate writes: after an interruption between them, the same command makes the remaining
+/// ones.
 ///
 /// # Errors
 /// A key that is new, removed or of another length, another alignment, a header with a layout other
@@ -233,7 +233,7 @@ pub fn patches(model: &Model, edited: &Edited<'_>) -> std::result::Result<Vec<Pa
             (_, None) => return Err(format!("'{key}' would be removed")),
         };
         if key == keys::ALIGNMENT {
-            return Err(format!("'{key}' says where tensors begin"));
+            return Err(format!("'{key}' determines where tensors begin"));
         }
         if !alike(before, after) {
             let (was, is) = (encoded(before).len(), encoded(after).len());
@@ -259,12 +259,12 @@ pub fn patches(model: &Model, edited: &Edited<'_>) -> std::result::Result<Vec<Pa
     if file.get(..old.header().len()) != Some(old.header())
         || old.header().len() != new.header().len()
     {
-        return Err("its header is not laid out as ggml does it today".into());
+        return Err("its header does not have ggml's present layout".into());
     }
     Ok(differences(old.header(), new.header()))
 }
 
-/// Runs of bytes that differ.
+/// Ranges of differing bytes.
 fn differences(old: &[u8], new: &[u8]) -> Vec<Patch> {
     let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
     for at in (0..old.len()).filter(|&at| old[at] != new[at]) {
@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn near_differences_are_one_write() {
+    fn near_differences_become_one_patch() {
         let old = vec![0u8; 64];
         let mut new = old.clone();
         for at in [3, 5, 40] {

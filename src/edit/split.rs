@@ -5,7 +5,7 @@ use crate::format::Error;
 use crate::format::gguf::{DEFAULT_ALIGNMENT, MAX_SHARDS, Model, Value, keys, shards};
 use std::path::Path;
 
-/// Limit on the files of a split.
+/// Size limit of the files of a split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// Tensors per file.
@@ -14,13 +14,13 @@ pub enum Limit {
     Bytes(u64),
 }
 
-/// Plans the files `PREFIX-00001-of-0000N.gguf` of a model, which may be split already.
+/// Plans the files `PREFIX-00001-of-0000N.gguf` of a model, which may already be split.
 ///
 /// The first file has all metadata, and no tensors with `first_bare`.
 ///
 /// # Errors
-/// A first tensor above the limit, as in the reference (a later one gets a file of its own and a
-/// note); more files than the format can count.
+/// A first tensor above the limit, as in the reference (a later one gets its own file and a note);
+/// more files than the format can count.
 pub fn split<'a>(
     model: &'a Model,
     prefix: &Path,
@@ -46,7 +46,7 @@ pub fn split<'a>(
             && size > most
         {
             let what = format!(
-                "tensor '{}' has {size} bytes, more than a shard may have ({most})",
+                "tensor '{}' has {size} bytes, above the limit of a shard ({most})",
                 tensor.info.name
             );
             if index == 0 {
@@ -63,7 +63,7 @@ pub fn split<'a>(
     let count = starts.len();
     if count as u64 > MAX_SHARDS {
         return Err(bad(format!(
-            "that would make {count} shards, and at most {MAX_SHARDS} can be counted"
+            "this needs {count} shards; the maximum is {MAX_SHARDS}"
         ))
         .into());
     }
@@ -76,7 +76,7 @@ pub fn split<'a>(
     );
     let files = files.into_iter().zip(starts.iter().copied().zip(ends)).map(
         |((path, mut metadata), (start, end))| {
-            // The reference sets the count at the end, which moves the key behind the others.
+            // The reference sets the count last, which moves the key after the others.
             metadata.set(keys::SPLIT_COUNT, Value::U16(count as u16));
             PlannedFile {
                 path,
@@ -93,8 +93,8 @@ pub fn split<'a>(
     })
 }
 
-/// Plans the merged file of a split model. With `split_keys` its metadata is the reference's, with a
-/// `split.count` of 0. Without them, the file equals the original one byte for byte, if that had
+/// Plans the merged file of a split model. With `split_keys` its metadata is the reference's, with
+/// a `split.count` of 0. Without them, the file equals the original one byte for byte, if that had
 /// ggml's layout.
 ///
 /// # Errors
@@ -109,7 +109,7 @@ pub fn merge<'a>(model: &'a Model, path: &Path, split_keys: bool) -> Result<Plan
         == 0
     {
         let what = format!(
-            "it is no shard of a split model ('{}' is missing or 0)",
+            "it is not a shard of a split model ('{}' is missing or 0)",
             keys::SPLIT_COUNT
         );
         return Err(Error::Bad {

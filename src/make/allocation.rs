@@ -1,4 +1,4 @@
-//! The allocation: from sensitivities to a recipe for every budget.
+//! Allocation: from sensitivities to a recipe for every budget.
 
 use super::calibration::Calibrated;
 use super::job::{Job, Model};
@@ -19,18 +19,18 @@ use crate::plan::recipe::Wishes;
 use crate::sensitivity::{Measure, NEXTN_TYPE, Scores};
 use std::path::PathBuf;
 
-/// The frontier of a model, and a file for every budget.
+/// The frontier of a model, and one file per budget.
 pub(super) struct Allocation {
     pub(super) problem: Problem,
     pub(super) frontier: Frontier,
     pub(super) presets: Vec<Preset>,
     pub(super) files: Vec<FilePlan>,
-    /// Budgets whose size only sensitivities show, while they are a guess.
+    /// Budgets in nats or bytes that need sensitivities, while these are only a guess.
     pub(super) open: Vec<Open>,
-    /// Bytes of a file before its tensors.
+    /// Size of a file before its tensors, in bytes.
     pub(super) header_bytes: u64,
     pub(super) notes: Vec<String>,
-    /// Recipes that measurements have changed in this run or an earlier one.
+    /// Recipes changed by measurements, in this run or an earlier one.
     pub(super) adjusted: targets::Adjustments,
     directory: PathBuf,
     name: String,
@@ -39,34 +39,35 @@ pub(super) struct Allocation {
 /// A budget without a recipe yet.
 pub(super) struct Open {
     pub(super) budget: String,
-    /// The number of its files.
+    /// Number of its files.
     pub(super) files: usize,
 }
 
 /// A file for a budget.
 pub(super) struct FilePlan {
-    /// The option that states the budget.
+    /// The option with the budget.
     pub(super) budget: String,
-    /// The KL divergence to reach, if that is the budget.
+    /// The KL divergence to reach, for a budget in nats.
     pub(super) target: Option<f64>,
     pub(super) solution: Solution,
     pub(super) recipe: Vec<(String, GgmlType)>,
-    /// The usual preset of the nearest size: it names the file for readers that know names only.
+    /// The common preset of the nearest size, for the file name: some readers know only these
+    /// names.
     pub(super) label: FileType,
     pub(super) path: PathBuf,
-    /// Bytes of the whole file.
+    /// Size of the whole file in bytes.
     pub(super) file_bytes: u64,
     pub(super) bpw: f64,
 }
 
 impl FilePlan {
-    /// The recipe as llama-quantize's `--tensor-type-file`.
+    /// The recipe in the format of llama-quantize's `--tensor-type-file`.
     pub(super) fn recipe_text(&self) -> String {
         let line = |(name, t): &(String, GgmlType)| format!("{}={}\n", pattern(name), t.name());
         self.recipe.iter().map(line).collect()
     }
 
-    /// The recipe as the quantizer takes it.
+    /// The recipe for the quantizer.
     pub(super) fn wishes(&self, catalog: &Catalog) -> Wishes {
         let typed = |(name, t): &(String, GgmlType)| Some((catalog.tensor_named(name)?, *t));
         Wishes {
@@ -82,12 +83,12 @@ impl FilePlan {
     }
 }
 
-/// A regular expression that matches this name alone.
+/// A regular expression that matches exactly this name.
 fn pattern(name: &str) -> String {
     format!("^{}$", name.replace('.', "\\."))
 }
 
-/// A budget's solution, before its file has a name.
+/// Solution of a budget, before its file has a name.
 struct Solved {
     budget: String,
     target: Option<f64>,
@@ -95,8 +96,8 @@ struct Solved {
 }
 
 impl Allocation {
-    /// Solves every budget, and applies what earlier runs have adjusted. While sensitivities are a
-    /// guess, budgets that depend on them stay open.
+    /// Solves every budget, and applies the adjustments of earlier runs. With guessed
+    /// sensitivities, budgets that depend on them stay open.
     pub(super) fn new(
         job: &Job<'_>,
         calibrated: &Calibrated,
@@ -177,7 +178,7 @@ impl Allocation {
         let spread = spread(&self.problem, &self.frontier, variants, by_nats);
         if spread.len() < variants {
             self.notes.push(format!(
-                "--variants {variants}: the frontier has {} sizes that are worth a file each",
+                "--variants {variants}: the frontier has only {} useful sizes",
                 spread.len()
             ));
         }
@@ -195,17 +196,17 @@ impl Allocation {
         self.open.push(Open { budget, files });
     }
 
-    /// Files of budgets without a recipe yet.
+    /// Number of files without a recipe yet.
     pub(super) fn open_files(&self) -> usize {
         self.open.iter().map(|open| open.files).sum()
     }
 
-    /// Adds the file of a solution, unless it is there already.
+    /// Adds the file of a solution, unless it exists.
     fn add(&mut self, solved: Solved) {
         let new = self.file(solved);
         match self.files.iter().find(|file| file.path == new.path) {
             Some(same) => self.notes.push(format!(
-                "{} comes to the size of {}: one file serves both",
+                "{} has the size of {}: one file serves both",
                 new.budget, same.budget
             )),
             None => self.files.push(new),
@@ -241,8 +242,8 @@ impl Allocation {
         }
     }
 
-    /// Gives a file another recipe: a choice for each item of the problem. Returns whether it
-    /// could: every choice exists, and no other file has the new name.
+    /// Changes the recipe of a file to these choices, one per item of the problem. Returns false if
+    /// a choice does not exist or another file has the new name.
     pub(super) fn set(&mut self, index: usize, choices: &[usize]) -> bool {
         let items = &self.problem.items;
         let picked = items
@@ -290,7 +291,7 @@ impl Allocation {
 
 /// Notes on tensors without statistics.
 fn without_statistics(input: &Input<'_>, scores: &Scores) -> Vec<String> {
-    /// Names that are listed.
+    /// Maximum number of listed names.
     const SHOWN: usize = 3;
     let is_nextn = |name: &&String| input.is_nextn(name);
     let (nextn, others): (Vec<_>, Vec<_>) = scores.unread.iter().partition(is_nextn);
@@ -303,7 +304,7 @@ fn without_statistics(input: &Input<'_>, scores: &Scores) -> Vec<String> {
         };
         (!names.is_empty()).then(|| {
             format!(
-                "{} of {} tensors ({}{more}) {what}; --pin gives them another",
+                "{} of {} tensors ({}{more}) {what}; set another with --pin",
                 names.len(),
                 scores.tensors.len(),
                 shown.join(", ")
@@ -322,7 +323,7 @@ fn without_statistics(input: &Input<'_>, scores: &Scores) -> Vec<String> {
         .collect()
 }
 
-/// Rounds bytes of a tensor up to the alignment of the files.
+/// Rounding of tensor sizes up to the alignment of the files.
 pub(super) fn padding(input: &Input<'_>) -> impl Fn(u64) -> u64 {
     let alignment = input
         .metadata()
@@ -365,13 +366,13 @@ fn problem(input: &Input<'_>, scores: &Scores) -> Problem {
     }
 }
 
-/// Memory of the model beside its weights.
+/// Memory of the model without its weights.
 fn memory(input: &Input<'_>, model: &Model<'_>) -> Memory {
     let hyper = &model.engine.hyper;
     let layer = |attention: &AttentionNumbers| LayerCache {
         kv_heads: attention.kv_heads as u64,
         key_length: attention.key_length as u64,
-        // Latent attention keeps keys alone, of which the values are a part.
+        // Latent attention caches only keys, which include the values.
         value_length: match hyper.latent {
             Some(_) => 0,
             None => attention.value_length as u64,

@@ -1,4 +1,4 @@
-//! The importance matrix and the input Hessians: both from one pass over the calibration text.
+//! The importance matrix and the input Hessians, from one pass over the calibration text.
 
 use super::cost::{Cost, Memory};
 use super::job::{Job, Model, hessian_needs, imatrix_key};
@@ -16,25 +16,25 @@ use crate::rounding::InputHessians;
 use crate::sensitivity::{self, ModelKnowledge};
 use std::path::{Path, PathBuf};
 
-/// What is known of the inputs of linears.
+/// Statistics of the inputs of linears.
 pub(super) struct Calibrated {
     pub(super) imatrix: Imatrix,
-    /// The file of the importance matrix; none while it is only expected.
+    /// Path of the importance matrix; none in a plan.
     pub(super) file: Option<PathBuf>,
-    /// Input Hessians, where errors are fed back; none while they are only expected.
+    /// Input Hessians, for error feedback; none in a plan.
     pub(super) hessians: Option<InputHessians>,
-    /// Their key, also while they are only expected.
+    /// Key of the input Hessians, also in a plan.
     pub(super) hessian_key: Option<Key>,
 }
 
 impl Calibrated {
-    /// The importance matrix that the user gives, and nothing else.
+    /// Only the importance matrix given by the user.
     pub(super) fn given(job: &Job<'_>) -> Result<Calibrated> {
         let file = job.options.imatrix.as_ref().ok_or(Error::NeedsImatrix)?;
         Calibrated::read(job, file, None)
     }
 
-    /// The model's weights, and what their rounding uses.
+    /// Weights of the model, and the statistics for rounding them.
     pub(super) fn knowledge<'k>(&'k self, input: &'k Input<'k>) -> ModelKnowledge<'k> {
         ModelKnowledge {
             input,
@@ -61,14 +61,14 @@ pub(super) struct Calibration<'j> {
     job: &'j Job<'j>,
     model: &'j Model<'j>,
     numbers: &'j Numbers,
-    /// The importance matrix, new or given.
+    /// Path of the importance matrix, new or given.
     file: PathBuf,
     is_given: bool,
     imatrix_key: Key,
     hessians: Option<Hessians>,
 }
 
-/// Input Hessians to be collected.
+/// Input Hessians to collect.
 struct Hessians {
     job: hessian::Job,
     needs: Needs,
@@ -183,7 +183,7 @@ impl Stage for Calibration<'_> {
         let mut hessians = self.hessians.as_ref().and_then(Hessians::load);
         let missing = self.hessians.as_ref().filter(|_| hessians.is_none());
         if let Some(missing) = missing {
-            // Those of other texts make room; those of a killed run stay.
+            // Remove Hessians of other texts; keep those of an interrupted run.
             if hessian::holds_others(&missing.job.directory, &missing.job.key)? {
                 hessian::clear(&missing.job.directory)?;
             }
@@ -221,7 +221,7 @@ impl Stage for Calibration<'_> {
         if let Some(missing) = missing {
             hessians = Some(InputHessians::open(&missing.job.directory)?);
         }
-        // Read again, as later runs will have it: sums in f32.
+        // Read again, in f32 as in later runs.
         Calibrated::read(self.job, &self.file, hessians)
     }
 }
@@ -244,13 +244,13 @@ impl Foreseeable for Calibration<'_> {
     }
 }
 
-/// Bytes of the values of a new importance matrix.
+/// Size of the values of a new importance matrix, in bytes.
 pub(super) fn imatrix_bytes(job: &Job<'_>) -> u64 {
     let values = expected(job).entries.into_values();
     4 * values.map(|entry| entry.sums.len() as u64).sum::<u64>()
 }
 
-/// An importance matrix of zeros with the entries that a new one will have.
+/// An importance matrix of zeros with the entries of the future one.
 fn expected(job: &Job<'_>) -> Imatrix {
     let catalog = job.input.catalog();
     let linears = catalog.linears().iter();

@@ -1,27 +1,27 @@
-//! What a stage takes: operations, weights to round, bytes on the disk and in memory.
+//! Cost of a stage: operations, weights to round, bytes on disk and in memory.
 
 use crate::format::types::GgmlType;
 use serde::Serialize;
 use std::ops::AddAssign;
 
-/// What a stage takes. Costs add up, but for memory: of two stages one after the other, the larger
-/// counts.
+/// Cost of a stage. Costs are summed, except for memory and temporary space, where the larger of
+/// two consecutive stages counts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Cost {
     /// Floating-point operations of matrix products in f32.
     pub operations: f64,
-    /// Floating-point operations of factors, in f64.
+    /// Floating-point operations of factorizations, in f64.
     pub double_operations: f64,
-    /// Weights to round, by type and way.
+    /// Weights to round, by type and method.
     #[serde(skip)]
     pub(super) rounding: Vec<Rounding>,
-    /// Bytes of weights and texts that are read.
+    /// Bytes of weights and texts read.
     pub read: u64,
-    /// Bytes that are written and stay.
+    /// Bytes written and kept.
     pub written: u64,
-    /// Bytes that are written and removed at the end: snapshots, and tensors of files under way.
+    /// Bytes written and removed at the end: snapshots, and tensors of unfinished files.
     pub scratch: u64,
-    /// Bytes of memory at the worst moment, beside the mapped model.
+    /// Peak memory in bytes, without the mapped model.
     pub memory: u64,
     /// Bytes of activations in a temporary file, beyond the limit on memory.
     pub temporary: u64,
@@ -32,9 +32,9 @@ pub struct Cost {
 pub(super) struct Rounding {
     pub(super) ggml_type: GgmlType,
     pub(super) weights: f64,
-    /// The length of their rows.
+    /// Row length.
     pub(super) columns: u64,
-    /// Whether with error feedback, and by the reference beside it.
+    /// True for error feedback, which includes the reference's rounding for comparison.
     pub(super) feedback: bool,
 }
 
@@ -56,9 +56,9 @@ impl AddAssign<Cost> for Cost {
 pub(super) struct Memory {
     /// Activations, which go to a temporary file beyond the limit.
     pub(super) activations: f64,
-    /// Widened weights and what threads work on.
+    /// Widened weights and buffers of the threads.
     pub(super) work: f64,
-    /// Hessians and their factors, which the limit leaves out.
+    /// Hessians and their factors, which the limit does not include.
     pub(super) feedback: f64,
 }
 

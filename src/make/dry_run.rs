@@ -1,5 +1,5 @@
-//! The dry run: the sum of the costs of stages whose results are missing, in operations and bytes
-//! from metadata, in seconds by short trials on this machine.
+//! Dry run: the summed costs of stages without results; operations and bytes from metadata, seconds
+//! from short trials on this machine.
 
 use super::machine::Machine;
 use super::stage::{Planned, Walk};
@@ -9,54 +9,53 @@ use crate::sensitivity::{Measure, Scored};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
-/// What a run would do.
+/// Plan of a run with its cost.
 #[derive(Clone, Debug, Serialize)]
 pub struct DryRun {
-    /// Tensors that have a choice of types.
+    /// Tensors with a choice of types.
     pub tensors: usize,
-    /// Their matrices: each expert counts.
+    /// Matrices of these tensors; each expert counts.
     pub matrices: u64,
-    /// Types to choose from, over all tensors.
+    /// Candidate types, summed over all tensors.
     pub types: usize,
-    /// Pairs of a matrix and a type that are tried.
+    /// Pairs of a matrix and a candidate type.
     pub trials: u64,
     /// Tokens of the calibration text, for the importance matrix and the input Hessians.
     pub calibration_tokens: u64,
-    /// The part of them that sensitivities are measured on.
+    /// Tokens of the calibration text used for sensitivities.
     pub scoring_tokens: u64,
     /// Tokens of the evaluation text.
     pub evaluation_tokens: u64,
     /// Speed of this machine in a matrix product, in floating-point operations per second.
     pub flops_per_second: f64,
-    /// In their order.
+    /// The stages in order.
     pub stages: Vec<StageCost>,
-    /// For every budget the bytes of its file, as far as they can be known before sensitivities are
-    /// measured.
+    /// For every budget, the size of its file in bytes, where it does not depend on measurements.
     pub files: Vec<(String, Option<u64>)>,
-    /// Bytes of all files. A budget in nats counts as the largest file.
+    /// Size of all files in bytes. A budget in nats counts as the largest file.
     pub files_bytes: u64,
-    /// Bytes of the importance matrix.
+    /// Size of the importance matrix in bytes.
     pub imatrix_bytes: u64,
-    /// Bytes of the Hessians, at most; they stay in the directory for later runs.
+    /// Maximum size of the Hessians in bytes; they are kept for later runs.
     pub covariance_bytes: u64,
-    /// Bytes of snapshots at the worst moment.
+    /// Peak size of snapshots in bytes.
     pub work_bytes: u64,
-    /// Bytes of activations in a temporary file because of the limit on memory.
+    /// Bytes of activations in a temporary file due to the memory limit.
     pub temporary_bytes: u64,
-    /// Bytes of memory at the worst moment, mapped files not counted.
+    /// Peak memory in bytes, without mapped files.
     pub memory_bytes: u64,
 }
 
 /// The cost of a stage.
 #[derive(Clone, Debug, Serialize)]
 pub struct StageCost {
-    /// Its name, as in the report.
+    /// Name, as in the report.
     pub name: &'static str,
     /// Floating-point operations of its matrix products.
     pub flops: f64,
-    /// Its time; 0 if it is done.
+    /// Duration; 0 if the result exists.
     pub seconds: f64,
-    /// Whether an earlier run has left its result.
+    /// True if an earlier run has left its result.
     pub done: bool,
     /// The rest of its cost.
     #[serde(flatten)]
@@ -64,11 +63,11 @@ pub struct StageCost {
 }
 
 impl Job<'_> {
-    /// Plans a run, and writes nothing.
+    /// Plans a run without writing anything.
     ///
     /// # Errors
-    /// Whatever can be refused before anything is measured: budgets and constraints that no recipe
-    /// meets, an importance matrix of another model, results of earlier runs that cannot be read.
+    /// Everything that can be refused before measuring: budgets and constraints that no recipe
+    /// satisfies, an importance matrix of another model, unreadable results of earlier runs.
     pub fn dry_run(&self) -> Result<DryRun> {
         let work = self.work();
         let mut walk = Walk::plan(&work);

@@ -1,4 +1,4 @@
-//! Why a run fails.
+//! Errors of a run.
 
 use crate::format::types::GgmlType;
 use crate::imatrix::collect;
@@ -6,34 +6,34 @@ use crate::plan::frontier::{BudgetError, ConstraintError, Invalid};
 use crate::{evaluate, format, quantize, sensitivity};
 use std::path::PathBuf;
 
-/// Why a run failed or was refused.
+/// Error of a run, or reason for refusing it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file could not be read or written.
+    /// Failure to read or write a file.
     #[error(transparent)]
     Format(#[from] format::Error),
-    /// The importance matrix or the input Hessians could not be collected.
+    /// Failure to collect the importance matrix or the input Hessians.
     #[error(transparent)]
     Collect(#[from] collect::Error),
-    /// Sensitivities could not be measured.
+    /// Failure to compute sensitivities.
     #[error(transparent)]
     Score(#[from] sensitivity::Error),
-    /// Files could not be planned or written.
+    /// Failure to plan or write files.
     #[error(transparent)]
     Quantize(#[from] quantize::Error),
-    /// A file that was written could not be read again.
+    /// Failure to read a written file again.
     #[error(transparent)]
     Convert(#[from] crate::convert::Error),
-    /// A model could not be run.
+    /// Failure to run a model.
     #[error(transparent)]
     Model(#[from] crate::model::Error),
-    /// A divergence could not be measured.
+    /// Failure to measure a divergence.
     #[error(transparent)]
     Measure(#[from] evaluate::measure::Error),
-    /// A text cannot be cut into chunks.
+    /// A text that cannot be divided into chunks.
     #[error("{name}: {error}{advice}")]
     Text {
-        /// The text, with the names of its files.
+        /// Name of the text, with its files.
         name: String,
         /// The fault.
         error: evaluate::windows::Error,
@@ -41,56 +41,54 @@ pub enum Error {
         advice: &'static str,
     },
     /// A file in place of the output directory.
-    #[error("{}: this is a file; name a directory, which is made if it is not there", .0.display())]
+    #[error("{}: this is a file; name a directory (created if missing)", .0.display())]
     NoDirectory(PathBuf),
-    /// The model cannot be run, and there is no importance matrix.
-    #[error(
-        "a model that cannot be run needs an importance matrix from elsewhere (--imatrix FILE)"
-    )]
+    /// Without an engine for the model, an importance matrix must be given.
+    #[error("the model cannot be run here, so an importance matrix must be given (--imatrix FILE)")]
     NeedsImatrix,
-    /// A KL divergence as budget without divergences.
+    /// A budget in nats, but sensitivities that are not divergences.
     #[error(
-        "{0} asks for nats, and types are judged by their weighted error alone, which is no nats: ask for a size"
+        "{0} is a budget in nats, but sensitivities are weighted errors, not nats: choose a size"
     )]
     NoNats(String),
-    /// A budget that no recipe meets.
+    /// A budget that no recipe satisfies.
     #[error(transparent)]
     Budget(#[from] BudgetError),
     /// Constraints that leave no recipe.
-    #[error("no recipe keeps these constraints:\n{}", .0.iter().map(|e| format!("  - {e}")).collect::<Vec<_>>().join("\n"))]
+    #[error("no recipe satisfies these constraints:\n{}", .0.iter().map(|e| format!("  - {e}")).collect::<Vec<_>>().join("\n"))]
     Constraints(Vec<ConstraintError>),
-    /// Sensitivities that the solver cannot use.
+    /// Sensitivities rejected by the solver.
     #[error(transparent)]
     Scores(#[from] Invalid),
     /// A quantized model.
     #[error(
-        "{} of {} matrices are quantized already ({example}): what was rounded once is lost, and the divergence from the \
-         original cannot be measured any more. Start from the original model, or accept that with --allow-requantize",
+        "{} of {} matrices are quantized already ({example}): their precision is lost, and the divergence from the \
+         original cannot be measured. Start from the original model, or accept the loss with --allow-requantize",
         quantized,
         matrices
     )]
     Quantized {
-        /// Quantized matrices.
+        /// Number of quantized matrices.
         quantized: usize,
-        /// All matrices.
+        /// Number of all matrices.
         matrices: usize,
-        /// One of them, with its type.
+        /// An example, with its type.
         example: String,
     },
-    /// The quantizer would write another type than the recipe has.
+    /// The quantizer would write another type than the recipe's.
     #[error("tensor '{tensor}': {chosen} was chosen and {planned} would be written; report this")]
     Recipe {
         /// The tensor.
         tensor: String,
         /// Its type in the recipe.
         chosen: GgmlType,
-        /// The type that the quantizer would write.
+        /// Type that the quantizer would write.
         planned: GgmlType,
     },
 }
 
 impl Error {
-    /// Whether the run was asked to stop, so that the next one resumes it.
+    /// True if the run was stopped on request; the next one resumes it.
     pub fn is_stop(&self) -> bool {
         use crate::model::Error::Cancelled;
         matches!(

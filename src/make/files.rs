@@ -1,4 +1,4 @@
-//! The files: recipes to GGUFs, each under a key of everything that it depends on.
+//! Files: from recipes to GGUFs, each with a key of all its inputs.
 
 use super::allocation::{Allocation, FilePlan};
 use super::calibration::Calibrated;
@@ -19,11 +19,11 @@ use crate::rounding::{InputHessians, Rounding, TensorProof};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What files are rounded with.
+/// Inputs of rounding.
 #[derive(Clone, Copy)]
 pub(super) struct Knowledge<'k> {
     pub(super) imatrix: Option<&'k Path>,
-    /// The directory of input Hessians.
+    /// Directory of the input Hessians.
     pub(super) hessians: Option<&'k Path>,
 }
 
@@ -33,7 +33,8 @@ pub(super) fn request(
     knowledge: Knowledge<'_>,
     outputs: Vec<OutputRequest>,
 ) -> quantize::Job {
-    // The file lies beside the outputs: its metadata need no path of this machine.
+    // Metadata store only the name of the importance matrix, which lies beside the outputs: no path
+    // of this machine.
     let imatrix = |path: &Path| {
         let name = path.file_name();
         ImatrixRequest {
@@ -52,7 +53,7 @@ pub(super) fn request(
     }
 }
 
-/// The bytes of the importance matrix, for keys.
+/// Contents of the importance matrix, for keys.
 pub(super) fn content(imatrix: Option<&Path>) -> Result<Vec<u8>> {
     let Some(imatrix) = imatrix else {
         return Ok(Vec::new());
@@ -65,13 +66,13 @@ pub(super) fn content(imatrix: Option<&Path>) -> Result<Vec<u8>> {
     Ok(std::fs::read(imatrix).map_err(io)?)
 }
 
-/// Writes files with the results of earlier stages.
+/// Writes files from the results of earlier stages.
 pub(super) struct Writer<'j> {
     job: &'j Job<'j>,
     calibrated: &'j Calibrated,
     sensitivities: &'j Sensitivities,
     numbers: Option<&'j Numbers>,
-    /// The bytes of the importance matrix.
+    /// Contents of the importance matrix.
     imatrix: Vec<u8>,
 }
 
@@ -108,13 +109,13 @@ impl<'j> Writer<'j> {
         Ok(key.key())
     }
 
-    /// Whether an earlier run has written a file.
+    /// True if an earlier run has written the file.
     fn is_written(&self, file: &FilePlan, work: &WorkDir) -> Result<bool> {
         let has_size = |path: &Path| path.metadata().is_ok_and(|m| m.len() == file.file_bytes);
         Ok(has_size(&file.path) && work.is_marked(&file.file_name(), &self.key(file)?))
     }
 
-    /// What error feedback has done to every file, tensor by tensor.
+    /// Effect of error feedback on every file, per tensor.
     pub(super) fn proved(
         &self,
         allocation: &Allocation,
@@ -127,7 +128,7 @@ impl<'j> Writer<'j> {
         allocation.files.iter().map(proved).collect()
     }
 
-    /// The chunks that files are rounded on sequentially, if they are.
+    /// Chunks for sequential rounding, if enabled.
     fn chunks(&self) -> Result<Option<Vec<Vec<u32>>>> {
         let is_sequential = self.job.options.rounding.is_sequential();
         let Some(model) = self.job.model.as_ref().filter(|_| is_sequential) else {
@@ -138,8 +139,8 @@ impl<'j> Writer<'j> {
         Ok(Some(chunks.collect()))
     }
 
-    /// Writes some files and outputs of presets from one pass over the model, after a sequential
-    /// pass over `chunks` for each of the files, if there are any.
+    /// Writes some files and outputs of presets in one pass over the model, after a sequential pass
+    /// over `chunks`, if any, for each of the files.
     fn write(
         &self,
         session: &Session<'_>,
@@ -169,7 +170,7 @@ impl<'j> Writer<'j> {
         let (work, mut keys) = (session.work, Vec::new());
         for (output, file) in files.iter().enumerate() {
             let key = self.key(file)?;
-            // Each linear is rounded on the activations of the already rounded model.
+            // Sequential rounding: each linear on the activations of the already rounded model.
             if let Some((chunks, model)) = chunks.zip(self.job.model.as_ref()) {
                 let name = file.file_name();
                 let snapshot = work.snapshot(&name);
@@ -196,7 +197,7 @@ impl<'j> Writer<'j> {
         }
         drop(plan);
         for file in files {
-            // A failure is harmless: nothing refers to them.
+            // A failure is harmless: nothing refers to the tensors.
             let name = file.file_name();
             let _ = std::fs::remove_file(work.blocks(&name));
             let _ = std::fs::remove_file(work.snapshot(&name));
@@ -204,7 +205,7 @@ impl<'j> Writer<'j> {
         Ok(())
     }
 
-    /// The cost of files of these recipes.
+    /// Cost of files with these recipes.
     fn cost(&self, files: &[&FilePlan]) -> Cost {
         let mut cost = Cost {
             written: files.iter().map(|file| file.file_bytes).sum(),
@@ -212,7 +213,7 @@ impl<'j> Writer<'j> {
         };
         let feedback = self.numbers.and_then(|numbers| numbers.feedback.as_ref());
         let is_sequential = self.job.options.rounding.is_sequential();
-        // Those of one pass share factors, and weights that are read once.
+        // Files of one pass share factors and read weights once.
         let passes: Vec<Vec<&FilePlan>> = match is_sequential {
             true => files.iter().map(|file| vec![*file]).collect(),
             false => vec![files.to_vec()],
@@ -250,7 +251,7 @@ impl<'j> Writer<'j> {
     }
 }
 
-/// Name of the effect of error feedback on a file, in the work directory.
+/// Name of the result with a file's error feedback, in the work directory.
 fn rounding_name(file: &str) -> String {
     format!("{file}.rounding")
 }
@@ -273,7 +274,7 @@ fn check_recipe(output: &quantize::PlannedOutput<'_>, file: &FilePlan) -> Result
     Ok(())
 }
 
-/// The stage: the files of an allocation, and those of presets to compare with.
+/// The stage: files of an allocation, and those of presets for comparison.
 pub(super) struct FilesStage<'j> {
     pub(super) name: &'static str,
     pub(super) writer: &'j Writer<'j>,
@@ -281,7 +282,7 @@ pub(super) struct FilesStage<'j> {
     pub(super) comparison: Option<&'j Comparison>,
 }
 
-/// Whether the files have been written, rather than planned.
+/// True if the files have been written, not only planned.
 pub(super) type Written = bool;
 
 impl<'j> FilesStage<'j> {
@@ -319,7 +320,7 @@ impl Stage for FilesStage<'_> {
         let mut files = self.missing(work)?;
         files.extend((0..self.allocation.open_files()).map(|_| &medium));
         let mut cost = self.writer.cost(&files);
-        // Presets are rounded as the reference does, from one pass.
+        // Presets are rounded as the reference does, in one pass.
         for compared in self.comparison.iter().flat_map(|c| c.missing()) {
             let recipe = compared.preset.default_type();
             let input = self.writer.job.input;
@@ -346,7 +347,7 @@ impl Stage for FilesStage<'_> {
             ..Memory::default()
         };
         if sequential {
-            // The streams of both models, and the inputs of the widest linears.
+            // The residual streams of both models, and the inputs of the widest linears.
             memory.activations = 2.0 * calibration * (hidden + feedback.widest as f64) * 4.0;
             memory.work = 2.0 * largest * 4.0 + numbers.working(2.0);
             let largest_file = files.iter().map(|file| file.file_bytes).max().unwrap_or(0);
@@ -385,7 +386,7 @@ pub(super) fn paths(allocation: &Allocation) -> Vec<PathBuf> {
     paths.collect()
 }
 
-/// Removes files that others have replaced.
+/// Removes files that were replaced by others.
 pub(super) fn remove_replaced(before: &[PathBuf], allocation: &Allocation) {
     let files = paths(allocation);
     for path in before.iter().filter(|path| !files.contains(path)) {

@@ -1,10 +1,10 @@
-//! How well measured divergences were predicted.
+//! Fit of measured to predicted divergences.
 
 pub use crate::report::data::Fit;
 
 /// Fits `measured = scale x predicted ^ exponent` to pairs of predicted and measured nats, by least
-/// squares of the logarithms. None with fewer than three pairs above 0: a curve through one or two
-/// points says nothing of the others.
+/// squares of the logarithms. None with fewer than three positive pairs: a curve through one or two
+/// points has no predictive value.
 pub fn fit(pairs: &[(f64, f64)]) -> Option<Fit> {
     const FEWEST: usize = 3;
     let logs: Vec<(f64, f64)> = pairs
@@ -23,7 +23,7 @@ pub fn fit(pairs: &[(f64, f64)]) -> Option<Fit> {
     let (over, under) = logs.iter().fold((0.0, 0.0), |(a, b), l| {
         (a + (l.0 - x) * (l.1 - y), b + (l.0 - x) * (l.0 - x))
     });
-    // Files of one size say nothing of the exponent.
+    // Files of one size do not determine the exponent.
     let exponent = if under < 1e-9 { 1.0 } else { over / under };
     let mut fit = Fit {
         scale: (y - exponent * x).exp(),
@@ -41,7 +41,7 @@ pub fn fit(pairs: &[(f64, f64)]) -> Option<Fit> {
     Some(fit)
 }
 
-/// Spearman's, of values without ties.
+/// Spearman's rank correlation, for values without ties.
 fn rank_correlation(pairs: &[(f64, f64)]) -> f64 {
     let rank =
         |of: fn(&(f64, f64)) -> f64, x: f64| pairs.iter().filter(|p| of(p) < x).count() as f64;
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_power_law_is_found_again() {
+    fn a_power_law_is_recovered() {
         let pairs: Vec<(f64, f64)> = [0.001, 0.01, 0.02, 0.3, 0.9]
             .map(|p: f64| (p, 1.3 * p.powf(0.95)))
             .to_vec();
@@ -72,14 +72,14 @@ mod tests {
     }
 
     #[test]
-    fn two_points_are_no_curve() {
+    fn two_points_give_no_fit() {
         assert_eq!(fit(&[(0.1, 0.2), (0.2, 0.4), (0.0, 0.2)]), None);
         let one_size = fit(&[(0.1, 0.2), (0.1, 0.2), (0.1, 0.2)]).unwrap();
         assert!((one_size.scale - 2.0).abs() < 1e-12 && one_size.exponent == 1.0);
     }
 
     #[test]
-    fn order_is_what_the_rank_correlation_sees() {
+    fn rank_correlation_depends_on_order_only() {
         assert_eq!(
             rank_correlation(&[(1.0, 5.0), (2.0, 6.0), (3.0, 70.0)]),
             1.0

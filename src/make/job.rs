@@ -1,4 +1,4 @@
-//! A job: options for one model, resolved against it, with its texts in chunks.
+//! A job: resolved options for one model, with its texts in chunks.
 
 use super::numbers::Numbers;
 use super::options::{Options, Texts};
@@ -20,7 +20,7 @@ use std::path::PathBuf;
 
 pub(super) use crate::sensitivity::gradient_rows;
 
-/// A model that can be run.
+/// A model that the engine can run.
 #[derive(Clone, Copy)]
 pub struct Runnable<'m> {
     /// The model.
@@ -29,35 +29,35 @@ pub struct Runnable<'m> {
     pub tokenizer: &'m Tokenizer,
 }
 
-/// Options for one model.
+/// Resolved options for one model.
 pub struct Job<'m> {
     pub(super) input: &'m Input<'m>,
-    /// What runs the model, and its texts. Without it, sensitivities are weighted errors of the
-    /// weights, and no file is measured.
+    /// The runnable model with its texts. Without it, sensitivities are weighted errors of the
+    /// weights, and files are not measured.
     pub(super) model: Option<Model<'m>>,
-    /// As the model allows them.
+    /// Options, restricted to those that the model supports.
     pub(super) options: Options,
-    /// Stem of the file names.
+    /// Stem of file names.
     pub(super) name: String,
-    /// Tokens in a chunk.
+    /// Tokens per chunk.
     pub(super) context: usize,
 }
 
-/// A model that can be run, with its texts in chunks.
+/// A runnable model with its texts in chunks.
 pub(super) struct Model<'m> {
     pub(super) engine: &'m Engine<'m>,
     pub(super) texts: texts::Cut,
 }
 
 impl<'m> Job<'m> {
-    /// Resolves options for a model, and refuses what can be refused without any measurement. A
-    /// model that cannot be run has weighted errors for sensitivities, and its weights are rounded
-    /// as the reference does; rows are rounded jointly only where sensitivities are divergences,
-    /// since their backward pass makes the output Hessians.
+    /// Resolves options for a model, and refuses everything that needs no measurement. Without an
+    /// engine, sensitivities are weighted errors, and weights are rounded as the reference does;
+    /// two-sided rounding is used only if sensitivities are divergences, whose backward pass also
+    /// makes the output Hessians.
     ///
     /// # Errors
-    /// A quantized model, a file in place of the directory, texts that are too short, and a KL
-    /// divergence as budget where there are no divergences.
+    /// A quantized model, a file in place of the directory, texts that are too short, and a budget
+    /// in nats without divergences.
     pub fn new(
         input: &'m Input<'m>,
         model: Option<Runnable<'m>>,
@@ -68,7 +68,7 @@ impl<'m> Job<'m> {
             options.scoring.settings.measure = Measure::Imatrix;
             options.rounding = Rounding::Reference;
         }
-        // Hessians are those of one run of a layer.
+        // Hessians need a single run of each layer.
         if model
             .as_ref()
             .is_some_and(|model| model.engine.hyper.loops > 1)
@@ -115,7 +115,7 @@ impl<'m> Job<'m> {
         &self.options.scoring.settings
     }
 
-    /// Numbers for costs, of a model that can be run.
+    /// Figures for costs; none for a model without an engine.
     pub(super) fn numbers(&self) -> Result<Option<Numbers>> {
         let of = |model| {
             Numbers::new(
@@ -128,15 +128,14 @@ impl<'m> Job<'m> {
         self.model.as_ref().map(of).transpose()
     }
 
-    /// Sensitivities as far as metadata tell: tensors, types and bytes, with a guess in place of
-    /// nats.
+    /// Sensitivities known from metadata: tensors, types and bytes, with a guess for the nats.
     pub(super) fn expected_scores(&self, imatrix: &Imatrix) -> Scores {
         let has_importance = |name: &str| imatrix.entries.contains_key(name);
         let settings = self.settings();
         sensitivity::guess(self.input, &has_importance, settings, &self.allowed())
     }
 
-    /// Whether the constraints let a tensor have a type.
+    /// Predicate for constraints: may this tensor have this type?
     pub(super) fn allowed(&self) -> impl Fn(&str, GgmlType) -> bool {
         |name, t| {
             let catalog = self.input.catalog();
@@ -147,13 +146,13 @@ impl<'m> Job<'m> {
         }
     }
 
-    /// The file of a new importance matrix.
+    /// Path of a new importance matrix.
     pub(super) fn imatrix_file(&self) -> PathBuf {
         self.options.directory.join("imatrix.gguf")
     }
 }
 
-/// A model with quantized matrices is no base to measure against.
+/// Refuses a model with quantized matrices as a base.
 fn refuse_quantized(input: &Input<'_>, options: &Options) -> Result<()> {
     let matrices: Vec<_> = input
         .tensors
@@ -174,19 +173,19 @@ fn refuse_quantized(input: &Input<'_>, options: &Options) -> Result<()> {
     }
 }
 
-/// What the input Hessians of a model and its calibration text take.
+/// Requirements of the input Hessians for a model and its calibration text.
 pub(super) fn hessian_needs(model: &Model<'_>) -> Result<Needs> {
     let calibration = model.texts.calibration()?;
     let text = [calibration.chunks(), calibration.n_ctx()];
     Ok(Needs::of(model.engine, true, text))
 }
 
-/// The key of an importance matrix.
+/// Key of an importance matrix.
 pub(super) fn imatrix_key(input: &Input<'_>, model: &Model<'_>) -> Result<Key> {
     let key = KeyBuilder::new("make: imatrix")
         .with_model(input)?
         .with("tokens", model.texts.calibration_bytes());
-    // Files of programs that did not run the block lack its linears.
+    // Files written before the block was run lack its linears.
     let key = match model.engine.has_nextn() {
         true => key.with("block for a further token", &[1]),
         false => key,
@@ -194,11 +193,10 @@ pub(super) fn imatrix_key(input: &Input<'_>, model: &Model<'_>) -> Result<Key> {
     Ok(key.key())
 }
 
-/// Memory that rounding with error feedback takes beside weights and activations: the sums of a
-/// layer while they are collected, those of gradients, or later the factors of the widest input and
-/// of the longest output.
+/// Memory of error feedback, beside weights and activations: the sums of a layer during collection,
+/// those of gradients, or later the factors of the widest input and the longest output, in bytes.
 pub fn rounding_bytes(engine: &Engine<'_>, context: usize) -> u64 {
-    // As many chunks as fill the samples.
+    // Enough chunks to fill the samples.
     let text = [hessian::HELD_OUT * hessian::SAMPLE, context];
     let needs = Needs::of(engine, true, text);
     let catalog = engine.catalog();
@@ -209,11 +207,11 @@ pub fn rounding_bytes(engine: &Engine<'_>, context: usize) -> u64 {
         .max();
     let widest = widest.unwrap_or(0);
     let rows = gradient_rows(engine);
-    // Half a square of each matrix of a layer.
+    // Half a square for each matrix of a layer.
     let sums =
         rows.iter().map(|rows| 2 * rows * rows).sum::<u64>() / (engine.hyper.layers as u64).max(1);
     let longest = rows.iter().copied().max().unwrap_or(0);
-    // The target of the matrix, and its errors.
+    // Target and errors of the matrix.
     let together = OutputFactor::working_bytes(longest) + 8 * longest * widest;
     needs
         .memory
@@ -221,10 +219,10 @@ pub fn rounding_bytes(engine: &Engine<'_>, context: usize) -> u64 {
         .max(InputStatistics::working_bytes(widest) + together)
 }
 
-/// Where a model's metadata has its name.
+/// Metadata key of the model's name.
 pub(crate) const GENERAL_NAME: &str = "general.name";
 
-/// The name of a model, from its metadata or else its file, as a file name can have it.
+/// The model's name, from its metadata or its file, made valid for file names.
 pub fn model_name(input: &Input<'_>) -> String {
     let named = input
         .metadata()

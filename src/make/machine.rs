@@ -12,43 +12,43 @@ use quantier_core::threads;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// The part of a product's speed that whole layers reach, with attention, norms and what each
-/// product prepares: on an idle machine 0.66 to 0.75 by stage and model.
+/// Fraction of a product's speed that whole layers reach, with attention, norms and preparation of
+/// each product: on an idle machine 0.66 to 0.75, depending on stage and model.
 const REACHED: f64 = 0.70;
 
-/// The part of that speed that a product in f64 has, of numbers of twice the size.
+/// Relative speed of a product in f64, whose numbers have twice the size.
 const DOUBLE: f64 = 0.5;
 
-/// Bytes per second of a usual disk.
+/// Bytes per second of a typical disk.
 const DISK: f64 = 1e9;
 
 /// The speed of this machine.
 pub(super) struct Machine {
     pub(super) flops_per_second: f64,
-    /// Weights per second that all threads quantize and read again.
+    /// Weights per second of all threads, quantized and dequantized, by type.
     rates: BTreeMap<GgmlType, f64>,
-    /// The same with error feedback and everything that judges it but products.
+    /// The same for error feedback with its comparison, without products.
     fed: BTreeMap<GgmlType, Tried>,
 }
 
-/// A trial of error feedback.
+/// Result of an error feedback trial.
 struct Tried {
     /// Weights per second.
     rate: f64,
-    /// Columns of the rows.
+    /// Row length.
     columns: usize,
 }
 
-/// The shortest time of a trial.
+/// Minimum duration of a trial.
 const PRODUCT_TIME: Duration = Duration::from_millis(150);
 const TYPE_TIME: Duration = Duration::from_millis(20);
-/// The most rows and columns of a trial of error feedback: a row of several panels, and as many rows
-/// as share a reading of the factor.
+/// Maximum rows and columns of an error feedback trial: rows of several panels, and as many as
+/// share one reading of the factor.
 const FED_ROWS: u64 = 32;
 const FED_COLUMNS: usize = 512;
 
 impl Machine {
-    /// Tries products and every type; with `fed` also error feedback, in types that take it.
+    /// Times products and every type; with `fed` also error feedback, for types that support it.
     pub(super) fn new(
         input: &Input<'_>,
         scores: &Scores,
@@ -56,7 +56,7 @@ impl Machine {
         fed: bool,
     ) -> Result<Machine> {
         let pool = threads::pool(threads).map_err(crate::model::Error::Model)?;
-        // Work per second of all threads, each of which does `work` again and again.
+        // Work per second of all threads, each repeating `work`.
         let rate = |amount: f64, at_least: Duration, work: &(dyn Fn() + Sync)| -> f64 {
             let each = pool.broadcast(|_| {
                 work();
@@ -93,7 +93,7 @@ impl Machine {
                     continue;
                 }
                 if some.is_empty() {
-                    // From the middle.
+                    // Rows from the middle of the tensor.
                     let count = if fed { FED_ROWS.min(rows) } else { 1 };
                     let all = tensor.info.shape.rows();
                     let first = (all / 2).min(all - count);
@@ -110,7 +110,7 @@ impl Machine {
                     try_type(&rounder, weights, &[plain]);
                 });
                 rates.insert(ggml_type, rate_of_type);
-                // Whole blocks of every type.
+                // A whole number of blocks for every type.
                 let fewer = columns.min(FED_COLUMNS);
                 let statistics = statistics.entry(fewer).or_insert_with(|| made_up(fewer));
                 let inputs = statistics
@@ -124,7 +124,7 @@ impl Machine {
                     .flat_map(|row| &row[..fewer])
                     .copied()
                     .collect();
-                // The reference's rounding judges that with feedback.
+                // The reference's rounding is scored with feedback's, on the same inputs.
                 let with_inputs = Knowledge {
                     inputs: Some(inputs),
                     ..Knowledge::default()
@@ -150,7 +150,7 @@ impl Machine {
         })
     }
 
-    /// Seconds that a stage takes.
+    /// Estimated duration of a stage in seconds.
     pub(super) fn seconds(&self, cost: &Cost) -> f64 {
         let rounding = cost.rounding.iter().map(|rounding| self.rounding(rounding));
         cost.operations / (REACHED * self.flops_per_second)
@@ -159,7 +159,7 @@ impl Machine {
             + (cost.read + cost.written) as f64 / DISK
     }
 
-    /// Seconds that rounding takes.
+    /// Estimated duration of rounding in seconds.
     fn rounding(&self, rounding: &Rounding) -> f64 {
         let Rounding {
             ggml_type,
@@ -169,7 +169,8 @@ impl Machine {
         } = *rounding;
         match self.fed.get(&ggml_type).filter(|_| rounding.feedback) {
             Some(tried) => {
-                // An error goes to all later columns of its row: half of them, in one product.
+                // An error changes all later columns of its row: on average half of them, in one
+                // product.
                 let more = weights * (columns as f64 - tried.columns as f64).max(0.0);
                 weights / tried.rate.max(1.0) + more / self.flops_per_second
             }
@@ -181,19 +182,19 @@ impl Machine {
     }
 }
 
-/// Rounds rows once with each knowledge, and reads them again.
+/// Rounds rows once with each knowledge, and dequantizes them.
 fn try_type(rounder: &Rounder, weights: &[f32], knowledge: &[Knowledge<'_>]) {
     let mut blocks = vec![0; rounder.blocks_bytes(weights.len())];
     let mut again = vec![0.0; weights.len()];
     for knowledge in knowledge {
-        // Nothing stops a trial.
+        // Trials are never cancelled.
         let _ = rounder.round(weights, knowledge, &mut blocks, &Silent);
         rounder.widen(&blocks, &mut again);
     }
     std::hint::black_box(again);
 }
 
-/// Statistics with a Hessian of similar neighbours and a few channels far above the others.
+/// Synthetic statistics: a Hessian with correlated neighbours and a few dominant channels.
 fn made_up(columns: usize) -> Option<InputStatistics> {
     let strength = |i: usize| if i.is_multiple_of(97) { 20.0 } else { 1.0 };
     let of =

@@ -1,4 +1,4 @@
-//! `make`: from a model and a text to the best files of their sizes, with the evidence beside them.
+//! `make`: from a model and a text to the best files of their sizes, with evidence.
 //!
 //! ```text
 //! texts           calibration and evaluation, without a document in common
@@ -10,9 +10,9 @@
 //! report          frontier.json, report.html, recipes
 //! ```
 //!
-//! Each is a stage with a key of everything that it depends on, a cost, a run and a load; results are
-//! in the work directory under their keys. So a killed run resumes, a changed budget needs the
-//! allocation and what follows, and a dry run is the sum of the costs of what is missing.
+//! Each is a stage with a key of all its inputs, a cost, a run and a load; results are stored in
+//! the work directory by key. So a killed run resumes, a changed budget repeats only the allocation
+//! and later stages, and a dry run is the summed cost of missing results.
 //!
 //! ```text
 //! Options     what is meant           Job::new    resolved for a model, with its texts
@@ -62,9 +62,9 @@ pub use job::{Job, Runnable, model_name, rounding_bytes};
 pub use options::{Files, Goal, NamedBudget, Options, Scoring, Texts};
 pub use texts::Text;
 
-/// The results of a run.
+/// Results of a run.
 pub struct Made {
-    /// The content of frontier.json.
+    /// Contents of frontier.json.
     pub report: crate::report::data::Frontier,
     /// The files, in the order of the budgets.
     pub files: Vec<PathBuf>,
@@ -76,20 +76,20 @@ pub struct Made {
 struct Outcome {
     allocation: Allocation,
     scores: Scores,
-    /// The divergences of files; `None` where no file is measured, or not yet.
+    /// Divergences of the files; `None` if they are not measured, or not yet.
     proven: Option<Proven>,
-    /// The effect of error feedback on each file, tensor by tensor.
+    /// Effect of error feedback on each file, per tensor.
     proved: Option<Vec<Vec<TensorProof>>>,
     notes: Vec<String>,
 }
 
 impl Job<'_> {
-    /// Runs the stages whose results are missing, and writes the files and the report. `tell` takes
-    /// notes for the user on the way.
+    /// Runs the stages without results, and writes files and report. `tell` receives notes for the
+    /// user during the run.
     ///
     /// # Errors
-    /// What [`Job::dry_run`] refuses, before anything is written; errors of the stages; a wish to
-    /// stop.
+    /// Everything that [`Job::dry_run`] refuses, before anything is written; errors of the stages;
+    /// cancellation.
     pub fn run(&self, progress: &dyn Progress, tell: &dyn Fn(&str)) -> Result<Made> {
         let work = self.work();
         self.walk(&mut Walk::plan(&work))?;
@@ -110,7 +110,7 @@ impl Job<'_> {
         })
     }
 
-    /// Walks the stages. A plan ends where no result can be expected.
+    /// Walks the stages. A plan ends at a stage whose result cannot be predicted.
     fn walk(&self, walk: &mut Walk<'_>) -> Result<Outcome> {
         let numbers = self.numbers()?;
         let (model, numbers) = (self.model.as_ref(), numbers.as_ref());
@@ -137,8 +137,7 @@ impl Job<'_> {
         let mut notes = allocation.notes.clone();
         if model.is_some_and(|model| model.engine.hyper.loops > 1) {
             notes.push(
-                "the layers run several times, so that they are rounded without error feedback"
-                    .into(),
+                "the layers run several times, so they are rounded without error feedback".into(),
             );
         }
 
@@ -181,7 +180,7 @@ impl Job<'_> {
     }
 }
 
-/// Writes a text file under a temporary name, and renames it.
+/// Writes a text file under a temporary name, then renames it.
 fn write_text(path: &Path, text: &str) -> Result<()> {
     let mut output = Output::create(path, text.len() as u64, &[])?;
     output.write(text.as_bytes())?;

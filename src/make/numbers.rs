@@ -1,4 +1,4 @@
-//! Numbers of a model and a run that all costs are made of, from metadata alone.
+//! Figures of a model and a run for all costs, from metadata alone.
 
 use super::cost::{Cost, Memory, Rounding};
 use super::job::{Model, gradient_rows, hessian_needs};
@@ -12,56 +12,55 @@ use crate::quant::Codec;
 use crate::rounding::{InputFactor, OutputFactor};
 use std::collections::BTreeMap;
 
-/// Numbers of a model that is run on texts.
+/// Figures of a model that is run on texts.
 pub(super) struct Numbers {
     pub(super) layers: f64,
     pub(super) hidden: f64,
     pub(super) context: f64,
     pub(super) threads: f64,
-    /// Weights of all layers that take part for one token.
+    /// Active weights per token in all layers.
     active: f64,
     /// Weights of the largest layer.
     pub(super) largest: f64,
     /// Weights of the output matrix.
     pub(super) output: f64,
-    /// Rows and columns of the matrices of a layer that take part for one token, added up, of the
-    /// layer that has most.
+    /// Summed rows and columns of the active matrices per token, in the layer with the most.
     pub(super) rows: f64,
     pub(super) columns: f64,
-    /// Channels of the distinct inputs of such a layer.
+    /// Summed channels of the distinct inputs of such a layer.
     pub(super) inputs: f64,
     /// Rows of the output matrix.
     vocabulary: f64,
-    /// Operations of attention for one token in all layers.
+    /// Operations of attention per token, in all layers.
     attention: f64,
-    /// Experts that take part for one token.
+    /// Active experts per token.
     experts_used: usize,
-    /// Bytes of the tensors.
+    /// Size of the tensors in bytes.
     pub(super) model_bytes: u64,
     /// Tokens of the texts.
     pub(super) calibration: f64,
     pub(super) evaluation: f64,
-    /// The limit on memory, without what error feedback takes.
+    /// Memory limit in bytes, minus the memory of error feedback.
     limit: Option<u64>,
     pub(super) feedback: Option<FeedbackNumbers>,
 }
 
-/// Numbers of error feedback.
+/// Figures of error feedback.
 pub(super) struct FeedbackNumbers {
-    /// What the input Hessians take.
+    /// Requirements of the input Hessians.
     pub(super) needs: Needs,
-    /// Rows of the matrices that have an output Hessian, if there are any.
+    /// Rows of the matrices with an output Hessian, if any.
     pub(super) output_rows: Vec<u64>,
-    /// The linears that have an input Hessian, by their tensors' names.
+    /// Linears with an input Hessian, by tensor name.
     linears: BTreeMap<String, Linear>,
-    /// Channels of the widest.
+    /// Channels of the widest input.
     pub(super) widest: u64,
-    /// Positions of the chunks that are held out.
+    /// Number of held-out positions.
     held_out: usize,
     sequential: bool,
 }
 
-/// The part of a linear's matrices that takes part for one token: 1 but for experts.
+/// Fraction of a linear's matrices that is active per token: 1 except for experts.
 fn share(linear: &Linear, experts_used: usize) -> f64 {
     match linear.grouping.experts() {
         Some(experts) => (experts_used.max(1) as f64 / experts as f64).min(1.0),
@@ -143,38 +142,37 @@ impl Numbers {
         })
     }
 
-    /// Operations of a forward pass of so many tokens through all layers.
+    /// Operations of a forward pass through all layers.
     pub(super) fn forward(&self, tokens: f64) -> f64 {
         tokens * (2.0 * self.active + self.attention)
     }
 
-    /// Operations of the logits of so many tokens.
+    /// Operations of the logits.
     pub(super) fn logits(&self, tokens: f64) -> f64 {
         2.0 * tokens * self.output
     }
 
-    /// The part of the positions that each matrix of a linear sees.
+    /// Fraction of the positions that reaches each matrix of a linear.
     pub(super) fn share(&self, linear: &Linear) -> f64 {
         share(linear, self.experts_used)
     }
 
-    /// Bytes that the threads work on in a layer: activations, `times` over.
+    /// Bytes of the threads' activations in a layer, `times` over.
     pub(super) fn working(&self, times: f64) -> f64 {
         self.threads * self.context * (self.rows + self.columns) * 4.0 * times
     }
 
-    /// Bytes of the logits that the threads work on: themselves, probabilities and derivatives.
+    /// Bytes of the threads' logits, probabilities and derivatives.
     pub(super) fn working_logits(&self) -> f64 {
         3.0 * self.threads * LOGIT_ROWS as f64 * self.vocabulary * 4.0
     }
 
-    /// Bytes of a snapshot of so many tokens' activations, one while it is written beside the one
-    /// before.
+    /// Bytes of snapshots of activations: a new one is written beside the previous one.
     pub(super) fn snapshots(&self, tokens: f64) -> u64 {
         (2.0 * tokens * self.hidden * 4.0) as u64
     }
 
-    /// Puts memory into a cost.
+    /// Adds memory to a cost.
     pub(super) fn with_memory(&self, cost: Cost, memory: Memory) -> Cost {
         let [memory, temporary] = memory.under(self.limit);
         Cost {
@@ -221,12 +219,12 @@ impl FeedbackNumbers {
         })
     }
 
-    /// Whether a tensor is rounded with error feedback, in types that have levels.
+    /// True if a tensor is rounded with error feedback, for types with levels.
     pub(super) fn has(&self, tensor: &Tensor<'_>) -> bool {
         self.linears.contains_key(&*tensor.info.name)
     }
 
-    /// Rows of a tensor's input that are held out to judge roundings by.
+    /// Held-out rows of a tensor's input, for scoring roundings.
     fn sample(&self, tensor: &Tensor<'_>) -> f64 {
         let linear = self.linears.get(&*tensor.info.name);
         let most = match linear.and_then(|linear| linear.grouping.experts()) {
@@ -236,13 +234,13 @@ impl FeedbackNumbers {
         most.min(self.held_out) as f64
     }
 
-    /// Operations of the products of a tensor's weights with the held-out rows of its input, once.
+    /// Operations of one product of a tensor's weights with the held-out rows of its input.
     pub(super) fn proof(&self, tensor: &Tensor<'_>) -> f64 {
         2.0 * tensor.info.shape.elements() as f64 * self.sample(tensor)
     }
 
-    /// Operations in f64 of the factors of these tensors' inputs, in this order: a factor is kept
-    /// until that of another input is needed.
+    /// Operations in f64 of the factors of these tensors' inputs, in this order: a factor is reused
+    /// until another input's is needed.
     pub(super) fn factors<'t>(&self, tensors: impl Iterator<Item = &'t Tensor<'t>>) -> f64 {
         let (mut last, mut sum) = (None, 0.0);
         for tensor in tensors {
@@ -260,7 +258,7 @@ impl FeedbackNumbers {
         sum
     }
 
-    /// Bytes of the largest factor while it is made, and of the held-out rows beside it.
+    /// Bytes of the largest factor during factorization, and of the held-out rows.
     pub(super) fn factor_bytes(&self) -> f64 {
         let sample = self.widest * SAMPLE.min(self.held_out) as u64 * 4;
         let rows = self.output_rows.iter().copied().max().unwrap_or(0);
@@ -268,16 +266,16 @@ impl FeedbackNumbers {
             as f64
     }
 
-    /// The cost of a pass that rounds these tensors, each to some types, beside that of the weights.
-    /// A sequential pass has one type for each.
+    /// Cost of a pass that rounds these tensors, each to some types, without the cost of the
+    /// weights. A sequential pass has one type each.
     pub(super) fn pass(&self, tensors: &[(&Tensor<'_>, usize)], numbers: &Numbers) -> Cost {
         let mut cost = Cost {
             double_operations: self.factors(tensors.iter().map(|(tensor, _)| *tensor)),
             ..Cost::default()
         };
         if self.sequential {
-            // Both models go through the text; the sums of squares are as many as those of the
-            // Hessians, and those of cross products twice as many.
+            // Both models process the text; the sums of squares equal those of the Hessians, those
+            // of cross products are twice as many.
             cost.operations +=
                 2.0 * numbers.forward(numbers.calibration) + 3.0 * self.needs.operations;
         }
@@ -295,17 +293,17 @@ impl FeedbackNumbers {
         cost
     }
 
-    /// The cost of one tensor in a sequential pass, after one with the input `last`.
+    /// Cost of one tensor in a sequential pass, after one with the input `last`.
     fn sequential(&self, tensor: &Tensor<'_>, linear: &Linear, last: Option<InputId>) -> Cost {
         let [columns, rows, ..] = tensor.info.shape.four();
         let (n, m, sample) = (columns as f64, rows as f64, self.sample(tensor));
         let weights = tensor.info.shape.elements() as f64;
         let mut cost = Cost::default();
         if last != Some(linear.input) {
-            // The map between both models' inputs, and how far it holds.
+            // The map between both models' inputs, and its validity.
             cost.operations += 4.0 * n.powi(3) + 2.0 * sample * n * n;
         }
-        // Weights moved by the map; errors of both roundings, of two products each; power.
+        // Shift of the weights by the map; errors of both roundings, two products each; power.
         cost.operations += 2.0 * weights * n + 5.0 * self.proof(tensor);
         let is_whole = linear.grouping == Grouping::Whole;
         if is_whole && self.output_rows.contains(&rows) {
@@ -317,15 +315,15 @@ impl FeedbackNumbers {
     }
 }
 
-/// Rows that are rounded side by side in two-sided rounding, about.
+/// Approximate number of rows rounded together in two-sided rounding.
 const BLOCK: f64 = 32.0;
 
-/// Whether a type has levels to choose.
+/// True for types with levels to choose.
 pub(super) fn takes_feedback(t: GgmlType) -> bool {
     Codec::of(t).is_some_and(Codec::takes_feedback)
 }
 
-/// The weights of a tensor that are rounded to a type.
+/// Weights of a tensor that are rounded to a type.
 pub(super) fn rounding(
     tensor: &Tensor<'_>,
     ggml_type: GgmlType,

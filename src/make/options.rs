@@ -1,5 +1,4 @@
-//! The options of a run: what is meant. They are resolved once from the command line, and no file
-//! is opened for that.
+//! Options of a run, resolved once from the command line, without opening files.
 
 use super::Text;
 use crate::format::types::GgmlType;
@@ -15,34 +14,34 @@ use std::time::Duration;
 /// Options of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The directory of all results.
+    /// Directory of all results.
     pub directory: PathBuf,
-    /// Stem of the file names; the name of the model without it.
+    /// Stem of file names; by default the model's name.
     pub name: Option<String>,
-    /// The frontier alone, or files.
+    /// The frontier only, or files.
     pub goal: Goal,
-    /// The types that a tensor may take.
+    /// Constraints on the types of tensors.
     pub constraints: Constraints,
-    /// How sensitivities are measured.
+    /// Computation of the sensitivities.
     pub scoring: Scoring,
-    /// How weights are rounded, in sensitivities as in files.
+    /// Rounding of weights, in sensitivities as in files.
     pub rounding: Rounding,
-    /// An importance matrix to use instead of a new one.
+    /// An importance matrix to use instead of computing one.
     pub imatrix: Option<PathBuf>,
-    /// Whether a model that is already quantized is accepted.
+    /// Accepts models that are already quantized.
     pub allow_requantize: bool,
     /// Threads and memory.
     pub engine: model::Options,
-    /// The shortest time between two snapshots of a stage.
+    /// Minimum time between two snapshots of a stage.
     pub snapshot_every: Duration,
-    /// The command line of the run for the report, without paths of this machine.
+    /// Command line for the report, without paths of this machine.
     pub command: Option<String>,
 }
 
-/// What a run is for.
+/// Purpose of a run.
 #[derive(Clone, Debug)]
 pub enum Goal {
-    /// The frontier of size against KL divergence. No model is written.
+    /// The frontier of size against KL divergence, without files.
     Frontier,
     /// Files on the frontier.
     Files(Files),
@@ -51,17 +50,17 @@ pub enum Goal {
 /// The files of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Files {
-    /// A file for each of these budgets.
+    /// Budgets, one file each.
     pub budgets: Vec<NamedBudget>,
-    /// Additional files, of sizes spread over the frontier.
+    /// Number of additional files, spread over the frontier.
     pub variants: usize,
-    /// Presets of llama.cpp to measure beside the files.
+    /// Presets of llama.cpp to measure for comparison.
     pub compare: Vec<FileType>,
-    /// The most swaps to measure in the refinement of each file's recipe.
+    /// Maximum number of swaps to measure in the refinement of each file's recipe.
     pub refine: usize,
 }
 
-/// A budget and the option that states it.
+/// A budget and its option.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NamedBudget {
     /// As typed: `--bpw 4.25`.
@@ -70,32 +69,31 @@ pub struct NamedBudget {
     pub budget: Budget,
 }
 
-/// How sensitivities are measured.
+/// Computation of the sensitivities.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scoring {
-    /// The measure and its settings.
+    /// Method and its settings.
     pub settings: Settings,
-    /// The most chunks of the calibration text that are used for it. The importance matrix takes
-    /// all.
+    /// Maximum number of chunks of the calibration text for it. The importance matrix uses all.
     pub chunks: usize,
 }
 
 /// The texts of a run.
 #[derive(Clone, Debug)]
 pub struct Texts {
-    /// For the importance matrix, the Hessians and the sensitivities.
+    /// Texts for the importance matrix, the Hessians and the sensitivities.
     pub calibration: Vec<Text>,
-    /// For the proof.
+    /// Texts for the measurement of files.
     pub evaluation: Vec<Text>,
-    /// Tokens in a chunk.
+    /// Tokens per chunk.
     pub context: usize,
-    /// The most chunks of the evaluation texts, all together.
+    /// Maximum number of chunks of all evaluation texts together.
     pub evaluation_chunks: Option<usize>,
 }
 
 impl Default for Options {
-    /// The frontier of the model by its KL divergence, with sequential and two-sided rounding, in
-    /// the current directory.
+    /// The frontier by KL divergence, with sequential and two-sided rounding, in the current
+    /// directory.
     fn default() -> Options {
         Options {
             directory: PathBuf::from("."),
@@ -133,7 +131,7 @@ impl Default for Scoring {
 }
 
 impl Options {
-    /// The files of the run; none for the frontier alone.
+    /// The files of the run; none for the frontier only.
     pub(super) fn files(&self) -> Option<&Files> {
         match &self.goal {
             Goal::Frontier => None,

@@ -1,5 +1,5 @@
-//! llama.cpp's presets: their sizes on this model, and some of them measured as our files are:
-//! quantized in the same pass, compared in the same engine on the same text, and thrown away.
+//! llama.cpp's presets: their sizes on this model, and some of them measured like our files:
+//! quantized in the same pass, compared in the same engine on the same text, then deleted.
 
 use super::allocation::{Allocation, padding};
 use super::files::{Knowledge, request};
@@ -19,20 +19,20 @@ use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// One of llama.cpp's presets on this model.
+/// A preset of llama.cpp on this model.
 pub(super) struct Preset {
     pub(super) file_type: FileType,
-    /// Bytes of the whole file.
+    /// Size of the whole file in bytes.
     pub(super) file_bytes: u64,
-    /// Bytes of the tensors, each padded to the file's alignment.
+    /// Size of the tensors in bytes, each padded to the file's alignment.
     pub(super) tensor_bytes: u64,
-    /// Bytes before the tensors in a file of ours with the same types.
+    /// Size before the tensors of one of our files with the same types.
     pub(super) header_bytes: u64,
-    /// Predicted divergence of its recipe; `None` if a tensor's type was not scored.
+    /// Predicted divergence of its recipe; `None` if a tensor's type has no sensitivity.
     pub(super) nats: Option<f64>,
 }
 
-/// The file of a preset, rounded as llama-quantize rounds.
+/// The file of a preset, rounded as llama-quantize does.
 fn output(path: PathBuf, preset: FileType) -> OutputRequest {
     OutputRequest {
         path,
@@ -44,7 +44,7 @@ fn output(path: PathBuf, preset: FileType) -> OutputRequest {
     }
 }
 
-/// The presets that this model can have with this importance matrix, by rising size.
+/// Possible presets for this model with this importance matrix, by rising size.
 pub(super) fn presets(job: &Job<'_>, scores: &Scores, imatrix: Option<&Path>) -> Vec<Preset> {
     let padded = padding(job.input);
     let nats: BTreeMap<(&str, GgmlType), f64> = scores
@@ -56,7 +56,7 @@ pub(super) fn presets(job: &Job<'_>, scores: &Scores, imatrix: Option<&Path>) ->
                 .map(|c| ((&*t.name, c.ggml_type), c.plain()))
         })
         .collect();
-    // Independent of the types: that of any preset is that of all.
+    // Independent of the types, hence equal for all presets.
     let header = OnceCell::new();
     let knowledge = Knowledge {
         imatrix,
@@ -99,11 +99,11 @@ pub(super) fn presets(job: &Job<'_>, scores: &Scores, imatrix: Option<&Path>) ->
     presets
 }
 
-/// The presets of a run to compare with.
+/// Presets to compare with.
 pub(super) struct Comparison {
     pub(super) presets: Vec<Compared>,
     folder: PathBuf,
-    /// Presets that this model cannot have.
+    /// Notes on presets that are impossible for this model.
     pub(super) notes: Vec<String>,
 }
 
@@ -111,11 +111,11 @@ pub(super) struct Comparison {
 pub(super) struct Compared {
     pub(super) preset: FileType,
     pub(super) subject: Subject,
-    /// Whether no earlier run has measured it.
+    /// True if no earlier run has measured it.
     pub(super) is_missing: bool,
 }
 
-/// The folder of their files, which is removed with this.
+/// Folder of the presets' files, removed on drop.
 pub(super) struct Folder(PathBuf);
 
 impl Drop for Folder {
@@ -168,22 +168,22 @@ impl Comparison {
         Ok(comparison)
     }
 
-    /// Presets to be written.
+    /// Presets to write.
     pub(super) fn missing(&self) -> impl Iterator<Item = &Compared> {
         self.presets.iter().filter(|compared| compared.is_missing)
     }
 
-    /// Their files, as the quantizer takes them.
+    /// Outputs of the missing presets, for the quantizer.
     pub(super) fn outputs(&self) -> Vec<OutputRequest> {
         self.missing()
             .map(|compared| output(compared.subject.path.clone(), compared.preset))
             .collect()
     }
 
-    /// An empty folder for their files, if there are any.
+    /// Creates an empty folder for the presets' files, if there are any.
     pub(super) fn make_folder(&self) -> Result<Folder> {
         let folder = Folder(self.folder.clone());
-        // A killed run may have left some.
+        // A killed run may have left files.
         let _ = std::fs::remove_dir_all(&folder.0);
         if self.missing().next().is_some() {
             std::fs::create_dir_all(&folder.0).map_err(|source| format::Error::Io {

@@ -1,4 +1,4 @@
-//! The proof: the divergence of every file on text that no choice was made by.
+//! Measurement of every file's divergence on held-out text.
 
 use super::Result;
 use super::allocation::Allocation;
@@ -20,20 +20,20 @@ use crate::resume::KeyBuilder;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Files that are measured at a time, beside the base.
+/// Number of files measured together, beside the base.
 const TOGETHER: usize = 4;
 
-/// The divergence of one file.
+/// Measured divergence of one file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Divergence {
     pub(super) measured: report::data::Measured,
     pub(super) rows: u64,
 }
 
-/// A file to be measured, and the name and key of its result.
+/// A file to measure, with the name and key of its result.
 #[derive(Clone)]
 pub(super) struct Subject {
-    /// It need not exist once it has been measured.
+    /// The file may be deleted after its measurement.
     pub(super) path: PathBuf,
     name: String,
     key: Key,
@@ -44,7 +44,7 @@ impl Subject {
         Subject { path, name, key }
     }
 
-    /// A file that exists.
+    /// Subject for an existing file.
     fn of_file(base: &Input<'_>, model: &Model<'_>, path: &Path) -> Result<Subject> {
         let source = Source::open(path)?;
         let input = source.reader(&convert::Job::default())?;
@@ -60,13 +60,13 @@ impl Subject {
         })
     }
 
-    /// The result of an earlier run.
+    /// Result of an earlier run.
     pub(super) fn load(&self, work: &WorkDir) -> Option<Divergence> {
         work.read(&self.name, &self.key)
     }
 }
 
-/// The divergences of all files and presets.
+/// Divergences of all files and presets.
 pub(super) struct Proven {
     /// In the order of the allocation.
     pub(super) files: Vec<Divergence>,
@@ -81,7 +81,7 @@ pub(super) struct Proof<'j> {
     pub(super) numbers: &'j Numbers,
     pub(super) allocation: &'j Allocation,
     pub(super) comparison: Option<&'j Comparison>,
-    /// Whether the files have been written, rather than planned.
+    /// True if the files have been written, not only planned.
     pub(super) are_written: bool,
 }
 
@@ -91,7 +91,7 @@ impl<'j> Proof<'j> {
             .map_or(&[], |comparison| &comparison.presets)
     }
 
-    /// The files, then the presets; `None` if the files do not exist yet.
+    /// Files, then presets; `None` if the files do not exist yet.
     fn subjects(&self) -> Result<Option<Vec<Subject>>> {
         let files = self.allocation.files.iter().map(|file| &*file.path);
         if !self.are_written {
@@ -112,7 +112,7 @@ impl<'j> Proof<'j> {
         }
     }
 
-    /// Measures some files beside the base and stores their results.
+    /// Measures some files beside the base and stores the results.
     fn measure(
         &self,
         session: &Session<'_>,
@@ -183,7 +183,7 @@ impl Stage for Proof<'_> {
         let together = 1.0 + files.min(TOGETHER) as f64;
         let cost = Cost {
             operations: (1.0 + files as f64) * model,
-            // Our files are smaller than the base.
+            // An upper bound: files are smaller than the base.
             read: self.numbers.model_bytes * (1 + files as u64),
             ..Cost::default()
         };

@@ -1,5 +1,4 @@
-//! Files and their proof: written, measured, and written again where a measurement changes their
-//! recipes.
+//! Writing and measuring of files, repeated where a measurement changes their recipes.
 //!
 //! ```text
 //! files         those of all recipes, and presets to compare with
@@ -19,20 +18,20 @@ use super::refinement::Refinement;
 use super::stage::Walk;
 use super::{Result, targets};
 
-/// What writes and measures files.
+/// Writes and measures files.
 pub(super) struct Prover<'p> {
     pub(super) job: &'p Job<'p>,
     pub(super) model: &'p Model<'p>,
     pub(super) numbers: &'p Numbers,
     pub(super) calibrated: &'p Calibrated,
     pub(super) writer: &'p Writer<'p>,
-    /// The most swaps to measure for each file.
+    /// Maximum number of swaps to measure for each file.
     pub(super) refine: usize,
 }
 
 impl Prover<'_> {
-    /// Writes and measures the files, and those again whose recipes a measurement changes; `None`
-    /// in a plan with files that are not measured yet.
+    /// Writes and measures the files, and repeats that for files whose recipes change; `None` in a
+    /// plan with files that are not measured yet.
     pub(super) fn prove(
         &self,
         walk: &mut Walk<'_>,
@@ -64,13 +63,13 @@ impl Prover<'_> {
         for (file, divergence) in allocation.files.iter().zip(&proven.files) {
             let kld = divergence.measured.kld;
             if file.target.is_some_and(|target| kld > target) {
-                notes.push(format!("{}: {kld:.6} nats were measured", file.budget));
+                notes.push(format!("{}: measured {kld:.6} nats", file.budget));
             }
         }
         Ok(Some(proven))
     }
 
-    /// Writes and measures what is missing.
+    /// Writes and measures missing files.
     fn pass(
         &self,
         walk: &mut Walk<'_>,
@@ -95,8 +94,8 @@ impl Prover<'_> {
         })
     }
 
-    /// Writes and measures files with changed recipes in place of those before. Returns whether the
-    /// walk goes on.
+    /// Replaces, writes and measures files with changed recipes. Returns true if the walk
+    /// continues.
     fn again(
         &self,
         walk: &mut Walk<'_>,
@@ -147,7 +146,7 @@ impl Prover<'_> {
         Ok(true)
     }
 
-    /// Refines files, if that is asked for.
+    /// Refines files on request.
     fn refine(
         &self,
         walk: &mut Walk<'_>,
@@ -178,7 +177,7 @@ impl Prover<'_> {
                     } = &mut *allocation;
                     adjusted.store(&files[*file], Some(note), session.work)?;
                 }
-                // Without a text, there is none for the others either.
+                // Without a text for one file, there is none for the others either.
                 (Some(_), _) => break,
                 (None, _) => goes_on = false,
             }

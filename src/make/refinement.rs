@@ -1,5 +1,5 @@
-//! The refinement, if it is asked for: swaps of types that are predicted to be near-ties, each
-//! measured end to end.
+//! Optional refinement: swaps of types that are predicted to be near-ties, each measured end to
+//! end.
 //!
 //! ```text
 //! text       chunks of the calibration text that sensitivities leave out, and nothing of the evaluation text
@@ -26,25 +26,25 @@ use crate::progress::{Progress, Unit};
 use crate::sensitivity::sweep::{Comparison, Side, Within, first_layer};
 use std::collections::BTreeSet;
 
-/// The most tensors that go down for one that goes up.
+/// Maximum number of tensors that go down for one that goes up.
 const MOST_DOWN: usize = 3;
-/// How many of a tensor's next better and next worse types are tried.
+/// Number of neighbouring better and worse types tried per tensor.
 const NEAR: usize = 3;
 
-/// The result of the search for a file.
+/// Result of the search for a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Refined {
-    /// The choice for each item of the problem.
+    /// Choice for each item of the problem.
     pub(super) choices: Vec<usize>,
     pub(super) tried: usize,
     pub(super) taken: usize,
-    /// Mean divergence on the text of the search before and after, in nats.
+    /// Mean divergence on the text of the search, before and after, in nats.
     pub(super) before: f64,
     pub(super) after: f64,
 }
 
 impl Refined {
-    /// A note for the user.
+    /// Note for the user.
     pub(super) fn note(&self, budget: &str) -> String {
         let Refined {
             tried,
@@ -57,16 +57,16 @@ impl Refined {
             0 => String::new(),
             _ => format!(": from {before:.6} to {after:.6} nats on a part of the calibration text"),
         };
-        format!("{budget}: of {tried} swaps that were measured, {taken} were taken{effect}")
+        format!("{budget}: {tried} swaps measured, {taken} accepted{effect}")
     }
 }
 
 /// An exchange of types between tensors.
 #[derive(Clone, Debug, PartialEq)]
 struct Swap {
-    /// Items of the problem and their new choices, by rising item.
+    /// Items of the problem with their new choices, in ascending order.
     changes: Vec<(usize, usize)>,
-    /// The predicted loss, in nats per byte exchanged.
+    /// Predicted loss in nats per exchanged byte.
     loss: f64,
 }
 
@@ -77,14 +77,14 @@ pub(super) struct Refinement<'j> {
     pub(super) numbers: &'j Numbers,
     pub(super) calibrated: &'j Calibrated,
     pub(super) allocation: &'j Allocation,
-    /// The number of the file.
+    /// Index of the file.
     pub(super) file: usize,
-    /// The most swaps to measure.
+    /// Maximum number of swaps to measure.
     pub(super) most: usize,
 }
 
 impl Stage for Refinement<'_> {
-    /// `None` inside without a text.
+    /// The inner `None` means that there is no text.
     type Output = Option<Refined>;
 
     fn name(&self) -> &'static str {
@@ -100,7 +100,7 @@ impl Stage for Refinement<'_> {
         let chunks = self.job.options.scoring.chunks as f64;
         let tokens = (chunks * self.numbers.context).min(self.numbers.calibration);
         let model = self.numbers.forward(tokens) + self.numbers.logits(tokens);
-        // The base and the file, then half of the layers for each swap.
+        // The base and the file, then on average half of the layers for each swap.
         let swaps = self.most as f64 * (model / 2.0 + self.numbers.logits(tokens) / 2.0);
         Ok(Cost {
             operations: 2.0 * model + swaps,
@@ -125,7 +125,7 @@ impl Stage for Refinement<'_> {
 }
 
 impl Refinement<'_> {
-    /// Searches on the model of a file.
+    /// Searches with the model of a file.
     fn refine(
         &self,
         file: &FilePlan,
@@ -207,7 +207,7 @@ impl Refinement<'_> {
         Ok(refined)
     }
 
-    /// The tensors of a swap in their new types.
+    /// Tensors of a swap in their new types.
     fn replaced(&self, swap: &Swap, progress: &dyn Progress) -> Result<Vec<Replaced>> {
         let knowledge = self.calibrated.knowledge(self.job.input);
         let tensor = |(item, choice): &(usize, usize)| {
@@ -236,7 +236,7 @@ fn mean(x: &[f64]) -> f64 {
     x.iter().sum::<f64>() / x.len().max(1) as f64
 }
 
-/// Whether the mean of paired numbers falls by more than its standard error.
+/// True if the mean of paired numbers falls by more than its standard error.
 fn is_better(now: &[f64], then: &[f64]) -> bool {
     let differences: Vec<f64> = then.iter().zip(now).map(|(then, now)| then - now).collect();
     let n = differences.len() as f64;
@@ -245,7 +245,7 @@ fn is_better(now: &[f64], then: &[f64]) -> bool {
     differences.len() > 1 && mean < -(squares / (n * (n - 1.0))).sqrt()
 }
 
-/// Swaps that fit within `limit` bytes of all items, the least predicted loss per byte first.
+/// Swaps that keep all items within `limit` bytes, ordered by predicted loss per byte.
 fn swaps(problem: &Problem, choices: &[usize], limit: u64) -> Vec<Swap> {
     struct Move {
         item: usize,
@@ -270,7 +270,7 @@ fn swaps(problem: &Problem, choices: &[usize], limit: u64) -> Vec<Swap> {
         up.extend(better.into_iter().take(NEAR));
         down.extend(worse.into_iter().take(NEAR));
     }
-    // The least loss for the bytes that are given back comes first.
+    // Least loss per saved byte first.
     down.sort_by(|a, b| {
         (a.nats / a.bytes as f64)
             .total_cmp(&(b.nats / b.bytes as f64))
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn swaps_keep_the_bytes_and_come_by_their_loss() {
+    fn swaps_keep_the_size_and_are_sorted_by_loss() {
         let items = vec![
             item("a", &[(10, 5.0), (20, 2.0), (30, 1.0)]),
             item("b", &[(10, 4.0), (20, 1.9), (30, 1.0)]),
@@ -363,8 +363,8 @@ mod tests {
                 "{swap:?}"
             );
         }
-        // c goes up for less than b goes down; the other way round, a or b up needs both others
-        // down.
+        // c goes up for less than b goes down; in the opposite direction, a or b up needs both
+        // others down.
         assert!(
             found.iter().any(|swap| swap.changes == [(1, 0), (2, 2)]),
             "{found:?}"
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_better_beyond_its_error_is_taken() {
+    fn only_significant_gains_are_accepted() {
         assert!(is_better(&[1.0, 2.0, 3.0], &[0.9, 1.9, 2.9]));
         assert!(!is_better(&[1.0, 2.0, 3.0], &[1.0, 2.0, 3.0]));
         assert!(

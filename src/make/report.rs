@@ -1,4 +1,4 @@
-//! The evidence on the disk: frontier.json, report.html, a picture, and a recipe for each file.
+//! The report on disk: frontier.json, report.html, a chart, and a recipe for each file.
 
 use super::allocation::{Allocation, FilePlan};
 use super::fit::fit;
@@ -17,7 +17,7 @@ use crate::report::svg::Place;
 use crate::rounding::{Proof, Rounding, TensorProof, spread};
 use crate::sensitivity::{Measure, Scores};
 
-/// The most points of the frontier in frontier.json.
+/// Maximum number of points of the frontier in frontier.json.
 const POINTS: usize = 400;
 
 /// The report without measurements.
@@ -85,7 +85,7 @@ fn predicted(job: &Job<'_>, scores: &Scores, allocation: &Allocation) -> data::F
     }
 }
 
-/// The texts that are used.
+/// Texts with used tokens.
 fn used(tokens: &[(String, u64)]) -> Vec<data::Text> {
     let used = tokens.iter().filter(|(_, tokens)| *tokens > 0);
     used.map(|(name, tokens)| data::Text {
@@ -127,8 +127,8 @@ fn model(input: &Input<'_>, allocation: &Allocation) -> data::Model {
     }
 }
 
-/// The checkpoint in the Hub's cache that the model is. A GGUF there is somebody's conversion, and
-/// names its base itself.
+/// The Hub's checkpoint in its cache that the model comes from. A GGUF there is a third-party
+/// conversion, and names its base itself.
 fn source(input: &Input<'_>) -> Option<data::Source> {
     let path = input
         .paths()
@@ -167,8 +167,7 @@ fn tensor(catalog: &Catalog, scores: &Scores, item: &Item) -> data::Tensor {
     }
 }
 
-/// The frontier, thinned to what a picture shows: the smallest, the largest, and points evenly
-/// between.
+/// The frontier, thinned for the chart: the smallest, the largest, and points evenly between.
 fn points(allocation: &Allocation) -> Vec<data::Point> {
     let all = allocation.frontier.points();
     let step = all.len().div_ceil(POINTS).max(1);
@@ -264,8 +263,8 @@ fn commands(job: &Job<'_>, allocation: &Allocation) -> Vec<data::Command> {
             .map(|n| n.to_string_lossy().into_owned());
         data::Command {
             purpose: match job.options.rounding.has_feedback() {
-                false => format!("{name}, by llama.cpp alone"),
-                true => format!("The types of {name} by llama.cpp alone, without error feedback"),
+                false => format!("{name}, with llama.cpp only"),
+                true => format!("The types of {name} with llama.cpp only, without error feedback"),
             },
             command: format!(
                 "llama-quantize --imatrix {} --tensor-type-file {} BASE.gguf {} {}",
@@ -283,7 +282,7 @@ fn commands(job: &Job<'_>, allocation: &Allocation) -> Vec<data::Command> {
     whole.chain(allocation.files.iter().map(types_of)).collect()
 }
 
-/// Adds the divergences of files and presets, and fits the predictions of the files to them.
+/// Adds divergences of files and presets, and fits the predictions of the files to them.
 fn measured(report: &mut data::Frontier, job: &Job<'_>, proven: &Proven) {
     for (preset, divergence) in &proven.presets {
         let mut presets = report.presets.iter_mut();
@@ -317,7 +316,7 @@ fn measured(report: &mut data::Frontier, job: &Job<'_>, proven: &Proven) {
     }
 }
 
-/// Writes everything, files by rising size, and returns the content of frontier.json.
+/// Writes everything, files by rising size, and returns the contents of frontier.json.
 pub(super) fn write(
     job: &Job<'_>,
     outcome: &Outcome,

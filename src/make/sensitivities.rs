@@ -1,5 +1,4 @@
-//! The sensitivity of every tensor to every type, and the output Hessians: both from one backward
-//! pass.
+//! Sensitivities of all tensors to all types, and the output Hessians, from one backward pass.
 
 use super::Result;
 use super::calibration::Calibrated;
@@ -20,11 +19,11 @@ use std::path::Path;
 /// Sensitivities of a model.
 pub(super) struct Sensitivities {
     pub(super) scores: Scores,
-    /// Output Hessians, where rows are rounded jointly; none while they are only expected.
+    /// Output Hessians, for two-sided rounding; none in a plan.
     pub(super) output_hessians: Option<Store>,
-    /// Their key, also while they are only expected.
+    /// Key of the output Hessians, also in a plan.
     pub(super) output_key: Option<Key>,
-    /// Whether the nats are only a guess, since nothing has been measured.
+    /// True in a plan: the nats are a guess without measurement.
     pub(super) is_guess: bool,
 }
 
@@ -33,11 +32,11 @@ pub(super) struct ScoringStage<'j> {
     job: &'j Job<'j>,
     numbers: Option<&'j Numbers>,
     calibrated: &'j Calibrated,
-    /// Chunks of the calibration text; none for weighted errors.
+    /// Chunks of the calibration text; empty for weighted errors.
     chunks: Vec<Vec<u32>>,
-    /// Of everything that scores depend on, but the types.
+    /// Key of all inputs of the scores except the types.
     key: Key,
-    /// Tensors and types that scores are needed of.
+    /// Tensors and types to score.
     needed: Scores,
     output_hessians: Option<hessian::Job>,
 }
@@ -76,7 +75,7 @@ impl<'j> ScoringStage<'j> {
         })
     }
 
-    /// Scores of an earlier run, if they have every type of every tensor that is needed.
+    /// Scores of an earlier run, if complete.
     fn scores(&self, work: &WorkDir) -> Option<Scores> {
         let scores: Scores = work.read(SCORES, &self.key)?;
         let covers = scores.cover(&self.needed, &self.job.allowed());
@@ -87,7 +86,7 @@ impl<'j> ScoringStage<'j> {
         self.output_hessians.as_ref().map(|job| job.key)
     }
 
-    /// Output Hessians of an earlier run; `None` inside if none are needed.
+    /// Output Hessians of an earlier run; the inner `None` means that none are needed.
     fn loaded_hessians(&self) -> Option<Option<Store>> {
         let Some(needed) = &self.output_hessians else {
             return Some(None);
@@ -96,7 +95,7 @@ impl<'j> ScoringStage<'j> {
         (*store.key() == needed.key).then_some(Some(store))
     }
 
-    /// Measures the scores, and the output Hessians with them if `missing`.
+    /// Computes the scores, and the output Hessians if `missing`.
     fn measure(&self, session: &Session<'_>, missing: Option<&hessian::Job>) -> Result<Scores> {
         let Job { input, options, .. } = self.job;
         let (settings, allowed) = (self.job.settings(), self.job.allowed());
@@ -130,7 +129,7 @@ impl<'j> ScoringStage<'j> {
         Ok(scores)
     }
 
-    /// A run of the model over the chunks.
+    /// Parameters of a run over the chunks.
     fn run_of<'r>(&'r self, model: &'r Model<'r>, missing: Option<&'r hessian::Job>) -> Run<'r> {
         Run {
             engine: model.engine,
@@ -141,7 +140,7 @@ impl<'j> ScoringStage<'j> {
         }
     }
 
-    /// The tensors that types are tried on, each with these types.
+    /// Tensors to score, each with its candidate types.
     fn trials(&self) -> impl Iterator<Item = (&'j Tensor<'j>, Vec<GgmlType>)> + '_ {
         let tensors = self.job.input.tensors.iter();
         tensors.filter_map(|tensor| {
@@ -153,7 +152,7 @@ impl<'j> ScoringStage<'j> {
         })
     }
 
-    /// The cost of rounding every type of every tensor, and of judging it by held-out inputs.
+    /// Cost of rounding every tensor to every type, and of scoring it on held-out inputs.
     fn cost_of_rounding(&self) -> Cost {
         let mut cost = Cost::default();
         let feedback = self.numbers.and_then(|numbers| numbers.feedback.as_ref());
@@ -178,7 +177,7 @@ impl<'j> ScoringStage<'j> {
         cost
     }
 
-    /// The part of a tensor's rows that is tried: of an embedding, those of the tokens in the text.
+    /// Number of scored rows of a tensor: for an embedding, those of the tokens in the text.
     fn tried_rows(&self, tensor: &Tensor<'_>) -> f64 {
         let catalog = self.job.input.catalog();
         let embedding = catalog.embedding().filter(|_| !catalog.is_tied());
@@ -190,15 +189,15 @@ impl<'j> ScoringStage<'j> {
         }
     }
 
-    /// The cost of the forward and the backward pass, and of each type's products.
+    /// Cost of forward and backward passes, and of the products of each type.
     fn cost_of_divergence(&self, numbers: &Numbers) -> Cost {
         let tokens = self.chunks.iter().map(Vec::len).sum::<usize>() as f64;
         let Settings {
             positions, draws, ..
         } = *self.job.settings();
         let (positions, draws) = (at_most(positions, tokens), draws as f64);
-        // Forward for the trace and again for the derivatives; by its input, for each draw; then
-        // the same at the output, where probabilities are needed twice.
+        // Forward for the trace and again for the derivatives; backward to the inputs, for each
+        // draw; then the same at the output, where probabilities are needed twice.
         let stream = (2.0 + draws) * numbers.forward(tokens);
         let output = (1.0 + draws) * numbers.logits(tokens) + 2.0 * numbers.logits(positions);
         let catalog = self.job.input.catalog();
@@ -219,12 +218,12 @@ impl<'j> ScoringStage<'j> {
         }
     }
 
-    /// The cost of one model with one tensor rounded, for every tensor and type.
+    /// Cost of running the model with one tensor rounded, for every tensor and type.
     fn cost_of_sweep(&self, numbers: &Numbers) -> Cost {
         let tokens = self.chunks.iter().map(Vec::len).sum::<usize>() as f64;
         let model = numbers.forward(tokens) + numbers.logits(tokens);
         let layers = numbers.layers.max(1.0);
-        // From the layer of the tensor on; all of them for the embedding.
+        // From the tensor's layer on; all layers for the embedding.
         let part = |tensor: &Tensor<'_>| {
             let entry = self.job.input.entry(tensor);
             match entry.layer {
@@ -260,13 +259,13 @@ impl<'j> ScoringStage<'j> {
         let (positions, draws) = (at_most(positions, tokens), draws as f64);
         // Inputs and output gradients of a layer.
         let layer = positions * (numbers.rows * draws + numbers.inputs) * 4.0;
-        // Products of errors and gradients, in f64, of every band of rows that is under way.
+        // Products of errors and gradients, in f64, for every band of rows in progress.
         let types = self.trials().map(|(_, types)| types.len()).max();
         let products = types.unwrap_or(0) as f64 * positions * draws.max(2.0) * 8.0;
         let bands = (2.0 * numbers.threads + 1.0) * products;
         let sums = self.missing_rows().into_iter().map(|rows| 4 * rows * rows);
         let feedback = numbers.feedback.as_ref();
-        // The output matrix is gone before the first layer is widened.
+        // The output matrix is released before the first layer is widened.
         let at_output = numbers.output * 4.0 + numbers.working_logits();
         let at_layer = numbers.largest * 4.0 + layer + numbers.working(3.0);
         Memory {
@@ -278,7 +277,7 @@ impl<'j> ScoringStage<'j> {
     }
 }
 
-/// Positions that are looked at of so many; 0 stands for all.
+/// Number of scored positions, at most `positions`; 0 means all.
 fn at_most(positions: usize, tokens: f64) -> f64 {
     match positions {
         0 => tokens,
@@ -384,7 +383,7 @@ fn scores_key(job: &Job<'_>, chunks: &[Vec<u32>], calibrated: &Calibrated) -> Re
     Ok(key.key())
 }
 
-/// The output Hessians of a run, if its files are rounded with them.
+/// Output Hessians of a run, if its files are rounded with them.
 fn output_hessians(job: &Job<'_>, chunks: &[Vec<u32>]) -> Result<Option<hessian::Job>> {
     let Some(model) = job
         .model
@@ -399,7 +398,7 @@ fn output_hessians(job: &Job<'_>, chunks: &[Vec<u32>]) -> Result<Option<hessian:
         seed,
         ..
     } = *job.settings();
-    // Which matrices there are depends on the memory.
+    // The set of matrices depends on the memory limit.
     let rows = gradient_rows(model.engine);
     let rows: Vec<u8> = rows.iter().flat_map(|rows| rows.to_le_bytes()).collect();
     let key = KeyBuilder::new("make: gradients")

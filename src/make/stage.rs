@@ -1,9 +1,9 @@
 //! Stages: the steps of a run, each with the key of its result, a cost, a run and a load.
 //!
-//! A walk over the stages either runs them or plans them. Both walk the same list, so that the dry
-//! run and the refusals before a run cannot differ from the run itself. A stage is a function of the
-//! options, the model and the results before it, and its result is named by its key: nothing here
-//! keeps its parts from being made elsewhere.
+//! A walk over the stages either runs or plans them. Both walk the same list, so that the dry run
+//! and the refusals before a run cannot differ from the run itself. A stage is a function of the
+//! options, the model and earlier results, and its result is named by its key: parts of it could be
+//! computed elsewhere.
 
 use super::cost::Cost;
 use super::workdir::WorkDir;
@@ -17,40 +17,40 @@ use std::time::Instant;
 
 /// A step of a run.
 pub(super) trait Stage {
-    /// What it makes.
+    /// Result type.
     type Output;
 
-    /// Its name in reports.
+    /// Name in reports.
     fn name(&self) -> &'static str;
 
     /// The result of an earlier run under the same key.
     fn load(&self, work: &WorkDir) -> Result<Option<Self::Output>>;
 
-    /// What a run of the missing parts takes.
+    /// Cost of computing the missing parts.
     fn cost(&self, work: &WorkDir) -> Result<Cost>;
 
-    /// Makes the missing parts.
+    /// Computes the missing parts.
     fn run(&self, session: &Session<'_>) -> Result<Self::Output>;
 }
 
-/// A stage with a stand-in for its result that later stages can be planned by.
+/// A stage with a placeholder result from which later stages can be planned.
 pub(super) trait Foreseeable: Stage {
-    /// The stand-in.
+    /// The placeholder.
     fn expected(&self, work: &WorkDir) -> Result<Self::Output>;
 }
 
-/// Where a run works, and who listens.
+/// Context of a run: work directory and observers.
 pub(super) struct Session<'s> {
     pub(super) job: &'s Job<'s>,
     pub(super) work: &'s WorkDir,
     pub(super) progress: &'s dyn Progress,
-    /// Takes notes for the user.
+    /// Receives notes for the user.
     pub(super) tell: &'s dyn Fn(&str),
 }
 
 impl Session<'_> {
-    /// Runs a long job that saves snapshots. An error that the next run would only repeat leaves
-    /// none. The caller removes the snapshot once the result is stored.
+    /// Runs a long job that saves snapshots. An error that would recur in the next run removes the
+    /// snapshot. The caller removes it once the result is stored.
     pub(super) fn resumable<T, E>(
         &self,
         snapshot: &Path,
@@ -65,7 +65,7 @@ impl Session<'_> {
         note.iter().for_each(|note| (self.tell)(note));
         let result = run(&resume);
         if let Some(why) = resume.failed() {
-            (self.tell)(&format!("no snapshot of the run could be saved: {why}"));
+            (self.tell)(&format!("cannot save a snapshot: {why}"));
         }
         let result = result.inspect_err(|error| {
             if is_final(error) {
@@ -80,7 +80,7 @@ impl Session<'_> {
 pub(super) struct Planned {
     pub(super) name: &'static str,
     pub(super) cost: Cost,
-    /// Whether an earlier run has left the result.
+    /// True if an earlier run has left the result.
     pub(super) done: bool,
 }
 
@@ -91,7 +91,7 @@ pub(super) enum Walk<'w> {
         session: Session<'w>,
         timed: Vec<report::data::Stage>,
     },
-    /// Adds up what they cost, and writes nothing.
+    /// Sums their costs, and writes nothing.
     Plan {
         work: &'w WorkDir,
         planned: Vec<Planned>,
@@ -113,7 +113,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// The result of a stage: loaded, made, or expected.
+    /// Result of a stage: loaded, computed, or expected.
     pub(super) fn stage<S: Foreseeable>(&mut self, stage: &S) -> Result<S::Output> {
         match self.last(stage)? {
             Some(output) => Ok(output),
@@ -121,7 +121,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// The result of a stage that a plan may end with: loaded or made.
+    /// Result of a stage that may end a plan: loaded or computed.
     pub(super) fn last<S: Stage>(&mut self, stage: &S) -> Result<Option<S::Output>> {
         let (work, start) = (self.work(), Instant::now());
         let loaded = stage.load(work)?;
@@ -149,7 +149,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// A step that costs nothing and keeps nothing.
+    /// A step without cost and stored result.
     pub(super) fn compute<T>(
         &mut self,
         name: &'static str,
@@ -163,7 +163,7 @@ impl<'w> Walk<'w> {
         Ok(output)
     }
 
-    /// Times of a run.
+    /// Timings of a run.
     pub(super) fn into_timed(self) -> Vec<report::data::Stage> {
         match self {
             Walk::Run { timed, .. } => timed,
@@ -186,7 +186,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// The session of a run; a plan has none.
+    /// Session of a run; none for a plan.
     pub(super) fn session(&self) -> Option<&Session<'w>> {
         match self {
             Walk::Run { session, .. } => Some(session),
@@ -203,7 +203,7 @@ fn timing(name: &str, start: Instant) -> report::data::Stage {
     }
 }
 
-/// The largest resident memory of this process so far, where the system reports it.
+/// Peak resident memory of this process, if the system reports it.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status

@@ -1,5 +1,5 @@
-//! Recipes that measurements change: of files that missed their divergence target, and of files that
-//! a search has improved. The changes are stored, so that the next run begins with them.
+//! Recipes changed by measurements: of files that missed their divergence target, and of refined
+//! files. The changes are stored, so that the next run starts with them.
 
 use super::Result;
 use super::allocation::{Allocation, FilePlan};
@@ -11,29 +11,30 @@ use crate::sensitivity::Scores;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The most rounds of files that missed their divergence target.
+/// Maximum number of correction rounds for files that missed their divergence target.
 pub(super) const ROUNDS: usize = 2;
-/// The smallest part of its target that a file may reach; with less it is larger than it need be.
+/// Minimum fraction of its target that a file may reach; below it, the file is larger than
+/// necessary.
 const LEAST: f64 = 0.95;
-/// The part of its target that a correction aims at: the middle of the range.
+/// Fraction of the target that a correction aims at: the middle of the range.
 const AIM: f64 = (1.0 + LEAST) / 2.0;
 
 /// A changed recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Adjusted {
-    /// The choice for each item of the problem.
+    /// Choice for each item of the problem.
     choices: Vec<usize>,
-    /// A note for the user.
+    /// Note for the user.
     note: Option<String>,
 }
 
 type ByBudget = BTreeMap<String, Adjusted>;
 
-/// The changed recipes of a run, by the budgets of their files.
+/// Changed recipes of a run, by budget.
 #[derive(Default)]
 pub(super) struct Adjustments {
     of_run: ByBudget,
-    /// Of everything that they depend on.
+    /// Key of all their inputs.
     key: Option<Key>,
 }
 
@@ -74,7 +75,7 @@ pub(super) fn apply(
 }
 
 impl Adjustments {
-    /// Whether the recipe of a budget has been changed.
+    /// True if the recipe of a budget has been changed.
     pub(super) fn contains(&self, budget: &str) -> bool {
         self.of_run.contains_key(budget)
     }
@@ -84,7 +85,7 @@ impl Adjustments {
         self.of_run.values().filter_map(|a| a.note.clone())
     }
 
-    /// Stores the recipe of a file, with those of budgets that only earlier runs had.
+    /// Stores the recipe of a file; recipes of budgets from earlier runs are kept.
     pub(super) fn store(
         &mut self,
         file: &FilePlan,
@@ -105,9 +106,8 @@ impl Adjustments {
     }
 }
 
-/// The prediction to aim at for a file that was predicted to have `predicted` nats and has
-/// `measured`, if that misses the `target`. Measured and predicted nats differ by a factor that
-/// hardly depends on the size.
+/// The prediction to aim at for a file with `predicted` and `measured` nats, if it misses the
+/// `target`. The ratio of measured to predicted nats hardly depends on the size.
 fn aim(target: f64, predicted: f64, measured: f64) -> Option<f64> {
     let is_hit = measured <= target && measured >= LEAST * target;
     let is_usable = [target, predicted, measured]
@@ -116,8 +116,8 @@ fn aim(target: f64, predicted: f64, measured: f64) -> Option<f64> {
     (is_usable && !is_hit).then(|| AIM * target * predicted / measured)
 }
 
-/// Solves anew for files that missed their divergence target, but for those that are `settled`.
-/// Returns the numbers of the files that changed.
+/// Solves again for files that missed their divergence target, except for those that are `settled`.
+/// Returns the indices of the changed files.
 pub(super) fn correct(
     allocation: &mut Allocation,
     measured: &[f64],
@@ -151,19 +151,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stable_factor_is_corrected_in_one_round() {
-        // Measured is 1.3 times what was predicted.
+    fn a_constant_ratio_is_corrected_in_one_round() {
+        // Measured is 1.3 times the prediction.
         let aimed = aim(0.02, 0.0199, 0.0199 * 1.3).unwrap();
         let then = aimed * 1.3;
         assert!((0.95 * 0.02..=0.02).contains(&then), "{then}");
         assert_eq!(aim(0.02, aimed, then), None);
-        // Too good is too large.
+        // A divergence far below the target means a file larger than necessary.
         let aimed = aim(0.02, 0.0199, 0.0199 * 0.7).unwrap();
         assert_eq!(aim(0.02, aimed, aimed * 0.7), None);
     }
 
     #[test]
-    fn numbers_that_are_not_positive_correct_nothing() {
+    fn nonpositive_numbers_give_no_correction() {
         assert_eq!(aim(0.02, 0.02, 0.0), None);
         assert_eq!(aim(0.02, 0.0, 0.03), None);
         assert_eq!(aim(0.02, 0.02, f64::NAN), None);

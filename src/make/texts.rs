@@ -1,5 +1,5 @@
-//! The texts of a run in chunks of tokens, and the division of one text into a part for calibration
-//! and a part for evaluation.
+//! Texts of a run in chunks of tokens, and the division of a text into calibration and evaluation
+//! parts.
 
 use super::options::Texts;
 use super::{Error, Result};
@@ -7,22 +7,22 @@ use crate::evaluate::windows::{self, Windows};
 use crate::tokenizer::Tokenizer;
 use serde::Serialize;
 
-/// A text by its name.
+/// A named text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Text {
-    /// Its name.
+    /// Name of the text.
     pub name: String,
-    /// All of its text.
+    /// The whole text.
     pub content: String,
 }
 
 /// Suffix of the name of a held-out part.
 const HELD_OUT: &str = " (held out)";
-/// Advice where a held-out part is too short.
-const OF_ITS_OWN: &str = "; it is a fifth part of the calibration text, so that five times as many are needed there, or a \
-                          text of its own for the evaluation (--eval)";
+/// Advice for a held-out part that is too short.
+const OF_ITS_OWN: &str = "; it is a fifth of the calibration text: five times as many are needed there, or a separate \
+                          evaluation text (--eval)";
 
-/// Parts that a text is divided into, and the share of them that is held out: one in five.
+/// Number of parts of a divided text; one in five is held out.
 const PARTS: usize = 40;
 const HELD_OUT_EVERY: usize = 5;
 
@@ -39,7 +39,7 @@ impl Default for Texts {
 }
 
 impl Texts {
-    /// Calibration texts, with about a fifth of each held out for the evaluation.
+    /// Calibration texts, with about a fifth of each held out for evaluation.
     pub fn hold_out(mut calibration: Vec<Text>) -> Texts {
         let mut evaluation = Vec::with_capacity(calibration.len());
         for text in &mut calibration {
@@ -56,9 +56,9 @@ impl Texts {
     }
 }
 
-/// Divides a text into two without a paragraph in common. The second has about a fifth, taken from
-/// all over the text. Parts end at form feeds if there are enough, else at empty lines, else at the
-/// ends of lines.
+/// Divides a text into two without a common paragraph. The second has about a fifth, spread over
+/// the text. Parts end at form feeds if there are enough, otherwise at empty lines, otherwise at
+/// the ends of lines.
 fn split(text: &str) -> (String, String) {
     let mut pieces = ["\n\x0c\n", "\n\n", "\n"]
         .iter()
@@ -83,7 +83,7 @@ fn split(text: &str) -> (String, String) {
     (kept, held_out)
 }
 
-/// Names of texts and how many of their tokens are used.
+/// Names of texts with their numbers of used tokens.
 pub(super) type Used = Vec<(String, u64)>;
 
 /// The texts in chunks.
@@ -179,7 +179,7 @@ impl Cut {
         names.collect()
     }
 
-    /// At most `most` chunks of the calibration text, evenly from all of it.
+    /// At most `most` chunks of the calibration text, spread evenly.
     pub(super) fn score_chunks(&self, most: usize) -> Result<Vec<Vec<u32>>> {
         let windows = self.calibration()?;
         let (all, most) = (windows.chunks(), most.clamp(1, windows.chunks()));
@@ -188,8 +188,7 @@ impl Cut {
             .collect())
     }
 
-    /// At most `most` chunks of the calibration text that `score_chunks(most)` leaves out, evenly
-    /// from all of them.
+    /// At most `most` chunks of the calibration text outside `score_chunks(most)`, spread evenly.
     pub(super) fn other_chunks(&self, most: usize) -> Result<Vec<Vec<u32>>> {
         let windows = self.calibration()?;
         let (all, most) = (windows.chunks(), most.clamp(1, windows.chunks()));
@@ -217,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_in_both_parts() {
+    fn parts_are_disjoint() {
         for end in ["\n\x0c\n", "\n\n", "\n"] {
             let pieces: Vec<String> = (0..500)
                 .map(|i| format!("piece {i} of the text{end}"))

@@ -1,5 +1,5 @@
-//! The work directory of a run: results of stages by name, each under the key of everything that it
-//! depends on, and snapshots of stages that are under way.
+//! The work directory of a run: results of stages by name and key, and snapshots of unfinished
+//! stages.
 //!
 //! ```text
 //! NAME.json         a result, or the mark of a file that is complete
@@ -16,9 +16,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
-/// Its name in the output directory.
+/// Name in the output directory.
 const FOLDER: &str = "work";
-/// Extensions of snapshots and of the tensors that belong to them.
+/// File extensions of snapshots and of their tensors.
 const SNAPSHOT: &str = "resume";
 const BLOCKS: &str = "blocks";
 
@@ -28,13 +28,13 @@ pub(super) struct WorkDir {
 
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Entry<T> {
-    /// SHA-256 of everything that the result depends on.
+    /// SHA-256 of all inputs of the result.
     key: String,
     result: T,
 }
 
 impl WorkDir {
-    /// The work directory of an output directory, which need not exist.
+    /// The work directory of an output directory; it need not exist.
     pub(super) fn of(directory: &Path) -> WorkDir {
         WorkDir {
             folder: directory.join(FOLDER),
@@ -51,22 +51,22 @@ impl WorkDir {
         Ok(std::fs::create_dir_all(&self.folder).map_err(io)?)
     }
 
-    /// A file or folder in it.
+    /// Path of an entry.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// The snapshot of a stage.
+    /// Path of a stage's snapshot.
     pub(super) fn snapshot(&self, name: &str) -> PathBuf {
         self.path(&format!("{name}.{SNAPSHOT}"))
     }
 
-    /// The tensors of a file that is under way.
+    /// Path of the tensors of an unfinished file.
     pub(super) fn blocks(&self, name: &str) -> PathBuf {
         self.path(&format!("{name}.{BLOCKS}"))
     }
 
-    /// Removes snapshots of files with other recipes, which a killed run has left.
+    /// Removes snapshots of files with other recipes, left by a killed run.
     pub(super) fn remove_abandoned(&self) {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten();
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
@@ -81,7 +81,7 @@ impl WorkDir {
         }
     }
 
-    /// The result of an earlier run, if it has the same key and can be read.
+    /// Result of an earlier run, if it is readable and has the same key.
     pub(super) fn read<T: DeserializeOwned>(&self, name: &str, key: &Key) -> Option<T> {
         let text = std::fs::read_to_string(self.json(name)).ok()?;
         let entry: Entry<T> = serde_json::from_str(&text).ok()?;
@@ -105,12 +105,12 @@ impl WorkDir {
         write_text(&self.json(name), &text)
     }
 
-    /// Marks something as complete.
+    /// Marks an entry as complete.
     pub(super) fn mark(&self, name: &str, key: &Key) -> Result<()> {
         self.write(name, key, &())
     }
 
-    /// Whether it is complete.
+    /// True if an entry is marked as complete.
     pub(super) fn is_marked(&self, name: &str, key: &Key) -> bool {
         self.read::<()>(name, key).is_some()
     }
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_same_key_opens() {
+    fn results_need_the_same_key() {
         let dir = tempfile::tempdir().unwrap();
         let work = WorkDir::of(dir.path());
         work.create().unwrap();
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(work.read::<Vec<f64>>("x", &a), None);
     }
     #[test]
-    fn abandoned_snapshots_of_files_go_and_those_of_stages_stay() {
+    fn abandoned_file_snapshots_are_removed_and_stage_snapshots_kept() {
         let dir = tempfile::tempdir().unwrap();
         let work = WorkDir::of(dir.path());
         work.create().unwrap();

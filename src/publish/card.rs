@@ -1,4 +1,4 @@
-//! The model card: a Markdown template.
+//! Model card, from a Markdown template.
 
 use super::facts::Facts;
 use super::front_matter::front_matter;
@@ -9,16 +9,16 @@ use crate::report::numbers::{clean, count, figure, nats, percent, size, type_nam
 use minijinja::{Environment, Value, context};
 use std::borrow::Cow;
 
-/// The built-in template.
+/// Built-in template.
 pub(crate) const TEMPLATE: &str = include_str!("card.md");
-/// The variables of a template, printed before it by `--print-template`.
+/// Documentation of the template's variables, printed before it by `--print-template`.
 pub(crate) const VARIABLES: &str = include_str!("card-variables.txt");
 
-/// The reference by its public name.
+/// Public name of the reference.
 const REFERENCE: &str = "llama.cpp (commit 0c1e57098)";
 /// Placeholder for unknown values.
 const NONE: &str = "–";
-/// Recommended use by maximum mean KL divergence in nats.
+/// Recommended use by mean KL divergence, up to a limit in nats.
 const PURPOSES: [(f64, &str); 6] = [
     (0.003, "near-lossless, if size hardly matters"),
     (0.012, "almost indistinguishable from the original"),
@@ -30,18 +30,18 @@ const PURPOSES: [(f64, &str); 6] = [
 
 /// A published file.
 pub(crate) struct Published<'f> {
-    /// Its entry in frontier.json.
+    /// Entry in frontier.json.
     pub file: &'f File,
-    /// Its SHA-256.
+    /// SHA-256 in hexadecimal.
     pub sha256: String,
-    /// The name of its Modelfile.
+    /// Name of its Modelfile.
     pub modelfile: String,
 }
 
 /// Checks that a template parses.
 ///
 /// # Errors
-/// The line of the fault and its description.
+/// Line and description of the fault.
 pub(crate) fn check(template: &str) -> Result<(), String> {
     environment(template).map(|_| ())
 }
@@ -70,7 +70,7 @@ fn described(error: &minijinja::Error) -> String {
 /// Renders the card.
 ///
 /// # Errors
-/// If the template fails: the line of the fault and its description.
+/// A template that fails: line and description of the fault.
 pub(crate) fn card(
     template: &str,
     data: &Frontier,
@@ -137,7 +137,7 @@ fn names(texts: &[Text]) -> String {
         .join(", ")
 }
 
-/// The preset label at the end of a file name.
+/// Preset label at the end of a file name.
 fn label(name: &str) -> &str {
     let stem = name.strip_suffix(".gguf").unwrap_or(name);
     stem.rsplit_once('-').map_or(stem, |(_, label)| label)
@@ -177,7 +177,7 @@ fn file_values(data: &Frontier, published: &Published<'_>, relative: bool) -> Va
     }
 }
 
-/// A model name for Ollama: lower case, with its permitted characters only.
+/// Model name for Ollama: lower case, with its permitted characters only.
 fn model_name(file: &str) -> String {
     let stem = file.strip_suffix(".gguf").unwrap_or(file).to_lowercase();
     let permitted = stem.chars().map(|c| {
@@ -194,9 +194,9 @@ fn model_name(file: &str) -> String {
     }
 }
 
-/// The usual presets that one of our files beats: no larger, and closer to the original. Compares
-/// measurements if the preset is measured, else predictions; the second value tells whether any
-/// comparison is a prediction.
+/// Common presets beaten by one of our files: not smaller, and farther from the original. Compares
+/// measurements if the preset is measured, otherwise predictions; the second value is true if any
+/// comparison uses predictions.
 fn dominated(data: &Frontier, relative: bool) -> (Vec<Value>, bool) {
     let mut any_predicted = false;
     let mut all = Vec::new();
@@ -234,7 +234,7 @@ fn dominated(data: &Frontier, relative: bool) -> (Vec<Value>, bool) {
     (all, any_predicted)
 }
 
-/// Describes the texts of the importance matrix and the sensitivities.
+/// Describes the texts behind importance matrix and sensitivities.
 fn calibration(data: &Frontier) -> String {
     let scoring = &data.scoring;
     if scoring.texts.is_empty() {
@@ -261,8 +261,7 @@ fn calibration(data: &Frontier) -> String {
     )
 }
 
-/// Text that Markdown shows as it is, also within a table. Underlines within words mean nothing to
-/// it.
+/// Escapes text for Markdown, also within tables. Underscores within words have no effect there.
 fn markdown(text: &str) -> String {
     let text = clean(text);
     let mut out = String::new();
@@ -280,7 +279,7 @@ fn markdown(text: &str) -> String {
     out
 }
 
-/// The address of a file in the same directory.
+/// Percent-encoded link to a file in the same directory.
 fn link(name: &str) -> String {
     let mut out = String::new();
     for byte in name.bytes() {
@@ -292,7 +291,7 @@ fn link(name: &str) -> String {
     out
 }
 
-/// The template to be printed: its variables in a comment, then itself.
+/// The printed template: documentation of its variables in a comment, then the template.
 pub fn printed() -> Cow<'static, str> {
     Cow::Owned(format!("{{#\n{VARIABLES}#}}{TEMPLATE}"))
 }
@@ -302,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_cannot_break_out() {
+    fn names_are_escaped_in_markdown() {
         assert_eq!(markdown("a_b|c_[d](e)<f>"), "a_b\\|c\\_\\[d\\](e)\\<f\\>");
         assert_eq!(shell("a.gguf"), "a.gguf");
         assert_eq!(shell("it's a.gguf"), "'it'\\''s a.gguf'");
@@ -315,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn every_variable_is_explained() {
+    fn all_variables_are_documented() {
         let data = crate::report::sample::small();
         let facts = Facts::new(&crate::format::gguf::Metadata::new(), &Default::default());
         let of = |file| Published {

@@ -1,29 +1,28 @@
-//! A model's own chat template, rendered as Transformers renders it: Jinja with trimmed blocks and
-//! Python's methods.
+//! A model's chat template, rendered as in Transformers: Jinja with trimmed blocks and Python's
+//! methods.
 
 use minijinja::{Environment, Error, ErrorKind, Value};
 use serde::Serialize;
 
-/// Instructions that one rendering may take: far more than templates need, and an end for those
-/// that never come to one.
+/// Instruction limit of a rendering: far above the need of templates, to stop endless loops.
 const FUEL: u64 = 2_000_000;
-/// The longest template that is rendered, bytes. Real ones have up to some ten thousand.
+/// Size limit of a template in bytes. Real ones have up to some ten thousand.
 const MAX_TEMPLATE: usize = 1 << 20;
 
-/// One turn of a conversation.
+/// A turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Message {
     /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
-    /// What was said.
+    /// Text of the turn.
     pub content: String,
-    /// Calls of functions, in OpenAI's layout.
+    /// Function calls, in OpenAI's format.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<serde_json::Value>,
 }
 
 impl Message {
-    /// A turn without calls.
+    /// A turn without function calls.
     pub fn new(role: &str, content: &str) -> Message {
         Message {
             role: role.into(),
@@ -33,10 +32,10 @@ impl Message {
     }
 }
 
-/// A chat template that has been parsed.
+/// A parsed chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    /// Whether it marks what the assistant wrote (`{% generation %}`), which is no Jinja.
+    /// True if it marks the assistant's text (`{% generation %}`), which is not standard Jinja.
     pub marks_generation: bool,
     bos: String,
     eos: String,
@@ -45,15 +44,15 @@ pub struct ChatTemplate {
 const NAME: &str = "chat";
 
 impl ChatTemplate {
-    /// Parses a template. `{% generation %}` and `{% endgeneration %}` are removed, as they change no
-    /// text. `bos` and `eos` are its `bos_token` and `eos_token`.
+    /// Parses a template. `{% generation %}` and `{% endgeneration %}` are removed, as they do not
+    /// affect the text. `bos` and `eos` are its `bos_token` and `eos_token`.
     ///
     /// # Errors
     /// A template that is too long or malformed.
     pub fn parse(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate, String> {
         if source.len() > MAX_TEMPLATE {
             return Err(format!(
-                "it has {} bytes; no more than {MAX_TEMPLATE} are rendered",
+                "it has {} bytes; the limit is {MAX_TEMPLATE}",
                 source.len()
             ));
         }
@@ -81,7 +80,7 @@ impl ChatTemplate {
     /// The prompt of a conversation; with `generate`, up to the beginning of the assistant's turn.
     ///
     /// # Errors
-    /// A conversation that the template refuses or cannot render.
+    /// A conversation that the template rejects or cannot render.
     pub(crate) fn render(&self, messages: &[Message], generate: bool) -> Result<String, String> {
         self.render_with(messages, None, generate)
     }
@@ -89,7 +88,7 @@ impl ChatTemplate {
     /// The same without the BOS token, which the runtime adds.
     ///
     /// # Errors
-    /// A conversation that the template refuses or cannot render.
+    /// A conversation that the template rejects or cannot render.
     pub fn prompt(&self, messages: &[Message], generate: bool) -> Result<String, String> {
         let text = self.render(messages, generate)?;
         match text.strip_prefix(&*self.bos) {
@@ -98,10 +97,10 @@ impl ChatTemplate {
         }
     }
 
-    /// [`ChatTemplate::render`] with descriptions of functions, in OpenAI's layout.
+    /// [`ChatTemplate::render`] with function descriptions in OpenAI's format.
     ///
     /// # Errors
-    /// A conversation that the template refuses or cannot render.
+    /// A conversation that the template rejects or cannot render.
     pub(crate) fn render_with(
         &self,
         messages: &[Message],
@@ -123,7 +122,7 @@ impl ChatTemplate {
     }
 }
 
-/// An error in one line.
+/// The error on one line.
 fn told(error: &Error) -> String {
     let what = error
         .detail()
@@ -134,12 +133,11 @@ fn told(error: &Error) -> String {
     }
 }
 
-/// The template without the tags around what the assistant wrote, and whether there were any.
+/// Removes the tags around the assistant's text; the second value is true if there were any.
 fn without_generation(source: &str) -> (String, bool) {
     let tag =
         regex::Regex::new(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}").expect("it is tested");
-    // A tag that does nothing keeps what its dashes and the end of its line do to the text around
-    // it.
+    // A tag without effect preserves the whitespace control of the dashes and of the line end.
     match tag.replace_all(source, "{%$1 set _ = 0 $2%}") {
         std::borrow::Cow::Borrowed(_) => (source.to_owned(), false),
         std::borrow::Cow::Owned(without) => (without, true),
@@ -151,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn templates_are_rendered_as_transformers_does() {
+    fn templates_render_as_in_transformers() {
         let source = "{%- for m in messages %}\n    {%- if m['role'] == 'user' %}\n<u>{{ m.content.strip() }}\n    \
                       {%- else %}\n        {% generation %}\n[{{ m.content | trim }}]{% endgeneration %}\n    {% endif %}\n\
                       {%- endfor %}\n{{ eos_token }}";
@@ -165,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_wrong_is_told_in_a_line() {
+    fn errors_are_single_lines() {
         let fails = |source: &str| match ChatTemplate::parse(source, "", "") {
             Ok(template) => template
                 .render(&[Message::new("user", "a")], false)

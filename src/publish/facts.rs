@@ -1,5 +1,5 @@
-//! What is known of a model for its card: from what the user says, else from the GGUF's metadata.
-//! What neither has is left out, with a note that asks for it.
+//! Facts about a model for its card: from the user's options, otherwise from the GGUF's metadata.
+//! Missing ones are omitted, with a note that asks for them.
 
 use super::modelfile::{Ollama, Template};
 use super::turns::Turns;
@@ -7,62 +7,61 @@ use super::{chat::ChatTemplate, lint::lint};
 use crate::format::gguf::{Metadata, Value, keys};
 use crate::report::numbers::clean;
 
-/// What the user says.
+/// Facts given by the user.
 #[derive(Clone, Debug, Default)]
 pub struct Said {
-    /// The model that was quantized, as the Hub names it: `org/name`, or its address there.
+    /// The quantized model as named on the Hub: `org/name`, or its URL.
     pub base_model: Option<String>,
-    /// Where the model was found, if it came from the Hub: the base model, unless something else is
-    /// said.
+    /// Address of the model if it came from the Hub: the base model unless given.
     pub found: Option<String>,
     /// The license.
     pub license: Option<String>,
-    /// Who publishes.
+    /// Name of the publisher.
     pub quantized_by: Option<String>,
-    /// Languages; instead of the metadata's.
+    /// Languages, replacing the metadata's.
     pub languages: Vec<String>,
     /// Further tags.
     pub tags: Vec<String>,
-    /// The repository that the files go to, `user/name`: then the card has commands that fetch them
-    /// from there. `{name}` in it is the base model's name, or else the model's own.
+    /// Target repository of the files, `user/name`; the card then has commands that download them
+    /// from there. `{name}` in it stands for the base model's name, otherwise the model's own.
     pub repo: Option<String>,
 }
 
-/// A license as the Hub wants it.
+/// A license in the Hub's format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct License {
-    /// One of the Hub's identifiers.
+    /// Identifier on the Hub.
     pub id: String,
-    /// Its name, where the identifier is `other`.
+    /// Name, for the identifier `other`.
     pub name: Option<String>,
-    /// Where it can be read.
+    /// Link to its text.
     pub link: Option<String>,
 }
 
-/// What the card says of the model.
+/// Facts for the model card.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// The model that was quantized.
+    /// The quantized model.
     pub base_model: Option<String>,
     /// The license.
     pub license: Option<License>,
-    /// Who publishes.
+    /// Name of the publisher.
     pub quantized_by: Option<String>,
-    /// The repository that the files go to.
+    /// Target repository of the files.
     pub repo: Option<String>,
     /// Languages.
     pub languages: Vec<String>,
     /// Tags.
     pub tags: Vec<String>,
-    /// What the model is for.
+    /// Task of the model on the Hub.
     pub pipeline_tag: String,
-    /// What Ollama is told.
+    /// Settings for Ollama.
     pub ollama: Ollama,
-    /// What the user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// Identifiers of licenses that the Hub knows (its documentation, "Licenses").
+/// License identifiers of the Hub (its documentation, "Licenses").
 const LICENSES: &str = "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 \
     bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 \
     cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 \
@@ -71,16 +70,16 @@ const LICENSES: &str = "apache-2.0 mit openrail bigscience-openrail-m creativeml
     gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr \
     mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr \
     deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma unknown other";
-/// The longest license that is an identifier or a name, and no text of one.
+/// Maximum length of a license identifier or name; longer values are license texts.
 const MAX_LICENSE: usize = 96;
-/// Tasks of the Hub that models with a decoder serve.
+/// Tasks of decoder models on the Hub.
 const TASKS: [&str; 4] = [
     "text-generation",
     "image-text-to-text",
     "any-to-any",
     "translation",
 ];
-/// Tags that every model gets.
+/// Tags of every model.
 const TAGS: [&str; 3] = ["gguf", "imatrix", "quantier"];
 /// Sampling parameters: key after `general.sampling.`, name in Ollama.
 const SAMPLING: [(&str, &str); 5] = [
@@ -91,7 +90,7 @@ const SAMPLING: [(&str, &str); 5] = [
     ("penalty_repeat", "repeat_penalty"),
 ];
 
-/// A model's name on the Hub, out of itself or its address there.
+/// Name of a model on the Hub, from the name itself or its URL.
 pub fn hub_id(text: &str) -> Option<String> {
     let text = text.trim().trim_end_matches('/');
     let of_address = [
@@ -115,8 +114,8 @@ pub fn hub_id(text: &str) -> Option<String> {
     (parts.len() == 2 && parts.iter().all(|part| good(part))).then(|| id.to_owned())
 }
 
-/// The repository that a pattern means for a model of this name; what a name on the Hub cannot have
-/// becomes `-`.
+/// Expands a repository pattern for a model of this name; characters not permitted on the Hub
+/// become `-`.
 pub fn repository(pattern: &str, name: &str) -> Option<String> {
     let kept = |c: char| {
         if c.is_ascii_alphanumeric() || "-_.".contains(c) {
@@ -138,13 +137,11 @@ impl Facts {
             .clone()
             .or_else(|| base_model(metadata, said, &mut notes));
         if base_model.is_none() {
-            notes.push("the card names no base model: say it with --base-model ORG/NAME".into());
+            notes.push("the card names no base model: set it with --base-model ORG/NAME".into());
         }
         let license = license(metadata, said, &mut notes);
         if said.quantized_by.is_none() {
-            notes.push(
-                "the card does not say who quantized: say it with --quantized-by NAME".into(),
-            );
+            notes.push("the card names no publisher: set it with --quantized-by NAME".into());
         }
         let given = list(metadata, "general.languages");
         let languages = if said.languages.is_empty() {
@@ -153,7 +150,7 @@ impl Facts {
             said.languages.clone()
         };
         if languages.is_empty() {
-            notes.push("the card names no language: say it with --language en".into());
+            notes.push("the card names no language: set it with --language en".into());
         }
         let mut known = list(metadata, "general.tags");
         let task = known.iter().find(|tag| TASKS.contains(&&***tag)).cloned();
@@ -186,7 +183,7 @@ impl Facts {
             repo,
             languages,
             tags,
-            // All architectures that are quantized here continue texts.
+            // All architectures that are quantized here generate text.
             pipeline_tag: task.unwrap_or_else(|| TASKS[0].into()),
             ollama,
             notes,
@@ -211,9 +208,8 @@ fn list(metadata: &Metadata<'_>, key: &str) -> Vec<String> {
         .collect()
 }
 
-/// The model itself, where the metadata say where it is, or where it was found. What it was made of
-/// (`general.base_model`) is another model, as a rule the one that it was fine-tuned from, and
-/// would be wrong here.
+/// The model itself, from its address in the metadata or its download address. `general.base_model`
+/// is another model, usually the one it was fine-tuned from, and would be wrong here.
 fn base_model(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> Option<String> {
     let own = [
         "general.source.repo_url",
@@ -236,7 +232,7 @@ fn base_model(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> 
         return Some(parent);
     }
     notes.push(format!(
-        "the model was made from {parent}, as its metadata say; base_model is the model that was quantized itself"
+        "the model was made from {parent}, according to its metadata; base_model is the quantized model itself"
     ));
     None
 }
@@ -249,7 +245,7 @@ fn license(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> Opt
     let usable = given.filter(|given| given.len() <= MAX_LICENSE && !given.contains(['\n', '\r']));
     let Some(given) = usable else {
         notes.push(
-            "the card names no license: say it with --license apache-2.0, or whatever it is".into(),
+            "the card names no license: set it with --license (apache-2.0, for example)".into(),
         );
         return None;
     };
@@ -269,7 +265,7 @@ fn license(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> Opt
     };
     if own_name.is_none() || link().is_none() {
         notes.push(format!(
-            "license '{}' is none of the Hub's: its text belongs into the directory as LICENSE",
+            "license '{}' is not one of the Hub's: add its text to the directory as LICENSE",
             clean(given)
         ));
     }
@@ -280,7 +276,7 @@ fn license(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> Opt
     })
 }
 
-/// The text of the token that a key names.
+/// Text of the token that a key refers to.
 fn token(metadata: &Metadata<'_>, key: &str) -> Option<String> {
     let id = metadata.get(key).and_then(Value::as_u64)?;
     let tokens = metadata
@@ -290,7 +286,7 @@ fn token(metadata: &Metadata<'_>, key: &str) -> Option<String> {
     String::from_utf8(bytes.to_vec()).ok()
 }
 
-/// A model's chat template, parsed; or why it cannot be.
+/// The parsed chat template of a model, or the parse error.
 pub fn chat_template(metadata: &Metadata<'_>) -> Option<Result<ChatTemplate, String>> {
     let source = metadata
         .get("tokenizer.chat_template")
@@ -317,7 +313,7 @@ fn ollama(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Ollama {
     };
     if let Template::Unknown(why) = &template {
         notes.push(format!(
-            "the chat template could not be turned into one of Ollama's: {why}; Modelfiles say so"
+            "the chat template could not be converted for Ollama: {why}; the Modelfiles say so"
         ));
     }
     let stops = match &template {
@@ -356,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_found_in_addresses_and_paths_are_none() {
+    fn ids_are_found_in_urls_but_not_in_paths() {
         assert_eq!(
             hub_id("https://huggingface.co/Org/Model-1.5B/").as_deref(),
             Some("Org/Model-1.5B")
@@ -377,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_can_be_a_pattern() {
+    fn repository_patterns_are_expanded() {
         assert_eq!(repository("me/X-GGUF", "Y").as_deref(), Some("me/X-GGUF"));
         assert_eq!(
             repository("me/{name}-GGUF", "Té st (1)").as_deref(),
@@ -401,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_model_was_made_from_is_not_what_was_quantized() {
+    fn base_model_metadata_is_not_the_quantized_model() {
         let parent = (
             "general.base_model.0.repo_url",
             "https://huggingface.co/Org/Model-Base",
@@ -443,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn licenses_are_the_hubs_or_other() {
+    fn unknown_licenses_become_other() {
         let of = |pairs: &[(&'static str, &'static str)]| {
             Facts::new(&metadata(pairs), &Said::default()).license
         };

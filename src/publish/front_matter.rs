@@ -1,9 +1,9 @@
-//! The YAML at the start of a model card, from which the Hub takes what it shows and searches.
+//! YAML front matter of a model card, which the Hub displays and indexes.
 
 use super::facts::Facts;
 use std::fmt::Write;
 
-/// The lines between two `---`, with these.
+/// The front matter with its `---` lines.
 pub(crate) fn front_matter(facts: &Facts) -> String {
     let mut out = String::from("---\n");
     let mut pair = |key: &str, value: Option<&str>| {
@@ -36,8 +36,8 @@ pub(crate) fn front_matter(facts: &Facts) -> String {
     out
 }
 
-/// A text that YAML reads as this very text: as it is where no reader of any version could take it
-/// for something else (Norwegian, `no`, is false to some), else in quotes, as in JSON.
+/// A YAML scalar with this exact text: plain if unambiguous in all YAML versions (Norwegian, `no`,
+/// is false in some), otherwise quoted as in JSON.
 fn scalar(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+".contains(c);
     let starts = text.starts_with(|c: char| c.is_ascii_alphabetic());
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_stay_texts() {
+    fn scalars_keep_their_text() {
         assert_eq!(scalar("apache-2.0"), "apache-2.0");
         assert_eq!(scalar("no"), "\"no\"");
         assert_eq!(scalar("1.0"), "\"1.0\"");

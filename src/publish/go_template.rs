@@ -1,20 +1,18 @@
-//! Ollama's template of a model: Go's text/template over `.Messages`, made of the pieces of
+//! Ollama's template of a model: Go's text/template over `.Messages`, built from the pieces of
 //! [`Turns`].
 //!
-//! Every piece stands in it as a quoted string, so that no blank of it is lost to Go's rules on
-//! white space.
+//! Every piece is a quoted string, so that Go's whitespace rules keep all blanks.
 
 use super::turns::{System, Turns, Within};
 use std::fmt::Write;
 
-/// What a model without a chat template is asked: the words as they are.
+/// Template of a model without a chat template: the bare prompt.
 pub(crate) const PLAIN: &str = "{{ .Prompt }}";
 
-/// The template.
+/// Builds the template.
 ///
-/// An answer at the end of the messages is one to be continued, as Ollama means it. Where the
-/// model's template has no place for a system's text, it goes before what the user says first, with
-/// an empty line between.
+/// A final assistant message is continued, as in Ollama. If the model's template has no place for a
+/// system text, it precedes the first user text, separated by an empty line.
 pub fn go_template(turns: &Turns) -> String {
     let mut out = String::new();
     let is = |role: &str| format!("if eq .Role {}", quoted(role));
@@ -32,7 +30,7 @@ pub fn go_template(turns: &Turns) -> String {
         Some((_, true)) => "if and (eq .Role \"user\") (lt $user 0)",
         _ => "if eq .Role \"user\"",
     };
-    // The system's text is needed before its turn comes, if it has one.
+    // The system text is needed before its turn, if it has one.
     if within.is_some() || !turns.default_system.is_empty() {
         line(&mut out, &["$system := \"\"".into()]);
         if within.is_some() {
@@ -111,7 +109,7 @@ pub fn go_template(turns: &Turns) -> String {
     out
 }
 
-/// Actions on one line; empty ones are left out.
+/// Actions on one line; empty ones are omitted.
 fn line(out: &mut String, actions: &[String]) {
     let mut trimmed = "{{- ";
     let mut any = false;
@@ -124,7 +122,7 @@ fn line(out: &mut String, actions: &[String]) {
     }
 }
 
-/// The action that writes a piece; none for an empty one.
+/// Action that writes a piece; empty for an empty piece.
 fn piece(text: &str) -> String {
     if text.is_empty() {
         String::new()
@@ -133,7 +131,7 @@ fn piece(text: &str) -> String {
     }
 }
 
-/// A string as Go reads it.
+/// A Go string literal.
 fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
@@ -162,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_is_read_easily() {
+    fn generated_templates_are_readable() {
         let turns = Turns {
             start: String::new(),
             default_system: String::new(),

@@ -1,27 +1,26 @@
-//! What is wrong with a model's chat template, as its users would find out.
+//! Checks of a model's chat template for defects that affect users.
 
 use super::chat::{ChatTemplate, Message};
 use serde_json::json;
 
-/// What was found. Empty: nothing.
+/// Findings; empty if there are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings(pub Vec<String>);
 
-/// Contents that show in what is rendered.
+/// Distinctive contents, searched for in the rendered text.
 const SYSTEM: &str = "QzSystem";
 const USER: &str = "QzQuestion";
 const ASSISTANT: &str = "QzAnswer";
 const TOOL: &str = "QzResult";
 const FUNCTION: &str = "qz_function";
 
-/// Renders a conversation of each kind, and reports what fails or is left out. The errors of
-/// `parsed` are a finding too.
+/// Renders one conversation of each kind, and reports failures and omissions. A parse error is a
+/// finding too.
 pub fn lint(parsed: Option<&Result<ChatTemplate, String>>) -> Findings {
     let template = match parsed {
         None => {
             return Findings(vec![
-                "the model has no chat template: it continues texts, and cannot be chatted with"
-                    .into(),
+                "the model has no chat template: it only continues text".into(),
             ]);
         }
         Some(Err(what)) => {
@@ -42,7 +41,7 @@ pub fn lint(parsed: Option<&Result<ChatTemplate, String>>) -> Findings {
     let plain: [(&str, Vec<Message>, &[&str]); 4] = [
         ("a question", vec![question.clone()], &[USER]),
         (
-            "a system's text and a question",
+            "a system message and a question",
             vec![says("system", SYSTEM), question.clone()],
             &[SYSTEM, USER],
         ),
@@ -70,11 +69,11 @@ pub fn lint(parsed: Option<&Result<ChatTemplate, String>>) -> Findings {
     if asks_nothing.is_ok()
         && asks_nothing == template.render(std::slice::from_ref(&question), false)
     {
-        // [/INST] ends a question and asks at once, so this is a remark only where nothing else
+        // [/INST] ends a question and starts the answer, so this is a finding only if nothing else
         // follows a question.
         let ends = asks_nothing.is_ok_and(|text| text.trim_end().ends_with(USER));
         if ends {
-            found.push("the chat template ignores add_generation_prompt: nothing says that an answer is wanted".into());
+            found.push("the chat template ignores add_generation_prompt: a prompt does not start the answer".into());
         }
     }
     let tools = json!([{ "type": "function", "function": { "name": FUNCTION, "description": "Does something.",
@@ -88,7 +87,7 @@ pub fn lint(parsed: Option<&Result<ChatTemplate, String>>) -> Findings {
     match described {
         Ok(text) if !text.contains(FUNCTION) => {
             found.push(
-                "the chat template takes no tools: what functions there are is left out".into(),
+                "the chat template takes no tools: function descriptions are left out".into(),
             );
         }
         described => {
@@ -116,7 +115,7 @@ fn report(
         Err(error) => found.push(format!("the chat template cannot render {what}: {error}")),
         Ok(text) => {
             let role = |content: &str| match content {
-                SYSTEM => "the system's text",
+                SYSTEM => "the system message",
                 USER => "the question",
                 ASSISTANT => "the answer",
                 TOOL => "the tool's result",
@@ -145,12 +144,12 @@ mod tests {
                        {% if add_generation_prompt %}<assistant>{% endif %}";
 
     #[test]
-    fn a_template_that_does_all_has_no_findings() {
+    fn complete_templates_have_no_findings() {
         assert_eq!(lint_of(ALL), Vec::<String>::new());
     }
 
     #[test]
-    fn what_users_would_stumble_over_is_found() {
+    fn defects_of_templates_are_found() {
         let has = |source: &str, part: &str| {
             let found = lint_of(source);
             assert!(found.iter().any(|f| f.contains(part)), "{part}: {found:?}");
@@ -169,14 +168,14 @@ mod tests {
                 "<{{ m.role }}>",
                 "{% if m.role == 'system' %}{{ raise_exception('No system!') }}{% endif %}",
             ),
-            "cannot render a system's text and a question: line 2: No system!",
+            "cannot render a system message and a question: line 2: No system!",
         );
         has(
             &ALL.replace(
                 "{{ m.content }}",
                 "{% if m.role != 'system' %}{{ m.content }}{% endif %}",
             ),
-            "leaves out the system's text",
+            "leaves out the system message",
         );
         has(
             &ALL.replace("{% if tools %}{{ tools | tojson }}\n{% endif %}", ""),

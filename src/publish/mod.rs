@@ -1,4 +1,4 @@
-//! `publish`: from what `make` has written to a directory that can be uploaded to the Hub as it is.
+//! `publish`: from the output of `make` to a directory that can be uploaded to the Hub as is.
 //!
 //! ```text
 //! frontier.json   what was made, and what was measured of it
@@ -8,7 +8,7 @@
 //! card            README.md
 //! ```
 //!
-//! Nothing in it names a path of the machine that it was made on.
+//! The directory contains no paths of the machine that made it.
 
 pub mod card;
 pub mod chat;
@@ -34,88 +34,88 @@ use place::Place;
 pub use place::SUMS;
 use std::path::{Path, PathBuf};
 
-/// What to do.
+/// Options of a publication.
 pub struct Job {
-    /// What `make` has written.
+    /// Output directory of `make`.
     pub directory: PathBuf,
-    /// What is to be uploaded.
+    /// Directory to create for the upload.
     pub output: PathBuf,
-    /// What the user says of the model.
+    /// Facts about the model given by the user.
     pub said: Said,
-    /// The card's template; the built-in one without it.
+    /// Template of the card; `None` for the built-in one.
     pub template: Option<String>,
-    /// Write into a directory that is there already.
+    /// Allows an existing output directory.
     pub force: bool,
-    /// Copy the models, even where a second name for the same bytes would do.
+    /// Copies models instead of hard-linking them.
     pub copy: bool,
 }
 
-/// What was done.
+/// Result of a publication.
 pub struct Done {
-    /// The models: name, SHA-256, bytes, and whether it is a hard link.
+    /// The models: name, SHA-256, size in bytes, and true for a hard link.
     pub files: Vec<(String, String, u64, bool)>,
-    /// The repository that they go to, if it was said.
+    /// Target repository, if given.
     pub repo: Option<String>,
-    /// What the user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// Why it could not be done.
+/// Errors of a publication.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file could not be read or written.
+    /// Failure to read or write a file.
     #[error(transparent)]
     Format(#[from] format::Error),
-    /// Nothing that `make` has written.
-    #[error("{}: there is no frontier.json in it; name a directory that `quantier make` has written", .0.display())]
+    /// A directory without output of `make`.
+    #[error("{}: it has no frontier.json; name an output directory of `quantier make`", .0.display())]
     NothingMade(PathBuf),
-    /// Not readable.
+    /// An unreadable frontier.json.
     #[error("{}: {error}", path.display())]
     Data {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The defect.
         error: DataError,
     },
-    /// Only the frontier.
-    #[error("{}: it has a frontier and no model; `quantier make` with a budget and the same directory writes some", .0.display())]
+    /// A frontier without files.
+    #[error("{}: it has a frontier but no models; run `quantier make` with a budget and the same directory", .0.display())]
     NoFiles(PathBuf),
-    /// A model that is gone, or another one.
+    /// A missing or changed model.
     #[error("{}: {what}; run the same `quantier make` again", path.display())]
     Changed {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The defect.
         what: String,
     },
-    /// There is something already.
-    #[error("{}: it is there already, and not empty; --force replaces what an earlier publication has put there", .0.display())]
+    /// An existing output.
+    #[error("{}: it exists and is not empty; --force replaces the files of an earlier publication", .0.display())]
     Exists(PathBuf),
-    /// No directory.
-    #[error("{}: this is no directory that can be written; name another", .0.display())]
+    /// An output that is not a directory.
+    #[error("{}: not a writable directory; name another", .0.display())]
     NoDirectory(PathBuf),
-    /// A directory that is in the way.
-    #[error("{}: this directory is in the way and none of ours; move it, or choose another output", .0.display())]
+    /// A directory at the temporary place that was not made by `publish`.
+    #[error("{}: this directory was not made by quantier publish; move it, or choose another output", .0.display())]
     Foreign(PathBuf),
-    /// Another process.
-    #[error("{}: another process is writing it; wait for that one, or choose another output", .0.display())]
+    /// Another process writes the same output.
+    #[error("{}: another process is writing it; wait for it, or choose another output", .0.display())]
     Taken(PathBuf),
-    /// The card's template.
+    /// An invalid template of the card.
     #[error("the card's template: {0}")]
     Template(String),
-    /// It was asked to stop.
+    /// Cancelled.
     #[error("stopped before the end; nothing was published")]
     Cancelled,
 }
 
-/// Result of this module.
+/// Result type of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What the report, the figures and the importance matrix are called, here and there.
+/// File names of report data and importance matrix, in both directories.
 const FRONTIER: &str = "frontier.json";
 const IMATRIX: &str = "imatrix.gguf";
 
-/// Checks output and template, before anything is published.
+/// Checks output and template before publishing.
 ///
 /// # Errors
 /// An output that is a file, or not empty without `force`; a malformed template of the card.
@@ -129,7 +129,7 @@ pub fn check(job: &Job) -> Result<()> {
 /// Publishes the results of `make`.
 ///
 /// # Errors
-/// As [`check`]; results that are missing, damaged or changed; a file that cannot be read or written;
+/// As [`check`]; missing, damaged or changed results; files that cannot be read or written;
 /// cancellation.
 pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
     check(job)?;
@@ -146,11 +146,11 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
         };
         let len = path
             .metadata()
-            .map_err(|_| changed("frontier.json names this file, and it is gone".into()))?
+            .map_err(|_| changed("frontier.json names this file, but it is missing".into()))?
             .len();
         if len != file.bytes {
             return Err(changed(format!(
-                "it has {len} bytes, and frontier.json says {}",
+                "it has {len} bytes, but {} in frontier.json",
                 file.bytes
             )));
         }
@@ -212,8 +212,8 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
     place.text("frontier.svg", &size_chart(&data, Shown::Alone))?;
     place.text("report.html", &page(&data))?;
     place.text(FRONTIER, &data.to_json())?;
-    // A model that continues texts needs no template on the Hub, and one that none was found for
-    // has its own.
+    // A base model needs no template on the Hub, and a model without a derived template has its
+    // own.
     if let (Template::Derived(_), Some(go)) = (&facts.ollama.template, facts.ollama.go()) {
         place.text("template", &go)?;
     }
@@ -250,7 +250,7 @@ fn read(directory: &Path) -> Result<Frontier> {
         path: path.clone(),
         error,
     })?;
-    // Names are names, and lead nowhere else.
+    // File names must not contain paths.
     let stray = data
         .files
         .iter()
@@ -258,7 +258,7 @@ fn read(directory: &Path) -> Result<Frontier> {
     match stray {
         Some(file) => Err(Error::Changed {
             path,
-            what: format!("'{}' is no name of a file", file.name),
+            what: format!("'{}' is not a file name", file.name),
         }),
         None => Ok(data),
     }

@@ -1,41 +1,41 @@
-//! What Ollama is told of a model: a Modelfile for each GGUF, and the files `template` and `params`
-//! that it reads from a repository of the Hub.
+//! Files for Ollama: a Modelfile for each GGUF, and `template` and `params`, which it reads from a
+//! repository on the Hub.
 
 use super::go_template::{PLAIN, go_template};
 use super::turns::{System, Turns};
 use serde_json::{Map, Value};
 use std::fmt::Write;
 
-/// Tokens of context that Ollama is told to keep, if the model has as many: its own default is
-/// less, and the KV cache of all that a model could take is more than most machines have.
+/// Context length set for Ollama in tokens, at most the model's: its own default is lower, and the
+/// KV cache of a model's full context exceeds the memory of most machines.
 const CONTEXT: u64 = 8192;
 
-/// What the chat template came to.
+/// Result of analysing the chat template.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Template {
-    /// There is none.
+    /// No chat template.
     Missing,
-    /// It was taken apart.
+    /// Split into pieces.
     Derived(Box<Turns>),
-    /// It was not; the reason.
+    /// Unsupported, with the reason.
     Unknown(String),
 }
 
-/// What Ollama is told.
+/// Settings for Ollama.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ollama {
-    /// The chat template.
+    /// Chat template.
     pub template: Template,
-    /// Words that end an answer.
+    /// Stop words, which end an answer.
     pub stops: Vec<String>,
-    /// Tokens of context that the model was made for.
+    /// Context length of the model in tokens.
     pub context: Option<u64>,
-    /// How the model wants to be sampled, under Ollama's names.
+    /// Recommended sampling parameters, by Ollama's names.
     pub sampling: Vec<(&'static str, Value)>,
 }
 
 impl Ollama {
-    /// Go's template; None where Ollama has to find one by itself.
+    /// Go template; `None` if Ollama has to choose one.
     pub(crate) fn go(&self) -> Option<String> {
         match &self.template {
             Template::Derived(turns) => Some(go_template(turns)),
@@ -44,36 +44,39 @@ impl Ollama {
         }
     }
 
-    /// What a reader should know of the template, in sentences.
+    /// Remarks on the template for readers, in sentences.
     pub(crate) fn remarks(&self) -> Vec<String> {
         match &self.template {
-            Template::Missing => vec!["The model has no chat template: it continues texts.".into()],
+            Template::Missing => {
+                vec!["The model has no chat template: it only continues text.".into()]
+            }
             Template::Unknown(why) => vec![
-                format!(
-                    "The model's chat template could not be turned into one of Ollama's: {why}."
-                ),
-                "Ollama looks for one that it knows by itself; add a TEMPLATE if it finds none."
+                format!("The model's chat template could not be converted for Ollama: {why}."),
+                "Ollama searches its own templates for a match; add a TEMPLATE if there is none."
                     .into(),
             ],
             Template::Derived(turns) => {
                 let family = turns.family().name();
                 let mut remarks = vec![format!(
-                    "The template was derived from the model's own ({family}), and renders the same conversations alike."
+                    "The template was derived from the model's own ({family}) and renders test conversations identically."
                 )];
                 if turns.system == System::None {
                     remarks
-                        .push("The model's own takes no system prompt: one is put before the first question.".into());
+                        .push("The model's own template has no system prompt: it is put before the first question.".into());
                 }
                 if turns.trims {
-                    remarks.push("The model's own cuts blanks around messages away, which this one cannot do.".into());
+                    remarks.push(
+                        "The model's own template trims blanks around messages; this one cannot."
+                            .into(),
+                    );
                 }
-                remarks.push("Calls of tools are not in it.".into());
+                remarks.push("It does not support tool calls.".into());
                 remarks
             }
         }
     }
 
-    /// The parameters: name and value.
+    /// Parameters: names and values.
     fn parameters(&self) -> Vec<(&str, Value)> {
         let mut all: Vec<_> = self
             .stops
@@ -92,7 +95,7 @@ impl Ollama {
         all
     }
 
-    /// The Modelfile for a GGUF in the same directory.
+    /// Modelfile for a GGUF in the same directory.
     pub(crate) fn modelfile(&self, gguf: &str) -> String {
         let mut out = format!("# ollama create NAME -f THIS_FILE\nFROM ./{gguf}\n\n");
         for remark in self.remarks() {
@@ -105,7 +108,7 @@ impl Ollama {
         if let Some(context) = self.context.filter(|context| *context > CONTEXT) {
             let _ = writeln!(
                 out,
-                "# The model can have up to {context} tokens of context; more take more memory."
+                "# The model supports up to {context} tokens of context; more need more memory."
             );
         }
         for (name, value) in self.parameters() {
@@ -114,7 +117,7 @@ impl Ollama {
         out
     }
 
-    /// The file `params`: the same as JSON.
+    /// The file `params`: the parameters as JSON.
     pub(crate) fn params(&self) -> String {
         let mut params = Map::new();
         if !self.stops.is_empty() {
@@ -136,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_modelfile_says_what_it_could_not_do() {
+    fn modelfiles_state_their_limitations() {
         let ollama = Ollama {
             template: Template::Unknown("the first\nline".into()),
             stops: vec!["</s>".into(), "a \"b\"".into()],

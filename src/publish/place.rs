@@ -1,4 +1,4 @@
-//! The directory that is written: beside its place first, then renamed.
+//! The output directory: written under a temporary name, then renamed.
 
 use super::{Error, Result};
 use crate::format::map::Map;
@@ -10,19 +10,19 @@ use std::fs::{self, File, TryLockError};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// What the sums of all other files are called.
+/// Name of the file with the checksums of all others.
 pub const SUMS: &str = "SHA256SUMS";
-/// Lies in a directory that is not finished, and tells it from one that is somebody else's.
+/// Marker file of an unfinished directory, which distinguishes it from unrelated ones.
 const MARK: &str = ".quantier-unfinished";
-/// Bytes that are read or copied at once.
+/// Bytes read or copied at once.
 const PIECE: usize = 4 << 20;
 
-/// A directory in the making. Unless it is finished, nothing of it stays.
+/// A directory under construction, removed unless it is finished.
 pub(super) struct Place {
     staging: PathBuf,
     target: PathBuf,
     sums: Vec<(String, String)>,
-    /// Held as long as this run writes.
+    /// Held while this run writes.
     _lock: Option<File>,
 }
 
@@ -37,7 +37,7 @@ fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error
     }
 }
 
-/// Fails if there is something at the target already that must not be replaced.
+/// Fails if the target exists and must not be replaced.
 pub(super) fn check(target: &Path, force: bool) -> Result<()> {
     if target.exists() && !target.is_dir() {
         return Err(Error::NoDirectory(target.to_owned()));
@@ -53,10 +53,10 @@ pub(super) fn check(target: &Path, force: bool) -> Result<()> {
 }
 
 impl Place {
-    /// Begins beside the target. What a killed run has left there is taken over.
+    /// Starts beside the target. Leftovers of a killed run are reused.
     pub(super) fn new(target: &Path, force: bool) -> Result<Place> {
         check(target, force)?;
-        // A link stays a link.
+        // A symbolic link is kept.
         let target = target.canonicalize().unwrap_or_else(|_| target.to_owned());
         let Some(name) = target.file_name() else {
             return Err(Error::NoDirectory(target));
@@ -97,8 +97,8 @@ impl Place {
         Ok(())
     }
 
-    /// Gives a file another name here, or copies it where that cannot be or is not wanted. Returns
-    /// its SHA-256, and whether it is a link.
+    /// Hard-links a file under a name here, or copies it if linking is impossible or unwanted.
+    /// Returns its SHA-256, and true for a link.
     pub(super) fn file(
         &mut self,
         from: &Path,
@@ -107,7 +107,7 @@ impl Place {
         progress: &dyn Progress,
     ) -> Result<(String, bool)> {
         let to = self.staging.join(name);
-        // Of a link, the file that it leads to.
+        // Resolve links first.
         let real = from.canonicalize().map_err(io(from, "open"))?;
         let linked = !copy && fs::hard_link(&real, &to).is_ok();
         progress.at(name);
@@ -119,9 +119,9 @@ impl Place {
         Ok((sum, linked))
     }
 
-    /// Writes the sums and gives the directory its name. Into one that is there already, files are
-    /// moved one by one: those of the last publication that this one has not are removed, what else
-    /// there is stays.
+    /// Writes the checksums and renames the directory. For an existing target, files are moved one
+    /// by one: files of the last publication that are missing now are removed, other files are
+    /// kept.
     pub(super) fn finish(mut self) -> Result<()> {
         self.sums.sort();
         let sums: String = self
@@ -162,7 +162,7 @@ impl Drop for Place {
     }
 }
 
-/// A line as `sha256sum -c` reads it.
+/// A line in the format of `sha256sum -c`.
 fn sum_line(name: &str, sum: &str) -> String {
     match name.contains(['\\', '\n', '\r']) {
         true => {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_stays_of_what_is_not_finished_and_nothing_foreign_is_lost() {
+    fn unfinished_output_is_removed_and_unrelated_files_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let (target, big) = (dir.path().join("out"), dir.path().join("big"));
         fs::write(&big, vec![7; 3 * PIECE + 1]).unwrap();
@@ -236,7 +236,7 @@ mod tests {
         drop(place);
         assert_eq!(names(dir.path()), ["big"]);
 
-        // What a killed run has left is taken over; what is somebody else's is not.
+        // Leftovers of a killed run are reused, unrelated directories are not.
         let unfinished = dir.path().join("out.partial");
         fs::create_dir(&unfinished).unwrap();
         fs::write(unfinished.join("mine"), "").unwrap();
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_as_sha256sum_writes_them() {
+    fn checksums_have_the_format_of_sha256sum() {
         let empty = hex(&Sha256::digest(b""));
         assert_eq!(
             empty,

@@ -1,62 +1,60 @@
-//! What a chat template writes around the turns of a conversation.
+//! The pieces that a chat template writes around the turns of a conversation.
 //!
-//! The template is not read but tried: conversations with known contents are rendered, and what
-//! stands between the contents is taken apart into the pieces of [`Turns`]. The pieces are then put
-//! together again for other conversations, and only if that is what the template itself renders are
-//! they believed. So it does not matter how a template is written, and what no such pieces can say
-//! (a template that counts, looks into contents, or changes early turns) is found out.
+//! The template is not parsed but probed: conversations with known contents are rendered, and the
+//! text between the contents is split into the pieces of [`Turns`]. The pieces are then combined
+//! for other conversations, and accepted only if the template itself renders the same. So the style
+//! of the template does not matter, and templates beyond such pieces (counting, looking into
+//! contents, changing early turns) are detected.
 
 use super::chat::{ChatTemplate, Message};
 
-/// Where the system's text goes.
+/// Place of the system text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum System {
     /// A turn of its own, before all others.
     Turn {
-        /// Before its text.
+        /// Text before it.
         open: String,
-        /// After its text.
+        /// Text after it.
         close: String,
     },
-    /// Into the first turn of the user.
+    /// In the first user turn.
     First(Within),
-    /// Into the last turn of the user.
+    /// In the last user turn.
     Last(Within),
-    /// Nowhere: the template refuses it, or leaves it out.
+    /// None: the template rejects or ignores it.
     None,
 }
 
-/// A system's text inside a user's turn.
+/// A system text inside a user turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Within {
-    /// Between the turn's beginning and the text.
+    /// Text between the start of the turn and the system text.
     pub open: String,
-    /// Between the text and what the user says.
+    /// Text between the system text and the user text.
     pub close: String,
 }
 
-/// The pieces of a prompt.
+/// Pieces of a prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turns {
-    /// At the very beginning, whatever follows. The token that begins a text is not in it: who runs
-    /// the model adds that.
+    /// Start of every prompt, without the BOS token, which the runtime adds.
     pub start: String,
-    /// At the beginning of a conversation without a system's text: as a rule, a turn with the
-    /// system's usual text.
+    /// Start of a conversation without a system text: usually a turn with the default system text.
     pub default_system: String,
-    /// The system.
+    /// Place of the system text.
     pub system: System,
-    /// Before and after what the user says.
+    /// Text before and after a user text.
     pub user: (String, String),
-    /// Before and after what the assistant has said.
+    /// Text before and after an assistant text.
     pub assistant: (String, String),
-    /// What asks for the assistant's next words.
+    /// Start of the assistant's next turn.
     pub generation: String,
-    /// Whether blanks around contents are cut away, which Go templates cannot do.
+    /// True if blanks around contents are trimmed, which Go templates cannot do.
     pub trims: bool,
 }
 
-/// Families of templates, as people call them. Only a name: the pieces are what counts.
+/// Template families by common name. Informative only: the pieces matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// `<|im_start|>user`
@@ -74,7 +72,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// How it is called.
+    /// Name of the family.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Family::ChatMl => "ChatML",
@@ -87,16 +85,16 @@ impl Family {
     }
 }
 
-/// Contents that no template writes by itself, and that no part of another one is.
+/// Contents that no template contains and that are not substrings of each other.
 const SYSTEM: &str = "QzSysQ";
 const USER: [&str; 2] = ["QzUsrAQ", "QzUsrBQ"];
 const ASSISTANT: &str = "QzAstQ";
 
 impl Turns {
-    /// Takes a template apart.
+    /// Splits a template into its pieces.
     ///
     /// # Errors
-    /// A template that cannot be rendered, or with turns that vary by their context.
+    /// A template that cannot be rendered, or with turns that depend on their context.
     pub fn of(template: &ChatTemplate) -> Result<Turns, String> {
         let user = |i: usize| Message::new("user", USER[i]);
         let assistant = || Message::new("assistant", ASSISTANT);
@@ -107,8 +105,9 @@ impl Turns {
         let [_, after_asked] = between(&asked, [USER[0]])?;
         let generation = after_asked
             .strip_prefix(&*after)
-            .ok_or("asking for an answer changes the user's turn")?;
-        // The last answer may begin in another way than earlier ones (its thoughts are shown, say).
+            .ok_or("the generation prompt changes the user turn")?;
+        // The last answer may begin differently from earlier ones (for example, with its
+        // reasoning).
         let [_, _, end] = between(
             &render(&[user(0), assistant()], false)?,
             [USER[0], ASSISTANT],
@@ -117,10 +116,10 @@ impl Turns {
         let [_, early, next, _] = between(&three, [USER[0], ASSISTANT, USER[1]])?;
         let answer = early
             .strip_prefix(&*after)
-            .ok_or("an answer changes the user's turn before it")?;
-        // Between an answer and the next question lie the answer's end and the turn's beginning.
-        // What is common to all turns of the user is before each; what only the first has is before
-        // the conversation.
+            .ok_or("an answer changes the preceding user turn")?;
+        // Between an answer and the next question are the end of the answer and the start of the
+        // turn. Text common to all user turns belongs to each turn; text before the first only
+        // belongs to the conversation.
         let close = if next.starts_with(&*end) {
             end
         } else {
@@ -130,7 +129,7 @@ impl Turns {
             Some(lead) => (&*close, &next[close.len()..], lead),
             None => (
                 next.strip_suffix(&*before)
-                    .ok_or("the user's first turn begins unlike later ones")?,
+                    .ok_or("the first user turn begins differently from later ones")?,
                 &*before,
                 "",
             ),
@@ -162,14 +161,14 @@ impl Turns {
             Message::new("assistant", ASSISTANT),
             user(1),
         ];
-        // It may be refused, or left out.
+        // It may be rejected or ignored.
         let rendered = template.prompt(&conversation, true).unwrap_or_default();
         let Some(at) = rendered.find(SYSTEM) else {
             self.start = std::mem::take(&mut self.default_system);
             return Ok(());
         };
         let opened = &*self.user.0;
-        let changes = "the system's text changes the user's turn";
+        let changes = "the system message changes the user turn";
         if rendered.find(ASSISTANT).is_some_and(|answer| answer < at) {
             let [before, _, gap, close, _] =
                 between(&rendered, [USER[0], ASSISTANT, SYSTEM, USER[1]])?;
@@ -191,8 +190,8 @@ impl Turns {
             return Ok(());
         }
         let [before, close, _, _, _] = between(&rendered, [SYSTEM, USER[0], ASSISTANT, USER[1]])?;
-        // One of its own ends before the user's begins; one within has the user's beginning before
-        // it.
+        // A separate system turn ends before the start of the user turn; a system text within the
+        // user turn comes after it.
         self.system = match close.strip_suffix(opened).filter(|_| !opened.is_empty()) {
             Some(own) => System::Turn {
                 open: before,
@@ -203,7 +202,7 @@ impl Turns {
                     .strip_prefix(&*self.default_system)
                     .and_then(|rest| rest.strip_prefix(opened));
                 let open = within
-                    .ok_or("the system's text is neither a turn nor within one of the user's")?
+                    .ok_or("the system message is neither a turn nor part of a user turn")?
                     .to_owned();
                 self.start = std::mem::take(&mut self.default_system);
                 System::First(Within { open, close })
@@ -212,8 +211,8 @@ impl Turns {
         Ok(())
     }
 
-    /// The prompt of a conversation of system (or none), user, assistant and so on, as these pieces
-    /// make it: what the Go template does as well.
+    /// Prompt of a conversation of system (optional), user, assistant and so on, built from these
+    /// pieces as the Go template does.
     pub fn render(&self, messages: &[Message]) -> String {
         let system = messages
             .iter()
@@ -264,7 +263,7 @@ impl Turns {
             if theirs != ours {
                 let roles: Vec<&str> = messages.iter().map(|m| &*m.role).collect();
                 return Err(format!(
-                    "a conversation of {} is no row of turns that are all alike",
+                    "a conversation of {} is not a sequence of uniform turns",
                     roles.join(", ")
                 ));
             }
@@ -288,8 +287,8 @@ impl Turns {
             .map_or(Family::Other, |(_, family)| *family)
     }
 
-    /// What ends an answer: the marks after it, and those that begin a turn of the user. `eos` is
-    /// the vocabulary's.
+    /// Stop words: the marks after an answer, and those at the start of a user turn. `eos` is the
+    /// vocabulary's.
     pub fn stops(&self, eos: Option<&str>) -> Vec<String> {
         let mut stops: Vec<String> = Vec::new();
         let after = mark(&self.assistant.1).or(eos.map(str::to_owned));
@@ -302,7 +301,7 @@ impl Turns {
     }
 }
 
-/// Conversations of the usual forms, which end with the user.
+/// Typical conversations, ending with a user turn.
 pub fn conversations(with_system: bool) -> Vec<Vec<Message>> {
     let says = |role: &str, content: &str| Message::new(role, content);
     let mut turns = vec![says("user", "What is the tallest tree?")];
@@ -325,7 +324,7 @@ pub fn conversations(with_system: bool) -> Vec<Vec<Message>> {
     all
 }
 
-/// The first mark of a piece that stands for a token: `<|im_end|>`, `</s>`, `[INST]`.
+/// The first mark of a piece that looks like a token: `<|im_end|>`, `</s>`, `[INST]`.
 fn mark(piece: &str) -> Option<String> {
     let piece = piece.trim_start();
     let close = match piece.chars().next()? {
@@ -338,7 +337,7 @@ fn mark(piece: &str) -> Option<String> {
     (mark.len() > 2 && !mark.contains(char::is_whitespace)).then(|| mark.to_owned())
 }
 
-/// What both begin with, at the border of a character.
+/// Common prefix, cut at a character boundary.
 fn common(a: &str, b: &str) -> String {
     a.chars()
         .zip(b.chars())
@@ -347,7 +346,7 @@ fn common(a: &str, b: &str) -> String {
         .collect()
 }
 
-/// What stands before, between and behind some contents, which must come in this order, each once.
+/// Text before, between and after some contents, each of which must occur once, in this order.
 fn between<const N: usize, const M: usize>(
     text: &str,
     contents: [&str; N],
@@ -357,9 +356,9 @@ fn between<const N: usize, const M: usize>(
     for content in contents {
         let (before, after) = rest
             .split_once(content)
-            .ok_or("what is said is left out, changed, or moved")?;
+            .ok_or("contents are left out, changed, or moved")?;
         if after.contains(content) {
-            return Err("what is said is repeated".into());
+            return Err("contents are repeated".into());
         }
         parts.push(before.to_owned());
         rest = after;

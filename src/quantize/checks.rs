@@ -1,4 +1,4 @@
-//! Inputs that llama-quantize takes without a word, and that are refused or told here.
+//! Inputs that llama-quantize accepts silently, and that are refused or reported here.
 
 use super::metadata::UsedImatrix;
 use super::{Job, PlannedOutput, PlannedTensor};
@@ -9,13 +9,13 @@ use crate::plan::recipe::{Pattern, Problem};
 use quantier_core::words::{distance, listed};
 use std::collections::HashSet;
 
-/// The tokens of a vocabulary.
+/// Metadata key of the vocabulary's tokens.
 const TOKENS: &str = "tokenizer.ggml.tokens";
-/// Names that a message lists.
+/// Maximum number of names in a message.
 const NAMED: usize = 8;
 
-/// Models that llama.cpp cannot load, whatever their types: embeddings or an output matrix of
-/// another number of rows than there are tokens, experts in tensors of their own.
+/// Models that llama.cpp cannot load, whatever their types: embeddings or an output matrix with a
+/// number of rows other than the number of tokens, experts in separate tensors.
 pub(super) fn unusable(input: &Input<'_>) -> Vec<Problem> {
     let metadata = input.metadata();
     let architecture = metadata.get(keys::ARCHITECTURE).and_then(Value::as_str);
@@ -24,7 +24,7 @@ pub(super) fn unusable(input: &Input<'_>) -> Vec<Problem> {
     }
     let catalog = input.catalog();
     let tokens = metadata.get(TOKENS).and_then(Value::as_array);
-    // Both ends of the model have a row for each token.
+    // Both ends of the model have one row per token.
     let embedding = catalog.embedding().map(|entry| entry.id);
     let output = catalog.output().map(|linear| linear.tensor);
     let ends = embedding
@@ -51,7 +51,7 @@ pub(super) fn unusable(input: &Input<'_>) -> Vec<Problem> {
     ends.filter_map(rows).chain(experts.take(NAMED)).collect()
 }
 
-/// An importance matrix of another model: none of its names is one of this model.
+/// An importance matrix of another model, without any name of this model.
 pub(super) fn foreign_imatrix(input: &Input<'_>, used: &UsedImatrix) -> Option<Problem> {
     let names = used.imatrix.entries.keys();
     if names
@@ -71,8 +71,7 @@ pub(super) fn foreign_imatrix(input: &Input<'_>, used: &UsedImatrix) -> Option<P
     ))
 }
 
-/// What the user should know about an importance matrix that does not cover the model, or covers
-/// more than it.
+/// Notes on tensors missing in the importance matrix, and on its unused entries.
 pub(super) fn imatrix_gaps(
     input: &Input<'_>,
     job: &Job,
@@ -88,7 +87,7 @@ pub(super) fn imatrix_gaps(
         let linear = catalog.linear_named(&tensor.name);
         linear.is_some_and(|linear| catalog.in_imatrix(linear.id, false))
     };
-    // Those that cannot be written without it are refused later on.
+    // Tensors that require it are refused later.
     let refused: HashSet<&str> = output.imatrix_missing().map(|t| &*t.name).collect();
     let is_without = |tensor: &&PlannedTensor| {
         let rounded = tensor.chosen.target != tensor.from && tensor.chosen.target.is_quantized();
@@ -109,14 +108,14 @@ pub(super) fn imatrix_gaps(
     let mut warnings = Vec::new();
     if !without.is_empty() && !is_filtered && job.prune_layers.is_empty() {
         warnings.push(format!(
-            "the importance matrix has nothing for {}, quantized without it: {}",
+            "the importance matrix has no values for {}, quantized without it: {}",
             count(without.len(), "tensor"),
             listed(&without, NAMED)
         ));
     }
     if !unknown.is_empty() {
         warnings.push(format!(
-            "the importance matrix has {} of other names than the model's: {}; is it of this model?",
+            "the importance matrix has {} for other tensors than the model's: {}; does it belong to this model?",
             count(unknown.len(), "entry"),
             listed(&unknown, NAMED)
         ));
@@ -124,7 +123,7 @@ pub(super) fn imatrix_gaps(
     warnings
 }
 
-/// Patterns of tensor names that match none, each with the nearest name.
+/// Patterns without a matching tensor, each with the nearest name.
 pub(super) fn idle_patterns<'p>(
     patterns: impl Iterator<Item = &'p Pattern>,
     tensors: &[PlannedTensor],
@@ -141,12 +140,12 @@ pub(super) fn idle_patterns<'p>(
     told.collect()
 }
 
-/// A tensor's name, and the part of it that says what the tensor does.
+/// A tensor's name, and the part of it that identifies its kind.
 fn parts(name: &str) -> [&str; 2] {
     [name, role::kind_of(name)]
 }
 
-/// Layers to prune that are not there.
+/// Layers to prune that do not exist.
 pub(super) fn absent_layers(pruned: &[u32], layers: u32) -> Option<String> {
     let absent: Vec<String> = pruned
         .iter()
@@ -176,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layers_that_are_not_there_are_named() {
+    fn missing_layers_are_named() {
         assert_eq!(absent_layers(&[0, 2], 3), None);
         let told = absent_layers(&[1, 3, 99], 3).unwrap();
         assert!(told.contains("0 to 2, and no layer 3, 99"), "{told}");

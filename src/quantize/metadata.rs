@@ -1,4 +1,4 @@
-//! Metadata of the output, and the facts that the preset rules need from the input's.
+//! Metadata of the output, and the model's facts for the preset rules.
 
 use super::{Error, Job, Result};
 use crate::arch::Role;
@@ -8,28 +8,27 @@ use crate::format::types::GgmlType;
 use crate::plan::presets::ModelFacts;
 use crate::rounding::Rounding;
 
-/// Set in `general.file_type` if the type is a guess.
+/// Flag in `general.file_type` for a guessed type.
 const GUESSED: u32 = 1024;
-/// How many layers there are; the architecture comes before it.
+/// Key of the number of layers, prefixed by the architecture.
 const BLOCK_COUNT: &str = "block_count";
-/// The architecture of projector files, which have other keys than language models and are asked
-/// for none.
+/// Architecture of projector files, which lack the keys of language models.
 const VISION_TOWER: &str = "clip";
-/// How the weights were rounded, where that is not as the reference does.
+/// Key of the rounding method, if not the reference's.
 const ROUNDING: &str = "quantier.rounding";
-/// Longest string that llama.cpp's metadata overrides hold.
+/// Maximum string length of llama.cpp's metadata overrides.
 const OVERRIDE_STRING: usize = 127;
 
 /// `--override-kv KEY=TYPE:VALUE`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KvOverride {
-    /// The metadata key.
+    /// New value.
     pub key: String,
     /// Its new value.
     pub value: OverrideValue,
 }
 
-/// The types that llama.cpp's overrides know.
+/// Value types of llama.cpp's overrides.
 #[derive(Clone, Debug, PartialEq)]
 pub enum OverrideValue {
     /// Written as u32.
@@ -45,7 +44,7 @@ pub enum OverrideValue {
 impl OverrideValue {
     fn to_value(&self) -> Value<'static> {
         match self {
-            // As the reference: the absolute value, its low 32 bits.
+            // As in the reference: the low 32 bits of the absolute value.
             OverrideValue::Int(v) => Value::U32(v.unsigned_abs() as u32),
             OverrideValue::Float(v) => Value::F32(*v as f32),
             OverrideValue::Bool(v) => Value::Bool(*v),
@@ -54,7 +53,7 @@ impl OverrideValue {
     }
 }
 
-/// Metadata as the reference's loader sees it: overrides of the right kind come first.
+/// Metadata as seen by the reference's loader: overrides of the right type take precedence.
 struct Lookup<'a> {
     metadata: &'a Metadata<'a>,
     overrides: &'a [KvOverride],
@@ -83,8 +82,8 @@ impl Lookup<'_> {
         }
     }
 
-    /// What the first layer has of something that may differ by layer. Unlike a plain number, it
-    /// can only be overridden where the file has one number for all layers.
+    /// Value of a key in the first layer, for keys that may vary by layer. Unlike a plain number,
+    /// it can only be overridden if the file has one number for all layers.
     fn of_first_layer(&self, key: &str) -> Option<u32> {
         match self.metadata.get(key)?.as_array() {
             Some(array) => array.values().next()?.as_u64()?.try_into().ok(),
@@ -93,7 +92,7 @@ impl Lookup<'_> {
     }
 }
 
-/// What the preset rules ask about the model. `roles` are those of all its tensors.
+/// The model's facts for the preset rules. `roles` are those of all tensors.
 pub(super) fn facts(
     metadata: &Metadata<'_>,
     job: &Job,
@@ -145,30 +144,30 @@ pub(super) fn facts(
     Ok(facts)
 }
 
-/// What an output changes in the metadata.
+/// Changes of the metadata by an output.
 pub(super) struct Changes<'c> {
     pub(super) overrides: &'c [KvOverride],
     pub(super) file_type: u32,
     pub(super) rounding: Rounding,
     pub(super) imatrix: Option<&'c UsedImatrix>,
     pub(super) architecture: &'c str,
-    /// The layers that are left out.
+    /// Pruned layers, if any.
     pub(super) layers_left: Option<Pruning<'c>>,
 }
 
-/// Layers that are left out.
+/// Pruning of layers.
 #[derive(Clone, Copy)]
 pub(super) struct Pruning<'c> {
-    /// Layers of the input.
+    /// Number of layers of the input.
     pub(super) layers: u32,
-    /// Their numbers.
+    /// Indices of the pruned layers.
     pub(super) pruned: &'c [u32],
-    /// Layers of the output.
+    /// Number of layers of the output.
     pub(super) left: u32,
 }
 
 impl Changes<'_> {
-    /// The metadata of the output's first file.
+    /// Metadata of the output's first file.
     pub(super) fn apply<'a>(&self, metadata: &Metadata<'a>) -> Metadata<'a> {
         let mut out = metadata.cut_at_zeros();
         out.set(keys::QUANTIZATION_VERSION, Value::U32(QUANTIZATION_VERSION));
@@ -191,7 +190,7 @@ impl Changes<'_> {
                 "quantize.imatrix.entries_count",
                 Value::U32(used.imatrix.entries.len() as u32),
             );
-            // A count beyond i32 is negative to the reference, which then leaves the key out.
+            // The reference reads a count beyond i32 as negative and omits the key.
             if (1..=i32::MAX as u32).contains(&used.imatrix.chunk_count) {
                 out.set(
                     "quantize.imatrix.chunks_count",
@@ -210,8 +209,8 @@ impl Changes<'_> {
 }
 
 impl Changes<'_> {
-    /// Takes pruned layers out of lists with one value for each layer, which llama.cpp does not read
-    /// at any other length.
+    /// Removes pruned layers from lists with one value per layer, which llama.cpp requires to have
+    /// that length.
     fn shorten_lists(&self, metadata: &mut Metadata<'_>, pruning: Pruning<'_>) {
         let prefix = format!("{}.", self.architecture);
         let of_layers = |(key, value): (&str, &Value<'_>)| {
@@ -233,10 +232,10 @@ impl Changes<'_> {
     }
 }
 
-/// Lists of an architecture that do not count layers, whatever their length.
+/// Lists that are not per layer, whatever their length.
 const OTHER_LISTS: [&str; 1] = ["rope.dimension_sections"];
 
-/// Records a rounding other than the reference's.
+/// Records a rounding method other than the reference's.
 pub(super) fn set_rounding(metadata: &mut Metadata<'_>, rounding: Rounding) {
     match rounding {
         Rounding::Reference => metadata.remove(ROUNDING),
@@ -247,15 +246,15 @@ pub(super) fn set_rounding(metadata: &mut Metadata<'_>, rounding: Rounding) {
     }
 }
 
-/// An importance matrix after its filters, with the name that the user gave.
+/// An importance matrix after filtering, with the name that the user gave.
 pub(super) struct UsedImatrix {
     pub(super) file: String,
     pub(super) imatrix: Imatrix,
 }
 
-/// `general.file_type` of a copy: what the input says, or a guess by the type of most of its
-/// tensors. `types` are those of all tensors, pruned ones too, by layer and name: of types that are
-/// equally frequent, the one that gets there first counts.
+/// `general.file_type` of a copy: the input's, or a guess from the most frequent tensor type.
+/// `types` are those of all tensors, pruned ones too, by layer and name: among equally frequent
+/// types, the first to reach the count wins.
 pub(super) fn file_type_of_copy(
     metadata: &Metadata<'_>,
     job: &Job,
@@ -286,11 +285,11 @@ pub(super) fn file_type_of_copy(
     GUESSED | guess(most.0)
 }
 
-/// The file type that a model mostly of this type is taken for.
+/// The file type guessed from the most frequent tensor type.
 fn guess(t: GgmlType) -> u32 {
     use crate::plan::file_type::FileType as F;
     use GgmlType as T;
-    /// NVFP4 is a file type that the reference knows but does not offer.
+    /// A file type of the reference that it does not offer.
     const NVFP4: u32 = 39;
     const GUESSES: &[(GgmlType, F)] = &[
         (T::F16, F::F16),
@@ -332,7 +331,7 @@ fn guess(t: GgmlType) -> u32 {
 mod tests {
     use super::*;
     #[test]
-    fn lists_of_layers_lose_the_pruned_ones() {
+    fn pruned_layers_are_removed_from_lists() {
         let list = |values: &[u32]| {
             let values = values.iter().map(|n| Value::U32(*n));
             Value::Array(Array::of_values(ValueType::U32, values))
@@ -368,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn overrides_reach_numbers_but_not_what_differs_by_layer() {
+    fn overrides_apply_to_numbers_but_not_to_per_layer_values() {
         let mut metadata = Metadata::new();
         metadata.set("one", Value::U32(8));
         metadata.set(

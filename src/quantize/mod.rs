@@ -1,8 +1,8 @@
-//! `quantize`: a GGUF or a Hugging Face checkpoint in, one or more quantized GGUFs out, with the bytes
-//! of llama-quantize.
+//! `quantize`: from a GGUF or a Hugging Face checkpoint to one or more quantized GGUFs, with the
+//! bytes of llama-quantize.
 //!
-//! [`Plan::new`] decides everything and refuses what cannot work, before a byte is written;
-//! [`Plan::run`] streams the tensors through.
+//! [`Plan::new`] decides everything and refuses impossible jobs before a byte is written;
+//! [`Plan::run`] streams the tensors.
 
 mod checks;
 mod metadata;
@@ -20,90 +20,89 @@ use crate::plan::recipe::{Problem, Wishes};
 use crate::rounding::{self, NoFactor, Rounding};
 use std::path::PathBuf;
 
-/// What to write and where.
+/// Path and types of an output.
 #[derive(Clone, Debug, Default)]
 pub struct OutputRequest {
-    /// The file; with [`Job::keep_split`], the part before `-00001-of-00003.gguf`.
+    /// Path of the file; with [`Job::keep_split`], its part before `-00001-of-00003.gguf`.
     pub path: PathBuf,
-    /// Which types it gets.
+    /// Requested types.
     pub wishes: Wishes,
-    /// How its weights are rounded. Error feedback needs [`Job::hessians`].
+    /// Rounding of its weights. Error feedback requires [`Job::hessians`].
     pub rounding: Rounding,
 }
 
-/// A whole job.
+/// A quantization job.
 #[derive(Clone, Debug, Default)]
 pub struct Job {
-    /// The model, as the user named it: a GGUF, any shard of a split one, or a Hugging Face
-    /// checkpoint.
+    /// The model as given: a GGUF, any shard of a split one, or a Hugging Face checkpoint.
     pub input: PathBuf,
-    /// What to write; all from one pass over the input.
+    /// The outputs, all written in one pass over the input.
     pub outputs: Vec<OutputRequest>,
     /// The importance matrix.
     pub imatrix: Option<ImatrixRequest>,
     /// A directory of input Hessians, for error feedback.
     pub hessians: Option<PathBuf>,
-    /// Whether tensors that are quantized already may be quantized anew.
+    /// Allows quantizing tensors that are quantized already.
     pub allow_requantize: bool,
-    /// Write as many shards as the input has.
+    /// Writes as many shards as the input has.
     pub keep_split: bool,
-    /// Whether a type that does not fit a tensor's rows is a failure instead of being replaced.
+    /// Refuses a type that does not fit a tensor's rows instead of replacing it.
     pub no_fallback: bool,
-    /// Metadata to set in the output.
+    /// Metadata overrides.
     pub kv_overrides: Vec<KvOverride>,
-    /// Layers to leave out; later ones move up.
+    /// Layers to remove; later ones move up.
     pub prune_layers: Vec<u32>,
-    /// Threads; 0 takes one per core.
+    /// Number of threads; 0 means one per core.
     pub threads: usize,
 }
 
-/// Which importance matrix to use, and for which tensors.
+/// An importance matrix and filters for its tensors.
 #[derive(Clone, Debug, Default)]
 pub struct ImatrixRequest {
-    /// The file, as the user named it; its name goes into the output's metadata.
+    /// Path of the file as given; its name goes into the output's metadata.
     pub path: PathBuf,
-    /// Another name for the metadata.
+    /// A different name for the metadata.
     pub shown: Option<String>,
-    /// Use it only for tensors whose name contains one of these; empty for all.
+    /// Use only for tensors whose names contain one of these; empty for all.
     pub include: Vec<String>,
-    /// Do not use it for tensors whose name contains one of these.
+    /// Exclude tensors whose names contain one of these.
     pub exclude: Vec<String>,
 }
 
-/// Why a job failed.
+/// Errors of a job.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file could not be read or written.
+    /// Failure to read or write a file.
     #[error(transparent)]
     Format(#[from] format::Error),
-    /// A checkpoint could not be converted on the way.
+    /// Failure to convert a checkpoint.
     #[error(transparent)]
     Convert(#[from] crate::convert::Error),
-    /// The model could not be run.
+    /// Failure to run the model.
     #[error(transparent)]
     Model(crate::model::Error),
-    /// The inputs or output gradients of a linear are unusable.
+    /// Unusable inputs or output gradients of a linear.
     #[error(
         "tensor '{tensor}': {error}; the model is damaged, or its numbers are too large for f32"
     )]
     Inputs {
         /// The tensor.
         tensor: String,
-        /// What is wrong.
+        /// The defect.
         error: NoFactor,
     },
-    /// The plan cannot work; one sentence per reason.
+    /// An impossible plan, with one sentence per reason.
     #[error("this cannot be done, and nothing was written:\n{}", Problem::by_reason(.0))]
     Impossible(Vec<Problem>),
-    /// Weights that are no numbers, or too large for a type.
+    /// Weights that are not finite, or too large for a type.
     #[error(transparent)]
     Round(rounding::Error),
-    /// Stopped from outside.
+    /// Cancelled.
     #[error("stopped; nothing was written")]
     Cancelled,
 }
 
-/// Result of this module.
+/// Result type of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl From<crate::model::Error> for Error {
@@ -126,7 +125,7 @@ impl From<rounding::Error> for Error {
 }
 
 impl Error {
-    /// Whether the same run, started again, would fail again.
+    /// True if a retry would fail again.
     pub(crate) fn is_final(&self) -> bool {
         match self {
             Error::Round(_) | Error::Inputs { .. } | Error::Impossible(_) => true,
@@ -135,7 +134,7 @@ impl Error {
         }
     }
 
-    /// A reason that concerns no single tensor.
+    /// A reason that does not concern a single tensor.
     fn impossible(reason: impl Into<String>) -> Error {
         Error::Impossible(vec![Problem::of("", reason)])
     }

@@ -1,4 +1,4 @@
-//! The plan: every decision and every refusal, before the first byte is written.
+//! The plan: all decisions and refusals, before the first byte is written.
 
 use super::metadata::{
     Changes, KvOverride, OverrideValue, Pruning, UsedImatrix, facts, file_type_of_copy,
@@ -20,76 +20,76 @@ use crate::rounding::{InputHessians, Rounding};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// A job that can work.
+/// A checked job.
 pub struct Plan<'a> {
     pub(super) input: &'a Input<'a>,
-    /// The input's tensors in the order of the output, with the importance weights of each.
+    /// The input's tensors in output order, each with its importance weights.
     pub(super) tensors: Vec<Source<'a>>,
-    /// What is written.
+    /// The outputs.
     pub outputs: Vec<PlannedOutput<'a>>,
     pub(super) threads: usize,
-    /// An input too: no output may replace it.
+    /// The importance matrix is an input too: no output may replace it.
     pub(super) imatrix_path: Option<PathBuf>,
     /// The input Hessians, if any output is rounded with error feedback.
     pub(super) hessians: Option<InputHessians>,
-    /// What the user should know before the job is run.
+    /// Warnings for the user before the run.
     pub warnings: Vec<String>,
 }
 
-/// A tensor of the input on its way to the outputs.
+/// A tensor of the input.
 pub(super) struct Source<'a> {
     pub(super) tensor: &'a Tensor<'a>,
-    /// Its name in the output; another than before where layers were pruned.
+    /// Name in the output, which differs if layers were pruned.
     pub(super) name: String,
     /// One importance weight per column and matrix.
     pub(super) importance: Option<Vec<f32>>,
-    /// Why the importance matrix's values for this tensor cannot be used.
+    /// The reason why its values in the importance matrix are unusable.
     misfit: Option<Problem>,
 }
 
 /// One output of a plan.
 pub struct PlannedOutput<'a> {
-    /// The files, one per shard, and their metadata.
+    /// The files with their metadata, one per shard.
     pub(super) files: Vec<(PathBuf, Metadata<'a>)>,
     /// The preset; `None` for a copy.
     pub file_type: Option<crate::plan::file_type::FileType>,
-    /// What happens to each tensor, in the order of the output.
+    /// Plans of the tensors, in output order.
     pub tensors: Vec<PlannedTensor>,
-    /// How its weights are rounded.
+    /// Rounding of its weights.
     pub rounding: Rounding,
-    /// The tensors that sequential rounding has rounded already.
+    /// Tensors already rounded by sequential rounding.
     pub(super) rounded: Option<Rounded>,
 }
 
 /// One tensor of an output.
 #[derive(Clone, Debug)]
 pub struct PlannedTensor {
-    /// Its name in the output.
+    /// Name in the output.
     pub name: String,
-    /// Its dimensions, row length first.
+    /// Dimensions, row length first.
     pub shape: Shape,
-    /// Its type in the input.
+    /// Type in the input.
     pub from: GgmlType,
-    /// The choice made for it.
+    /// The chosen type.
     pub chosen: Chosen,
-    /// Bytes in the input.
+    /// Size in the input, in bytes.
     pub bytes_before: u64,
-    /// Bytes in the output.
+    /// Size in the output, in bytes.
     pub bytes_after: u64,
-    /// Whether importance weights are used.
+    /// True if importance weights are used.
     pub has_importance: bool,
-    /// Whether it is rounded with error feedback.
+    /// True if it is rounded with error feedback.
     pub has_feedback: bool,
     pub(super) shard: usize,
 }
 
 impl<'a> PlannedOutput<'a> {
-    /// Where the output goes.
+    /// Paths of the files.
     pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         self.files.iter().map(|(path, _)| path)
     }
 
-    /// The layout of each file.
+    /// Layout of each file.
     pub(super) fn layouts(&self) -> Vec<Layout> {
         let layout = |(shard, (_, metadata)): (usize, &(PathBuf, Metadata<'_>))| {
             let tensors: Vec<_> = self
@@ -103,12 +103,12 @@ impl<'a> PlannedOutput<'a> {
         self.files.iter().enumerate().map(layout).collect()
     }
 
-    /// Bytes of all its files, headers included.
+    /// Size of all files in bytes, headers included.
     pub fn file_bytes(&self) -> u64 {
         self.layouts().iter().map(Layout::file_bytes).sum()
     }
 
-    /// Bytes of all its files if its weights were rounded so: only the metadata say how they were.
+    /// Size of all files in bytes with another rounding, which only changes metadata.
     pub(crate) fn file_bytes_rounded(&self, rounding: Rounding) -> u64 {
         let files: Vec<_> = self
             .files
@@ -129,12 +129,12 @@ impl<'a> PlannedOutput<'a> {
         other.file_bytes()
     }
 
-    /// Bytes of tensor data.
+    /// Size of the tensor data in bytes.
     pub fn tensor_bytes(&self) -> u64 {
         self.tensors.iter().map(|t| t.bytes_after).sum()
     }
 
-    /// Bits per weight, over all tensors.
+    /// Bits per weight over all tensors.
     pub fn bpw(&self) -> f64 {
         8.0 * self.tensor_bytes() as f64
             / self
@@ -145,8 +145,8 @@ impl<'a> PlannedOutput<'a> {
                 .max(1) as f64
     }
 
-    /// Tensors of an output with error feedback that have no input Hessian, and are rounded as the
-    /// reference does.
+    /// Tensors of an output with error feedback that lack an input Hessian and get the reference's
+    /// rounding.
     pub fn without_feedback(&self) -> impl Iterator<Item = &PlannedTensor> {
         let takes = |t: &&PlannedTensor| {
             let levels = Codec::of(t.chosen.target).is_some_and(Codec::takes_feedback);
@@ -158,15 +158,15 @@ impl<'a> PlannedOutput<'a> {
             .filter(takes)
     }
 
-    /// Tensors whose rows do not fit the chosen type, and which get another one.
+    /// Tensors with another type than the chosen one, which does not fit their rows.
     pub fn substituted(&self) -> impl Iterator<Item = &PlannedTensor> {
         self.tensors
             .iter()
             .filter(|t| t.chosen.wanted != t.chosen.target)
     }
 
-    /// Tensors that need importance weights and have none; a plan with any of them can be shown but
-    /// not run.
+    /// Tensors that require importance weights and have none. A plan with any can be shown but not
+    /// run.
     pub fn imatrix_missing(&self) -> impl Iterator<Item = &PlannedTensor> {
         let needs = |t: &&PlannedTensor| {
             let impossible_without = Codec::of(t.chosen.target).is_some_and(|c| c.needs_importance);
@@ -179,7 +179,7 @@ impl<'a> PlannedOutput<'a> {
 }
 
 impl PlannedTensor {
-    /// As the output's header describes it; ggml counts no trailing dimensions of 1.
+    /// Description in the output's header; ggml omits trailing dimensions of 1.
     fn info(&self) -> TensorInfo<'_> {
         TensorInfo {
             name: (&*self.name).into(),
@@ -193,9 +193,9 @@ impl<'a> Plan<'a> {
     /// Decides everything.
     ///
     /// # Errors
-    /// [`Error::Impossible`] with every reason at once, or a file that cannot be read. Missing
-    /// importance weights are no error here but listed in the outputs, so that a dry run can show
-    /// the plan; [`Plan::run`] refuses.
+    /// [`Error::Impossible`] with all reasons at once, or a file that cannot be read. Missing
+    /// importance weights are not an error here but listed in the outputs, so that a dry run can
+    /// show the plan; [`Plan::run`] refuses.
     pub fn new(input: &'a Input<'a>, job: &Job) -> Result<Plan<'a>> {
         let imatrix = read_imatrix(job)?;
         let hessians = read_hessians(input, job)?;
@@ -318,19 +318,19 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// A warning if the input Hessians are means over too few tokens.
+    /// Warning about input Hessians of too few tokens.
     pub fn few_tokens(&self) -> Option<String> {
         self.hessians.as_ref().and_then(InputHessians::few_tokens)
     }
 
-    /// Bytes of the input's tensors.
+    /// Size of the input's tensors in bytes.
     pub fn input_bytes(&self) -> u64 {
         self.tensors.iter().map(|s| s.tensor.info.bytes()).sum()
     }
 }
 
 impl Source<'_> {
-    /// For the choice of a type. The architecture may be another than that of the input.
+    /// Input for the choice of a type. The architecture may differ from the input's.
     fn candidate(&self, architecture: &str) -> Candidate<'_> {
         let info = &self.tensor.info;
         let dims = info.shape.four();
@@ -352,7 +352,7 @@ impl Source<'_> {
         let info = &self.tensor.info;
         let levels = chosen.target != info.ggml_type
             && Codec::of(chosen.target).is_some_and(Codec::takes_feedback);
-        // The choice has checked that rows fit; a tensor that is kept fits as it is.
+        // The choice has checked that rows fit; a copied tensor fits as it is.
         let row_bytes = chosen.target.row_bytes(info.shape.row_len()).unwrap_or(0);
         PlannedTensor {
             name: self.name.clone(),
@@ -368,8 +368,8 @@ impl Source<'_> {
     }
 }
 
-/// Reads the importance matrix and applies the filters; `None` if there is none or nothing of it is
-/// left.
+/// Reads the importance matrix and applies the filters; `None` if there is none or the filters
+/// remove all entries.
 fn read_imatrix(job: &Job) -> Result<Option<UsedImatrix>> {
     let Some(request) = &job.imatrix else {
         return Ok(None);
@@ -386,7 +386,7 @@ fn read_imatrix(job: &Job) -> Result<Option<UsedImatrix>> {
     Ok((!imatrix.entries.is_empty()).then_some(UsedImatrix { file, imatrix }))
 }
 
-/// Opens the input Hessians, if any output is rounded with error feedback.
+/// Opens the input Hessians, if an output is rounded with error feedback.
 fn read_hessians(input: &Input<'_>, job: &Job) -> Result<Option<InputHessians>> {
     if !job
         .outputs
@@ -410,7 +410,7 @@ fn read_hessians(input: &Input<'_>, job: &Job) -> Result<Option<InputHessians>> 
             Problem::of(
                 &tensor.info.name,
                 format!(
-                    "{}: these input Hessians are of {} and {} are needed; they are of another model",
+                    "{}: these input Hessians have {}, but {} are needed; they belong to another model",
                     directory.display(),
                     shown(theirs),
                     shown(own)
@@ -432,17 +432,17 @@ fn read_hessians(input: &Input<'_>, job: &Job) -> Result<Option<InputHessians>> 
             let example = hessians
                 .names()
                 .next()
-                .map_or(String::new(), |name| format!(" (it has '{name}', for one)"));
+                .map_or(String::new(), |name| format!(" (they have '{name}')"));
             Err(Error::impossible(format!(
-                "{}: these input Hessians are of none of this model's tensors{example}; they are of another model",
+                "{}: these input Hessians have none of this model's tensors{example}; they belong to another model",
                 directory.display()
             )))
         }
     }
 }
 
-/// The tensors in the order of the output: by layer and name; under `keep_split`, as they lie in
-/// the shards. Pruned layers are gone, and the number of layers left is returned.
+/// Tensors in output order: by layer and name, or with `keep_split` in shard order. Pruned layers
+/// are removed; the number of remaining layers is returned.
 fn sources<'a>(
     input: &'a Input<'a>,
     job: &Job,
@@ -476,8 +476,8 @@ fn sources<'a>(
     (sources, layers_left)
 }
 
-/// The importance weights of a tensor, if the matrix has them and they fit. A misfit is a problem,
-/// except for the embedding, which has no activations.
+/// Importance weights of a tensor, if the matrix has them in the right number. A mismatch is a
+/// problem, except for the embedding, which has no activations.
 fn importance_of(
     tensor: &Entry,
     imatrix: &Imatrix,
@@ -495,14 +495,14 @@ fn importance_of(
     Err(Problem::of(
         &tensor.name,
         format!(
-            "the importance matrix has {} values and {} are needed ({row_len} columns x {matrices} matrices); it belongs to another model",
+            "the importance matrix has {} values, but {} are needed ({row_len} columns x {matrices} matrices); it belongs to another model",
             entry.sums.len(),
             row_len * matrices
         ),
     ))
 }
 
-/// Gives layers their new numbers as they come by, in ascending order of the old ones.
+/// Renumbering of layers, which must come in ascending order.
 struct Renumbering {
     pruned: Vec<u32>,
     new_of: BTreeMap<u32, Option<u32>>,
@@ -518,7 +518,7 @@ impl Renumbering {
         }
     }
 
-    /// The name under the new numbers; `None` if its layer is pruned.
+    /// Name with the new layer number; `None` if the layer is pruned.
     fn name(&mut self, old: &str) -> Option<String> {
         let Some((digits, layer)) = role::layer_number(old).filter(|_| !self.pruned.is_empty())
         else {
@@ -538,8 +538,7 @@ impl Renumbering {
     }
 }
 
-/// The files of an output and their metadata. Later shards have nothing but their place in the
-/// split.
+/// Files of an output with their metadata. Later shards have only the split's keys.
 fn files<'a>(
     path: &std::path::Path,
     metadata: Metadata<'a>,
@@ -556,7 +555,7 @@ fn files<'a>(
     }
 }
 
-/// Why a tensor cannot take its chosen type.
+/// The reason why a tensor cannot take its chosen type.
 fn impossible(tensor: &PlannedTensor, job: &Job) -> Option<Problem> {
     let (from, wanted, target) = (tensor.from, tensor.chosen.wanted, tensor.chosen.target);
     if from == target {
@@ -567,13 +566,13 @@ fn impossible(tensor: &PlannedTensor, job: &Job) -> Option<Problem> {
             "quantized already ({from}); quantize the original model, or accept the loss with --allow-requantize"
         )
     } else if Codec::of(from).is_none() {
-        format!("of type {from}, which holds no weights that could be quantized")
+        format!("of type {from}, which cannot be quantized")
     } else if Codec::of(target).is_none() {
-        format!("{target} is no type that models are stored in")
+        format!("{target} is not a type for model files")
     } else if wanted != target && job.no_fallback {
         let row_len = tensor.shape.row_len();
         format!(
-            "rows of {row_len} weights do not fit {wanted}, and --no-fallback forbids {target} instead"
+            "rows of {row_len} weights do not fit {wanted}, and --no-fallback forbids {target} as a substitute"
         )
     } else {
         return None;
@@ -581,7 +580,7 @@ fn impossible(tensor: &PlannedTensor, job: &Job) -> Option<Problem> {
     Some(Problem::of(&tensor.name, reason))
 }
 
-/// An alignment that nobody could read a file with.
+/// An alignment that readers reject.
 fn bad_alignment(overrides: &[KvOverride]) -> Option<Problem> {
     let alignment = overrides.iter().rfind(|o| o.key == keys::ALIGNMENT)?;
     let fits = |v: &i64| {
@@ -599,13 +598,13 @@ fn bad_alignment(overrides: &[KvOverride]) -> Option<Problem> {
     }
 }
 
-/// Two outputs with one name.
+/// Outputs with equal paths.
 fn clashes(outputs: &[PlannedOutput<'_>]) -> Vec<Problem> {
     let mut seen = std::collections::HashSet::new();
     let paths = outputs.iter().flat_map(PlannedOutput::paths);
     let twice = paths.filter(|path| !seen.insert(*path));
     twice
-        .map(|path| Problem::of("", format!("two outputs are called {}", path.display())))
+        .map(|path| Problem::of("", format!("two outputs have the path {}", path.display())))
         .collect()
 }
 
@@ -614,7 +613,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layers_behind_a_pruned_one_move_up() {
+    fn layers_after_a_pruned_one_move_up() {
         let mut renumbered = Renumbering::new(&[1, 3]);
         let names = [
             "output.weight",

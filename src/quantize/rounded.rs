@@ -1,4 +1,4 @@
-//! Blocks of tensors that are rounded before their output is written, in a file of their own.
+//! Blocks of tensors that are rounded before their output is written, in a separate file.
 
 use super::Result;
 use crate::format::Error;
@@ -17,18 +17,18 @@ pub(crate) struct Rounded {
     end: u64,
 }
 
-/// The place of a tensor's blocks, and their proof.
+/// Place of a tensor's blocks, and its proof.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 struct Entry {
     at: u64,
     bytes: u64,
-    /// SHA-256 of the blocks, in hexadecimal digits.
+    /// SHA-256 of the blocks in hexadecimal.
     digest: String,
     proof: Proof,
 }
 
 impl Rounded {
-    /// In a file that the system removes with the process, in this directory.
+    /// In this directory, in a file that the system removes with the process.
     pub(super) fn temporary(directory: &Path) -> Result<Rounded> {
         let io = |source| Error::Io {
             path: directory.to_owned(),
@@ -44,7 +44,7 @@ impl Rounded {
         })
     }
 
-    /// In a file of this name. Its former tensors are those of `index`, if all of them are intact.
+    /// In a file at this path, reusing the tensors of `index` if all of them are intact.
     pub(super) fn open(path: &Path, index: Option<&[u8]>) -> Result<Rounded> {
         let io = |action| {
             move |source| Error::Io {
@@ -87,7 +87,7 @@ impl Rounded {
         serde_json::to_vec(&self.tensors).unwrap_or_default()
     }
 
-    /// Whether every tensor of the index is intact.
+    /// True if every tensor of the index is intact.
     fn is_intact(&self) -> Result<bool> {
         let io = |source| Error::Io {
             path: self.path.clone(),
@@ -109,12 +109,12 @@ impl Rounded {
         Ok(true)
     }
 
-    /// Whether a tensor is here.
+    /// True if the tensor is present.
     pub(super) fn has(&self, tensor: &str) -> bool {
         self.tensors.contains_key(tensor)
     }
 
-    /// The proof of a tensor; it has no rows for a tensor without error feedback.
+    /// Proof of a tensor; without rows for a tensor without error feedback.
     pub(super) fn proof(&self, tensor: &str) -> Option<&Proof> {
         Some(&self.tensors.get(tensor)?.proof)
     }
@@ -138,17 +138,17 @@ impl Rounded {
         Ok(())
     }
 
-    /// Reads some of a tensor's bytes.
+    /// Reads a byte range of a tensor.
     ///
     /// # Errors
-    /// If it is not here, or has fewer.
+    /// A tensor that is missing or too short.
     pub(super) fn read(&self, tensor: &str, from: u64, out: &mut [u8]) -> Result<()> {
         let entry = self.tensors.get(tensor);
         let entry = entry.filter(|e| {
             from.checked_add(out.len() as u64)
                 .is_some_and(|end| end <= e.bytes)
         });
-        let source = std::io::Error::other(format!("it has too little of tensor '{tensor}'"));
+        let source = std::io::Error::other(format!("its data of tensor '{tensor}' are incomplete"));
         let io = |source| Error::Io {
             path: self.path.clone(),
             action: "read",
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_intact_comes_back() {
+    fn intact_tensors_are_reused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.rounded");
         let mut rounded = Rounded::open(&path, None).unwrap();
@@ -182,7 +182,7 @@ mod tests {
         let index = rounded.index();
         rounded.add("b", b"45", Proof::default()).unwrap();
 
-        // The index lacks what came after it.
+        // The index lacks later tensors.
         let again = Rounded::open(&path, Some(&index)).unwrap();
         assert_eq!(
             (again.has("a"), again.has("b"), again.proof("a"), again.end),

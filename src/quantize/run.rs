@@ -1,7 +1,7 @@
-//! The stream: bands of rows in, every output's blocks out. Memory is bounded by the band, not by
-//! the model.
+//! Streaming: bands of rows are read, blocks of all outputs written. Memory is bounded by the band,
+//! not by the model.
 //!
-//! While a band is read and quantized, the blocks of the one before are written.
+//! While a band is read and quantized, the blocks of the previous one are written.
 
 use super::plan::{Plan, PlannedOutput, PlannedTensor};
 use super::rounded::Rounded;
@@ -18,12 +18,12 @@ use std::ops::Range;
 use std::path::Path;
 
 impl Plan<'_> {
-    /// Writes every output. Each appears under its name only when it is complete. Returns the proofs
-    /// of error feedback, for each output, tensor by tensor.
+    /// Writes every output, which gets its name when it is complete. Returns the proofs of error
+    /// feedback, for each output and tensor.
     ///
     /// # Errors
     /// Missing importance weights, weights that cannot be rounded, files that cannot be read or
-    /// written, a stop.
+    /// written, cancellation.
     pub fn run(&self, progress: &dyn Progress) -> Result<Vec<Vec<TensorProof>>> {
         let missing: Vec<_> = self
             .outputs
@@ -40,7 +40,7 @@ impl Plan<'_> {
         };
         if self.outputs.iter().any(needs_model) {
             return Err(Error::impossible(
-                "sequential and two-sided rounding run the model before a file is written",
+                "sequential and two-sided rounding must run before a file is written",
             ));
         }
         let pool = threads::pool(self.threads).map_err(Error::impossible)?;
@@ -60,14 +60,14 @@ impl Plan<'_> {
             .iter_mut()
             .map(|sink| std::mem::take(&mut sink.proved))
             .collect();
-        // All or none: what can fail fails before the first output has its name.
+        // All or none: flush everything before the first output is renamed.
         let mut writers: Vec<_> = sinks.into_iter().flat_map(|sink| sink.files).collect();
         writers.iter_mut().try_for_each(Writer::settle)?;
         writers.into_iter().try_for_each(Writer::finish)?;
         Ok(proved)
     }
 
-    /// The weights of a tensor.
+    /// Weights of a tensor.
     pub(super) fn weights(&self, index: usize) -> Weights<'_> {
         let source = &self.tensors[index];
         Weights {
@@ -78,7 +78,7 @@ impl Plan<'_> {
         }
     }
 
-    /// The rounder of a tensor for one output.
+    /// Rounder of a tensor for one output.
     pub(super) fn rounder(&self, index: usize, output: usize) -> Result<Rounder> {
         let planned = &self.outputs[output].tensors[index];
         Rounder::new(planned.chosen.target, planned.shape.row_len() as usize)
@@ -91,7 +91,7 @@ fn without_imatrix(tensor: &PlannedTensor) -> Problem {
     Problem::of(
         &tensor.name,
         format!(
-            "{target} needs an importance matrix (--imatrix FILE), which is missing or has nothing for these tensors"
+            "{target} needs an importance matrix (--imatrix FILE), which is missing or lacks these tensors"
         ),
     )
 }
@@ -106,13 +106,13 @@ fn open(output: &PlannedOutput<'_>, inputs: &[&Path]) -> Result<Vec<Writer>> {
         .collect()
 }
 
-/// One output on its way.
+/// State of one output.
 struct Sink<'p> {
     output: &'p PlannedOutput<'p>,
     files: Vec<Writer>,
-    /// The blocks of the current band; stays empty where the type does not change.
+    /// Blocks of the current band; empty if the type does not change.
     band: Vec<u8>,
-    /// Those of the band before, which are not written yet, and the file that they belong to.
+    /// Blocks of the previous band, not written yet, and the file that they belong to.
     ready: Vec<u8>,
     shard: usize,
     proved: Vec<TensorProof>,
@@ -130,12 +130,12 @@ impl<'p> Sink<'p> {
         }
     }
 
-    /// The type of a tensor.
+    /// Type of a tensor in the output.
     fn target(&self, index: usize) -> GgmlType {
         self.output.tensors[index].chosen.target
     }
 
-    /// The blocks of a tensor that is rounded already.
+    /// Source of a tensor that is already rounded.
     fn rounded(&self, index: usize) -> Option<&'p Rounded> {
         let planned = &self.output.tensors[index];
         self.output
@@ -144,12 +144,12 @@ impl<'p> Sink<'p> {
             .filter(|rounded| rounded.has(&planned.name))
     }
 
-    /// Whether a tensor is still to be rounded with error feedback.
+    /// True if a tensor is still to be rounded with error feedback.
     fn has_feedback(&self, index: usize) -> bool {
         self.output.tensors[index].has_feedback && self.rounded(index).is_none()
     }
 
-    /// Adds the proof of some rows of a tensor.
+    /// Adds the proof for some rows of a tensor.
     fn prove(&mut self, index: usize, proof: &Proof) {
         let planned = &self.output.tensors[index];
         match self
@@ -169,7 +169,7 @@ impl<'p> Sink<'p> {
         }
     }
 
-    /// Writes the blocks that are ready.
+    /// Writes pending blocks.
     fn flush(&mut self) -> Result<()> {
         write_ready(&mut self.files, self.shard, &mut self.ready)
     }
@@ -183,7 +183,7 @@ fn write_ready(files: &mut [Writer], shard: usize, ready: &mut Vec<u8>) -> Resul
     Ok(())
 }
 
-/// Streams one tensor. The last band stays ready, to be written beside the next tensor's first.
+/// Streams one tensor. The last band stays pending, to be written beside the next tensor's first.
 fn stream(
     plan: &Plan<'_>,
     index: usize,
@@ -215,7 +215,7 @@ fn stream(
                 Some(rounded) => {
                     sink.band.resize(band_bytes, 0);
                     stored.push((rounded, row_bytes * rows.start, &mut sink.band));
-                    // Of the whole tensor.
+                    // The proof covers the whole tensor.
                     if rows.start == 0 {
                         *proof = rounded.proof(weights.name).copied().unwrap_or_default();
                     }
@@ -243,7 +243,7 @@ fn stream(
             },
             || {
                 let bytes = reader.read(tensor, rows.clone(), &mut buffer)?;
-                // Integers are only copied: nothing about them can be wrong.
+                // Integers are copied without validation: all values are valid.
                 if let Some(band) = Band::new(tensor, rows.start, bytes) {
                     weights.round_band(band, inputs.as_deref(), targets, progress)?;
                 }
@@ -272,8 +272,8 @@ fn stream(
     Ok(())
 }
 
-/// Bands of all rows of a tensor, each with the matrix that it begins in; with `apart`, no band
-/// reaches into a second matrix, since each has inputs of its own.
+/// Bands of all rows of a tensor, each with the matrix of its first row; with `apart`, bands do not
+/// cross matrices, which have different inputs.
 fn bands(tensor: &Tensor<'_>, apart: bool) -> impl Iterator<Item = (Range<u64>, usize)> + use<> {
     let (rows, rows_per_matrix) = (tensor.info.shape.rows(), tensor.rows_per_matrix());
     let matrices = tensor.matrices();

@@ -1,5 +1,5 @@
 //! Sequential rounding (GPTAQ): each linear is calibrated on the activations of the already rounded
-//! model, towards the products of the original one.
+//! model, towards the outputs of the original one.
 
 use super::plan::Plan;
 use super::rounded::Rounded;
@@ -13,31 +13,31 @@ use crate::rounding::{InputStatistics, MatrixKnowledge, NoFactor, OutputFactor, 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What sequential rounding needs beside the plan.
+/// Parameters of sequential rounding beside the plan.
 pub struct SequentialRun<'s> {
-    /// The engine of the model that is quantized.
+    /// Engine of the quantized model.
     pub engine: &'s Engine<'s>,
-    /// Chunks of tokens, all of one length; some are held out.
+    /// Chunks of tokens of equal length; some are held out.
     pub chunks: &'s [Vec<u32>],
-    /// Output Hessians, by tensor, for two-sided rounding. A matrix without one is rounded row by
+    /// Output Hessians by tensor, for two-sided rounding. A matrix without one is rounded row by
     /// row.
     pub output_hessians: Option<&'s Store>,
-    /// A file for blocks until their output is written, where a killed run may have left some; the
-    /// caller removes it. Without it, a temporary file beside the output.
+    /// File for blocks until their output is written, reused after an interruption; the caller
+    /// removes it. Without it, a temporary file beside the output is used.
     pub file: Option<&'s Path>,
-    /// The snapshot of the run.
+    /// Snapshot settings of the run.
     pub resume: Option<&'s Resume>,
 }
 
 impl Plan<'_> {
-    /// Rounds the tensors of an output that take error feedback, layer by layer and stage by stage;
+    /// Rounds the tensors of an output with error feedback, layer by layer and stage by stage;
     /// [`Plan::run`] then writes them.
     ///
-    /// The down projections of experts, and an output matrix that is the embedding too, are
-    /// calibrated on the activations of the original model.
+    /// Down projections of experts, and an output matrix tied to the embedding, are calibrated on
+    /// the activations of the original model.
     ///
     /// # Errors
-    /// Those of running the model and of rounding; activations that are not finite.
+    /// Errors of running the model and of rounding; non-finite activations.
     pub fn round_sequentially(
         &mut self,
         output: usize,
@@ -59,7 +59,7 @@ impl Plan<'_> {
                 )?
             }
         };
-        // A snapshot is of no use without all of its blocks.
+        // A snapshot is useless without all of its blocks.
         let snapshot = snapshot.filter(|snapshot| snapshot.extra() == rounded.index());
         let pass = Pass {
             plan: self,
@@ -82,13 +82,13 @@ impl Plan<'_> {
     }
 }
 
-/// One output on its way through a text.
+/// Sequential pass over a text for one output.
 struct Pass<'p> {
     plan: &'p Plan<'p>,
     output: usize,
     with: &'p SequentialRun<'p>,
     progress: &'p dyn Progress,
-    /// The snapshot of a killed run.
+    /// Snapshot of an interrupted run.
     snapshot: Mutex<Option<format::snapshot::Snapshot>>,
     /// Sums of the inputs of the next linears.
     pairs: Mutex<Option<Arc<PairSums>>>,
@@ -100,13 +100,13 @@ impl Pass<'_> {
         lock(&self.rounded)
     }
 
-    /// The number of a tensor in the plan.
+    /// Index of a tensor in the plan.
     fn index(&self, name: &str) -> Option<usize> {
         let mut tensors = self.plan.tensors.iter();
         tensors.position(|source| *source.tensor.info.name == *name)
     }
 
-    /// The number of a tensor that is still to be rounded.
+    /// Index of a tensor that is not rounded yet.
     fn open(&self, name: &str) -> Option<usize> {
         let index = self.index(name)?;
         let planned = &self.plan.outputs[self.output].tensors[index];
@@ -118,7 +118,7 @@ impl Pass<'_> {
         self.plan.outputs[self.output].tensors[index].has_feedback
     }
 
-    /// Rounds the tables, whose rows are the inputs of the first layer.
+    /// Rounds the embedding tables, whose rows are the inputs of the first layer.
     fn round_tables(&self) -> Result<()> {
         let entries = self.plan.input.catalog().tensors().iter();
         for table in entries.filter(|entry| entry.is_table) {
@@ -129,9 +129,9 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Rounds a tensor, with the statistics of its inputs in this pass or with those in the original
-    /// model. An expert sees a few positions only: it has its own input Hessian of the original
-    /// model, and the target shift of all experts' positions.
+    /// Rounds a tensor, with the statistics of its inputs in this pass or in the original model. An
+    /// expert reads few positions: it has its own input Hessian of the original model, and the
+    /// target shift of all experts' positions.
     fn round(&self, index: usize, seen: Option<&Arc<InputStatistics>>) -> Result<Vec<u8>> {
         let weights = self.plan.weights(index);
         let (tensor, has_feedback) = (weights.tensor, self.has_feedback(index));
@@ -161,7 +161,7 @@ impl Pass<'_> {
         Ok(blocks)
     }
 
-    /// The factor of a tensor's output Hessian; `None` without one.
+    /// Factor of a tensor's output Hessian; `None` without one.
     fn output_factor(&self, index: usize) -> Result<Option<OutputFactor>> {
         let info = &self.plan.tensors[index].tensor.info;
         let two_sided = self.plan.outputs[self.output].rounding.is_two_sided();
@@ -175,7 +175,7 @@ impl Pass<'_> {
         let threads = rayon::current_num_threads();
         match OutputFactor::new(hessian.mean, hessian.columns, threads) {
             Ok(factor) => Ok(Some(factor)),
-            // No gradient came there, or of so few positions that rounding errors show.
+            // No gradients, or from so few positions that rounding errors dominate.
             Err(NoFactor::Zero | NoFactor::Negative { .. }) => Ok(None),
             Err(error) => Err(Error::Inputs {
                 tensor: info.name.to_string(),
@@ -184,7 +184,7 @@ impl Pass<'_> {
         }
     }
 
-    /// The rounder of a tensor; `None` if its type holds no weights.
+    /// Rounder of a tensor; `None` if its type holds no weights.
     fn rounder(&self, index: usize) -> Option<Rounder> {
         self.plan.rounder(index, self.output).ok()
     }
@@ -275,7 +275,9 @@ impl SequentialRounder for Pass<'_> {
                 positions * self.with.engine.hyper.hidden,
             ]
         {
-            return Err(model::Error::Model("what was kept is of another run".into()).into());
+            return Err(
+                model::Error::Model("the stored activations belong to another run".into()).into(),
+            );
         }
         (0..snapshot.shape()[0])
             .try_for_each(|slot| put(slot, snapshot.state(slot).map_err(model::Error::from)?))?;

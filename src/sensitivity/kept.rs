@@ -3,10 +3,10 @@
 use crate::format::snapshot::{Packer, Unpacker};
 use std::collections::BTreeMap;
 
-/// Nats by tensor, one for each of its types.
+/// Nats by tensor, one value per type.
 pub(super) type Nats = BTreeMap<String, Vec<f64>>;
 
-/// Files of output Hessians that are written, with their checksums.
+/// Written files of output Hessians with their checksums.
 pub(super) type Files = Vec<(String, String)>;
 
 pub(super) fn pack(nats: &Nats, files: &Files) -> Vec<u8> {
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_packed_comes_back_to_the_last_bit() {
+    fn packed_scores_round_trip_exactly() {
         let mut nats = Nats::new();
         nats.insert(
             "blk.0.attn_q.weight".into(),

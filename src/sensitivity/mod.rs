@@ -1,4 +1,4 @@
-//! Sensitivities: for every tensor and every type it may take, bytes and predicted nats.
+//! Sensitivities: for every tensor and each of its candidate types, bytes and predicted nats.
 //!
 //! ```text
 //! candidates   the tensors that may be quantized, and the types that fit each
@@ -7,8 +7,8 @@
 //! scores       each candidate's rounding errors against inputs and output gradients
 //! ```
 //!
-//! The result is a `Scores`: numbers for the solver in `plan`. After every layer of the backward
-//! stream, the run is saved as a snapshot where a [`Resume`] says.
+//! The result is a `Scores`, the input of the solver in `plan`. After every layer of the backward
+//! pass, a snapshot may be saved, as set by [`Resume`].
 
 mod kept;
 mod nextn;
@@ -34,46 +34,46 @@ use scores::Candidate;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Why nothing could be scored.
+/// Errors of scoring.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The model could not be run.
+    /// Failure to run the model.
     #[error(transparent)]
     Model(#[from] crate::model::Error),
-    /// A file could not be read.
+    /// Failure to read a file.
     #[error(transparent)]
     Format(#[from] crate::format::Error),
     /// A tensor of integers.
     #[error("tensor '{0}' holds no weights")]
     NoWeights(String),
-    /// A score is no number.
+    /// A score that is not finite.
     #[error(
-        "tensor '{0}': its scores are not finite; its weights or their gradients are too large for f32. Choose types by \
+        "tensor '{0}': its scores are not finite; its weights or their gradients are too large for f32. Use \
          --score imatrix, which needs no gradients"
     )]
     NotFinite(String),
-    /// The importance matrix has nothing for any tensor.
+    /// An importance matrix without any tensor of the model.
     #[error(
-        "the importance matrix names none of this model's matrices (it has '{0}', for one); it is of another model, or \
+        "the importance matrix has none of this model's tensors (it has '{0}'); it belongs to another model, or \
          its names are not those of a GGUF"
     )]
     Foreign(String),
-    /// The importance matrix does not fit.
+    /// An importance matrix with another number of values.
     #[error(
-        "tensor '{tensor}': the importance matrix has {found} values and {needed} are needed; it is of another model"
+        "tensor '{tensor}': the importance matrix has {found} values, but {needed} are needed; it belongs to another model"
     )]
     Imatrix {
         /// The tensor.
         tensor: String,
-        /// Values that it has.
+        /// Number of values in it.
         found: usize,
-        /// Values that the tensor needs.
+        /// Number of values needed.
         needed: usize,
     },
 }
 
 impl Error {
-    /// Whether the same run, started again, would fail again.
+    /// True if a retry would fail again.
     pub(crate) fn is_final(&self) -> bool {
         match self {
             Error::Model(error) => error.is_final(),
@@ -104,50 +104,49 @@ impl From<rounding::Error> for Error {
     }
 }
 
-/// Result of this module.
+/// Result type of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The measure of a type's cost.
+/// Measure of a type's cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Measure {
-    /// Its sensitivity: the KL divergence that it causes, to second order, in nats per token.
+    /// Sensitivity: the KL divergence caused by the type, to second order, in nats per token.
     Divergence,
-    /// The measured KL divergence of the model with this tensor alone in that type, in nats per
-    /// token.
+    /// Measured KL divergence of the model with only this tensor in this type, in nats per token.
     Sweep,
-    /// The squared error of the weights relative to their squares, both weighted by importance: not
+    /// Squared error of the weights relative to their squares, both weighted by importance: not
     /// nats, but correlated with them.
     Imatrix,
 }
 
-/// How scores are made.
+/// Settings of scoring.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// The measure of a type's cost.
     pub measure: Measure,
-    /// The types to try beside a tensor's own.
+    /// Candidate types beside a tensor's own.
     pub types: Vec<GgmlType>,
-    /// Sampled positions, over all chunks; 0 for all. Gradients flow through all positions, and a
-    /// sweep takes all.
+    /// Number of sampled positions over all chunks; 0 means all. Gradients flow through all
+    /// positions, and a sweep uses all.
     pub positions: usize,
-    /// Labels drawn for each position.
+    /// Sampled labels per position.
     pub draws: usize,
-    /// The seed of labels and positions.
+    /// Seed for labels and positions.
     pub seed: u64,
 }
 
-/// A type that a tensor may take.
+/// A candidate type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
     /// The type.
     #[serde(rename = "type")]
     pub ggml_type: GgmlType,
-    /// Bytes of the tensor in that type.
+    /// Size of the tensor in this type, in bytes.
     pub bytes: u64,
-    /// Its predicted cost, in nats per token.
+    /// Predicted cost in nats per token.
     pub nats: f64,
-    /// The cost of the reference's rounding, where the type is rounded with error feedback.
+    /// Cost of the reference's rounding, for types rounded with error feedback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plain_nats: Option<f64>,
 }
@@ -159,77 +158,76 @@ impl Choice {
     }
 }
 
-/// A tensor that may take several types.
+/// A tensor with several candidate types.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Scored {
     /// Its name.
     pub name: String,
     /// Its dimensions, row length first.
     pub dims: Vec<u64>,
-    /// How many weights it has.
+    /// Number of weights.
     pub weights: u64,
-    /// Its type in the model that was scored.
+    /// Type in the scored model.
     pub base_type: GgmlType,
-    /// The types it may take; its own is among them if the quantizer may leave it.
+    /// Candidate types, including its own if the quantizer may keep it.
     pub choices: Vec<Choice>,
 }
 
-/// The scores of a model.
+/// Scores of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Scores {
     /// In the order of the model.
     pub tensors: Vec<Scored>,
-    /// Tensors without inputs on this text, whose sensitivities are unknown: they have one choice,
-    /// the most precise.
+    /// Tensors without activations on this text, whose sensitivities are unknown: their only choice
+    /// is the most precise type.
     #[serde(default, rename = "never_met")]
     pub unread: Vec<String>,
-    /// The measure of the costs.
+    /// Measure of the costs.
     pub measure: Measure,
-    /// The number of chunks.
+    /// Number of chunks.
     pub sequences: usize,
-    /// The number of sampled positions.
+    /// Number of sampled positions.
     pub positions: usize,
 }
 
-/// The type of tensors in blocks for multi-token prediction of which nothing is known: a draft that
-/// few bits have spoilt proposes tokens in vain.
+/// Type of tensors without statistics in multi-token prediction blocks: a draft with too few bits
+/// proposes tokens in vain.
 pub(crate) const NEXTN_TYPE: GgmlType = GgmlType::Q8_0;
 
-/// Which types tensors may take: by the name of a tensor and a type.
+/// Predicate on the name of a tensor and a type: may the tensor take the type?
 pub(crate) type Allowed<'a> = &'a dyn Fn(&str, GgmlType) -> bool;
 
-/// A model's weights, and what their rounding uses.
+/// Weights of a model, and the statistics for rounding them.
 #[derive(Clone, Copy)]
 pub(crate) struct ModelKnowledge<'k> {
     /// The model.
     pub input: &'k Input<'k>,
-    /// Its importance matrix.
+    /// Importance matrix.
     pub imatrix: &'k Imatrix,
-    /// Its input Hessians, if types are rounded with error feedback.
+    /// Input Hessians, for error feedback.
     pub hessians: Option<&'k InputHessians>,
 }
 
-/// A run of a model over text.
+/// A run of a model over a text.
 #[derive(Clone, Copy)]
 pub struct Run<'r> {
     /// The model's engine.
     pub engine: &'r Engine<'r>,
-    /// Chunks of tokens, all of one length.
+    /// Chunks of tokens of equal length.
     pub chunks: &'r [Vec<u32>],
-    /// How scores are made.
+    /// Settings of scoring.
     pub settings: &'r Settings,
-    /// The output Hessians to be summed on the way.
+    /// Output Hessians to sum during the run.
     pub output_hessians: Option<&'r hessian::Job>,
-    /// The snapshot of a killed run, which goes on after its last layer and comes to the same
-    /// numbers.
+    /// Snapshot settings; an interrupted run resumes after its last layer, with the same numbers.
     pub resume: Option<&'r Resume>,
 }
 
-/// Scores every tensor of a model on chunks of text. With input Hessians, types are judged with
+/// Scores every tensor of a model on chunks of text. With input Hessians, types are scored with
 /// error feedback.
 ///
 /// # Errors
-/// Numbers that are not finite, an importance matrix of another model, a model that cannot be run.
+/// Non-finite numbers, an importance matrix of another model, a model that cannot be run.
 pub(crate) fn score(
     run: &Run<'_>,
     knowledge: &ModelKnowledge<'_>,
@@ -254,7 +252,7 @@ pub(crate) fn score(
     })
 }
 
-/// Sums the output Hessians of a run, and scores nothing.
+/// Sums the output Hessians of a run, without scores.
 ///
 /// # Errors
 /// As `score`.
@@ -262,7 +260,7 @@ pub fn sum_output_hessians(run: &Run<'_>, progress: &dyn Progress) -> Result<()>
     divergence(run, &BTreeMap::new(), progress).map(drop)
 }
 
-/// Scores every tensor by the importance-weighted error of its weights: without running the model.
+/// Scores every tensor by the importance-weighted error of its weights, without running the model.
 ///
 /// # Errors
 /// An importance matrix of another model.
@@ -299,9 +297,8 @@ pub(crate) fn weighted(
     ))
 }
 
-/// The tensors and types that `score` would score, from metadata alone; in place of nats, a guess
-/// that falls by a factor of 4 with every bit. `has_importance` says which tensors will have
-/// importance weights.
+/// Tensors and types as `score` returns them, from metadata alone; the nats are a guess that falls
+/// by a factor of 4 per bit. `has_importance` is true for tensors with future importance weights.
 pub(crate) fn guess(
     input: &Input<'_>,
     has_importance: &dyn Fn(&str) -> bool,
@@ -323,13 +320,13 @@ pub(crate) fn guess(
             candidate.types.iter().map(of_type).collect(),
         )
     };
-    // A block for further tokens is estimated by its weights and importance.
+    // Blocks for further tokens are estimated from their weights and importance.
     let known = |(name, _): &(&&str, &Candidate<'_>)| has_importance(name) || !input.is_nextn(name);
     let nats: Nats = candidates.iter().filter(known).map(of).collect();
     collected(input, &candidates, &nats, settings.measure, allowed)
 }
 
-/// The tensors that may take several types, and which.
+/// Tensors with several candidate types.
 fn candidates<'a>(
     input: &'a Input<'_>,
     importance: &'a BTreeMap<String, Vec<f32>>,
@@ -443,8 +440,7 @@ fn scored(
 }
 
 impl Scores {
-    /// Whether these scores have every tensor and type of a [`guess`] for the types that are
-    /// `allowed`.
+    /// True if these scores have every tensor and type of a [`guess`] for the `allowed` types.
     pub(crate) fn cover(&self, guess: &Scores, allowed: Allowed<'_>) -> bool {
         let covers = |guessed: &Scored| {
             let Some(scored) = self.tensors.iter().find(|t| t.name == guessed.name) else {
@@ -471,22 +467,22 @@ impl Scores {
     }
 }
 
-/// The type of a tensor of unknown sensitivity: its own, or else the most precise one that it may
-/// have.
+/// Type of a tensor of unknown sensitivity: its own, otherwise the most precise allowed one.
 fn only_choice(name: &str, own: GgmlType, others: &[GgmlType], allowed: Allowed<'_>) -> GgmlType {
     let finest = others.iter().max_by(|a, b| a.bpw().total_cmp(&b.bpw()));
     let finest = finest.filter(|_| !allowed(name, own));
     finest.copied().unwrap_or(own)
 }
 
-/// The coarsest type of at least the precision of [`NEXTN_TYPE`] that is coarser than a tensor's own.
+/// The coarsest type of at least the precision of [`NEXTN_TYPE`] that is coarser than the tensor's
+/// own.
 fn nextn_type(types: &[GgmlType], own: GgmlType) -> Option<GgmlType> {
     let precision = NEXTN_TYPE.bpw()..own.bpw();
     let fine = types.iter().filter(|t| precision.contains(&t.bpw()));
     fine.min_by(|a, b| a.bpw().total_cmp(&b.bpw())).copied()
 }
 
-/// The importance weights of the tensors in an importance matrix.
+/// Importance weights of all tensors in an importance matrix.
 ///
 /// # Errors
 /// An importance matrix of another model.
@@ -515,7 +511,7 @@ pub(crate) fn importance(
     }
 }
 
-/// The mean divergence per token of every candidate, and the number of sampled positions.
+/// Mean divergence per token of every candidate, and the number of sampled positions.
 fn divergence(
     run: &Run<'_>,
     candidates: &BTreeMap<&str, Candidate<'_>>,
@@ -625,7 +621,7 @@ fn divergence(
     Ok((nats, positions))
 }
 
-/// Saves a snapshot between two layers, if one is due.
+/// Saves a snapshot between two layers, if due.
 fn keep(
     resume: Option<&Resume>,
     backward: &Backward<'_, '_>,
@@ -645,8 +641,8 @@ fn keep(
     )?)
 }
 
-/// The most rows of a matrix whose output Hessian is summed: its factor, in f64, must fit into a
-/// quarter of the memory limit, or 2 GiB.
+/// Maximum number of rows for an output Hessian: its factor, in f64, must fit into a quarter of the
+/// memory limit, or 2 GiB.
 fn most_rows(engine: &Engine<'_>) -> usize {
     const PART_OF_MEMORY: u64 = 4;
     const OTHERWISE: u64 = 2 << 30;
@@ -656,7 +652,7 @@ fn most_rows(engine: &Engine<'_>) -> usize {
     (limit / OutputFactor::working_bytes(1)).isqrt() as usize
 }
 
-/// The rows of each linear whose output Hessian is summed, according to the catalog.
+/// Rows of each linear with a summed output Hessian, from the catalog.
 pub(crate) fn gradient_rows(engine: &Engine<'_>) -> Vec<u64> {
     let catalog = engine.catalog();
     let most = most_rows(engine) as u64;
@@ -674,7 +670,7 @@ pub(crate) fn gradient_rows(engine: &Engine<'_>) -> Vec<u64> {
         .collect()
 }
 
-/// Whether the products of gradients can be summed in f32. If not, the matrix has no output Hessian.
+/// True if products of gradients fit into f32. Otherwise, the matrix has no output Hessian.
 fn are_summable(met: &LinearSamples) -> bool {
     const MOST: f32 = 1e15;
     let all = met
@@ -684,7 +680,7 @@ fn are_summable(met: &LinearSamples) -> bool {
     all.all(|of_draw| of_draw.iter().fold(true, |all, g| all & (g.abs() < MOST)))
 }
 
-/// Sums the output Hessians of a layer's linears, except for experts, each of which reads its own
+/// Sums the output Hessians of a layer's linears, except for experts, each of which reads different
 /// positions.
 fn record(
     recorder: &Recorder<'_>,
@@ -715,7 +711,7 @@ fn record(
     Ok(recorder.layer_done()?)
 }
 
-/// The sampled positions of each chunk, ascending: the same number in all chunks, drawn at random.
+/// Random sampled positions of each chunk, ascending; the same number in all chunks.
 fn sample(chunks: &[Vec<u32>], settings: &Settings) -> Vec<Vec<u32>> {
     let each = settings.positions.div_ceil(chunks.len().max(1));
     let one = |(chunk, tokens): (usize, &Vec<u32>)| {
@@ -731,15 +727,15 @@ fn sample(chunks: &[Vec<u32>], settings: &Settings) -> Vec<Vec<u32>> {
     chunks.iter().enumerate().map(one).collect()
 }
 
-/// The output matrix at the sampled positions.
+/// Inputs of the output matrix at the sampled positions.
 pub(crate) struct OutputRows {
-    /// Its inputs: `[positions, columns]`.
+    /// `[positions, columns]`.
     pub(crate) inputs: Vec<f32>,
-    /// The logarithm of the sum of the exponentials of the logits.
+    /// Log-sum-exp of the logits, `[positions]`.
     pub(crate) log_z: Vec<f64>,
 }
 
-/// The output matrix at the sampled positions.
+/// Runs the output matrix at the sampled positions.
 fn output_rows(
     engine: &Engine<'_>,
     head: &Head<'_>,
@@ -758,7 +754,7 @@ fn output_rows(
                 }
                 let block = hidden.range(start..(start + LOGIT_ROWS).min(positions.len()));
                 for logits in head.logits(&block, chunk, None)?.iter() {
-                    // What is not finite makes scores that are not, and those are refused.
+                    // NaN leads to non-finite scores, which are refused.
                     log_z.push(Distribution::of_logits(logits).map_or(f64::NAN, |row| row.log_z()));
                 }
             }

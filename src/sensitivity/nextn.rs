@@ -1,9 +1,9 @@
-//! Estimated sensitivities of the block for a further token, on which the model's own output does not
-//! depend, so that no divergence can be measured.
+//! Estimated sensitivities of the block for a further token. The model's own output does not depend
+//! on it, so that its divergence cannot be measured.
 //!
-//! Its tensors count as much as those of the last layer with the same roles: a tensor's
-//! importance-weighted error (see [`Candidate::weighted_error`]) times what such errors cost there,
-//! in nats. A draft then has about as many bits as the layer that it resembles.
+//! Its tensors are as sensitive as those of the last layer with the same roles: a tensor's
+//! importance-weighted error (see [`Candidate::weighted_error`]) is multiplied by the cost of such
+//! errors there, in nats. A draft then has about as many bits as the corresponding layer.
 
 use super::Result;
 use super::kept::Nats;
@@ -12,11 +12,10 @@ use crate::input::Input;
 use crate::progress::{Progress, Unit};
 use std::collections::BTreeMap;
 
-/// Nats per error, of each of a candidate's scores: with error feedback, and without.
+/// Nats per error, for each series of a candidate's scores: with error feedback, and without.
 type Rates = Vec<f64>;
 
-/// Adds the tensors of a block for a further token that have importance weights to the scores of
-/// all others.
+/// Adds scores for tensors of a block for a further token with importance weights.
 pub(super) fn estimate(
     nats: &mut Nats,
     candidates: &BTreeMap<&str, Candidate<'_>>,
@@ -56,7 +55,7 @@ pub(super) fn estimate(
     Ok(())
 }
 
-/// The tensor of the last layer that has one with a candidate's label, and its scores.
+/// The tensor with a candidate's label in the last layer that has one, and its scores.
 fn counterpart<'c, 'a>(
     nats: &'c Nats,
     candidates: &'c BTreeMap<&str, Candidate<'a>>,
@@ -71,7 +70,7 @@ fn counterpart<'c, 'a>(
     scored.max_by_key(|(other, _)| input.entry(other.tensor()).layer)
 }
 
-/// The mean rate of every series of scores, of which each has one for every error.
+/// Mean rate of every series of scores, each of which has one score per error.
 fn rates_of(scores: &[f64], errors: &[f64]) -> Rates {
     let series = scores.chunks_exact(errors.len().max(1));
     let rate = |scores: &[f64]| {
@@ -81,7 +80,7 @@ fn rates_of(scores: &[f64], errors: &[f64]) -> Rates {
     series.map(rate).collect()
 }
 
-/// The geometric mean of the finite numbers above 0; 0 if there is none.
+/// Geometric mean of the positive finite numbers; 0 without any.
 fn mean(numbers: impl Iterator<Item = f64>) -> f64 {
     let logarithms = numbers.filter(|x| *x > 0.0 && x.is_finite()).map(f64::ln);
     let logarithms: Vec<f64> = logarithms.collect();
@@ -96,12 +95,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_cost_what_they_cost_in_a_like_tensor() {
+    fn rates_are_mean_scores_per_error() {
         // Two types; with error feedback, then without.
         let rates = rates_of(&[0.2, 0.8, 0.4, 3.2], &[0.1, 0.1]);
         assert!((rates[0] - 4.0).abs() < 1e-12, "{rates:?}");
         assert!((rates[1] - 128f64.sqrt()).abs() < 1e-12, "{rates:?}");
-        // A type without an error tells nothing.
+        // A type without an error gives no rate.
         assert_eq!(rates_of(&[0.0, 0.5], &[0.0, 0.25]), [2.0]);
         assert_eq!(rates_of(&[0.0, 0.0], &[0.0, 0.0]), [0.0]);
     }

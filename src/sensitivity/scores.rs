@@ -1,12 +1,11 @@
-//! The cost of each type in each tensor, in nats of KL divergence per token, from the real quantized
-//! bytes.
+//! Costs of types by tensor, in nats of KL divergence per token, from the real quantized bytes.
 //!
 //! To second order, changing a matrix by `dW` costs `1/2 E[u^2]` per token, with `u = g . (dW x)`:
-//! `x` is the input at a position, `g` the output gradient of the log-likelihood of labels drawn
-//! from the model itself. Squares are taken position by position and averaged over positions and
-//! draws. Two tensors need less: for the output matrix, the variance of the change of the logits
-//! under the model's own distribution follows without any draw, and a row of the embedding is read
-//! by its token only.
+//! `x` is the input at a position, `g` the output gradient of the log-likelihood of labels sampled
+//! from the model itself. Squares are computed per position and averaged over positions and draws.
+//! Two tensors need less: for the output matrix, the variance of the change of the logits under the
+//! model's own distribution follows without sampling, and a row of the embedding is read only by
+//! its token.
 //!
 //! The work: each matrix is quantized to every candidate, a band of rows at a time, and each
 //! difference multiplied once by the inputs; every draw is then a sum of products.
@@ -25,14 +24,14 @@ use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Rows of a matrix that are quantized and multiplied at a time.
+/// Rows of a matrix quantized and multiplied at a time.
 const BAND_ROWS: usize = 64;
-/// Errors of a type on held-out inputs: the reference's, and those of the rounding taken.
+/// Errors of a type on held-out inputs: the reference's, and those of the chosen rounding.
 const ERRORS: usize = 2;
-/// Rows of activations that are multiplied at a time.
+/// Rows of activations multiplied at a time.
 const BLOCK_ROWS: usize = 256;
 
-/// An error if the job is to stop.
+/// Returns an error on cancellation.
 pub(super) fn go_on(progress: &dyn Progress) -> Result<()> {
     match progress.cancelled() {
         true => Err(crate::model::Error::Cancelled.into()),
@@ -40,23 +39,23 @@ pub(super) fn go_on(progress: &dyn Progress) -> Result<()> {
     }
 }
 
-/// A tensor, its importance weights, and the types that it may take.
+/// A tensor with importance weights and candidate types.
 pub(super) struct Candidate<'a> {
     pub(super) weights: Weights<'a>,
     pub(super) types: Vec<Rounder>,
-    /// The input Hessians, if types are rounded with error feedback.
+    /// Input Hessians, for error feedback.
     pub(super) hessians: Option<&'a InputHessians>,
 }
 
 /// A band of rows of one matrix.
 struct Band<'i> {
-    /// Number of its first row within the matrix.
+    /// Index of its first row in the matrix.
     first: usize,
     weights: Vec<f32>,
     knowledge: Knowledge<'i>,
 }
 
-/// What a type changes in a band, and room for its blocks.
+/// Change of a band by a type, and a buffer for its blocks.
 #[derive(Default)]
 struct Change {
     blocks: Vec<u8>,
@@ -68,7 +67,7 @@ impl Band<'_> {
         self.weights.len() / columns
     }
 
-    /// The rounded weights less the weights.
+    /// Rounded weights minus the weights.
     fn change(
         &self,
         rounder: &Rounder,
@@ -97,8 +96,7 @@ impl Candidate<'_> {
         self.weights.tensor.info.shape.row_len() as usize
     }
 
-    /// Runs `see` on every band of a matrix, side by side, and adds up its `len` numbers in the
-    /// order of the bands.
+    /// Runs `see` on all bands of a matrix in parallel, and sums its `len` numbers in band order.
     fn bands(
         &self,
         matrix: usize,
@@ -142,7 +140,7 @@ impl Candidate<'_> {
         Ok(total)
     }
 
-    /// Statistics of a matrix's inputs, if types are rounded with error feedback.
+    /// Statistics of a matrix's inputs, for error feedback.
     fn inputs(&self, matrix: usize) -> Result<Option<Arc<InputStatistics>>> {
         match self.hessians {
             Some(hessians) if self.types.iter().any(Rounder::takes_feedback) => {
@@ -152,7 +150,7 @@ impl Candidate<'_> {
         }
     }
 
-    /// All weights after rounding to a type, in the order of the file.
+    /// All weights rounded to a type, in file order.
     pub(super) fn rounded(&self, rounder: &Rounder, progress: &dyn Progress) -> Result<Vec<f32>> {
         let knowledge = |matrix: usize| -> Result<MatrixKnowledge> {
             Ok(MatrixKnowledge {
@@ -167,9 +165,9 @@ impl Candidate<'_> {
         Ok(self.weights.widen(rounder, &blocks))
     }
 
-    /// The sum of `u^2 / 2` over positions, averaged over draws, for each type; with what errors at
-    /// different positions have in common if `met` has the `whole` of each chunk. With error
-    /// feedback, what it would be for each type without follows.
+    /// The sum of `u^2 / 2` over positions, averaged over draws, for each type; corrected for
+    /// correlations between positions if the samples cover the `whole` of each chunk. With error
+    /// feedback, the costs without it follow.
     pub(super) fn of_matrix(
         &self,
         met: &LinearSamples,
@@ -179,11 +177,11 @@ impl Candidate<'_> {
         let (n, m) = (met.columns, met.width);
         let draws = met.pieces.first().map_or(0, |piece| piece.gradients.len());
         let positions: usize = met.pieces.iter().map(|piece| piece.inputs.len() / n).sum();
-        // An expert that none of the positions reached.
+        // An expert without positions.
         if draws * positions == 0 {
             return Ok(vec![0.0; self.numbers()]);
         }
-        // By type, then piece, then draw, then position; then errors on held-out inputs.
+        // By type, piece, draw and position; then errors on held-out inputs.
         let len = self.types.len() * draws * positions;
         let all = len + self.types.len() * ERRORS;
         let mut u = self.bands(met.matrix, all, progress, |band| {
@@ -246,13 +244,13 @@ impl Candidate<'_> {
         Ok(self.with_plain(squares, &errors))
     }
 
-    /// How many numbers a score has: the cost of each type, and with error feedback the cost without
-    /// it.
+    /// Number of values of a score: the cost of each type and, with error feedback, the cost
+    /// without it.
     pub(super) fn numbers(&self) -> usize {
         self.types.len() * if self.hessians.is_some() { 2 } else { 1 }
     }
 
-    /// With error feedback, appends the costs without it: in proportion to the errors on held-out
+    /// With error feedback, appends the costs without it, in proportion to the errors on held-out
     /// inputs.
     fn with_plain(&self, mut nats: Vec<f64>, errors: &[f64]) -> Vec<f64> {
         if self.hessians.is_some() {
@@ -282,7 +280,7 @@ impl Candidate<'_> {
     ) -> Result<Vec<f64>> {
         let OutputRows { inputs, log_z } = read;
         let (n, positions) = (self.columns(), log_z.len());
-        // First and second moment of the change, by type, then position.
+        // First and second moment of the change, by type and position.
         let len = self.types.len() * positions * 2;
         let all = len + self.types.len() * ERRORS;
         let mut moments = self.bands(0, all, progress, |band| {
@@ -291,7 +289,7 @@ impl Candidate<'_> {
             let wide = band.rows(n);
             let mut moments = vec![0.0f64; len];
             let mut errors = Vec::new();
-            // Probabilities and slopes of the logits, for all positions: [positions, wide].
+            // Probabilities and slopes of the logits for all positions: [positions, wide].
             let mut weighted = Vec::with_capacity(positions * wide);
             for (block, log_z) in inputs.chunks(BLOCK_ROWS * n).zip(log_z.chunks(BLOCK_ROWS)) {
                 go_on(progress)?;
@@ -347,7 +345,7 @@ impl Candidate<'_> {
         ))
     }
 
-    /// The same for the embedding: each row is read by its token only.
+    /// The same for the embedding: each row is read only by its token.
     pub(super) fn of_embedding(
         &self,
         embedded: &[Embedded],
@@ -373,7 +371,7 @@ impl Candidate<'_> {
             let band = Band {
                 first: 0,
                 weights,
-                // The inputs of an embedding are its rows' numbers: it has no Hessian.
+                // The inputs of an embedding are row indices: it has no Hessian.
                 knowledge: Knowledge {
                     importance: self.weights.importance,
                     ..Knowledge::default()
@@ -411,14 +409,13 @@ impl Candidate<'_> {
             .iter()
             .map(|sum| sum / (2 * draws.max(1)) as f64)
             .collect();
-        // Of the inputs of an embedding nothing is known: there are none.
+        // An embedding has no input errors.
         Ok(self.with_plain(nats, &vec![1.0; types * ERRORS]))
     }
 
-    /// The error of the weights alone: the sum of the squares of the changes, each times its
-    /// column's importance weight, as a part of the same sum over the weights themselves. That is
-    /// how much noise there is in what the tensor makes, whatever its size and scale, so that
-    /// tensors can be weighed against each other.
+    /// The error of the weights alone: the sum of the squared changes, each times its column's
+    /// importance weight, relative to the same sum over the weights. This is the relative noise in
+    /// the tensor's output, whatever its size and scale, so that tensors are comparable.
     pub(super) fn weighted_error(&self, progress: &dyn Progress) -> Result<Vec<f64>> {
         let mut total = vec![0.0f64; self.types.len() + 1];
         let columns = self.columns();
@@ -449,23 +446,23 @@ impl Candidate<'_> {
                 .zip(sums)
                 .for_each(|(total, sum)| *total += sum);
         }
-        // Weights of zeros have no errors either.
+        // Zero weights have no errors either.
         let all = if total[0] > 0.0 { total[0] } else { 1.0 };
         Ok(total[1..].iter().map(|error| error / all).collect())
     }
 }
 
-/// Adds to the squares of single positions what errors at different positions have in common.
+/// Corrects the squares of single positions for correlations between errors at different positions.
 ///
-/// The exact second order squares the sum over a sequence. That is one number for each sequence and
-/// draw, and for a single type mostly noise; but by how much it exceeds the squares of single
-/// positions is a property of the tensor, and every type is another experiment on it: the mean
-/// ratio over all types is taken for each. With few `sequences` (chunks times draws) and types the
-/// ratio is held near 1.
+/// The exact second order squares the sum over a sequence. That is one number per sequence and
+/// draw, and mostly noise for a single type; but its ratio to the squares of single positions is a
+/// property of the tensor, and every type is another sample of it: the mean ratio over all types is
+/// used for each. With few `sequences` (chunks times draws) and types, the ratio is shrunk towards
+/// 1.
 fn in_common(squares: &mut [f64], of_sequences: &[f64], sequences: usize) {
-    /// A ratio outside of this is noise.
+    /// Ratios outside of this range are noise.
     const BOUNDS: (f64, f64) = (0.5, 20.0);
-    /// As many experiments as these count for a ratio of 1.
+    /// Weight of the prior ratio of 1, in samples.
     const PRIOR: f64 = 50.0;
     let pairs = squares
         .iter()
@@ -480,7 +477,7 @@ fn in_common(squares: &mut [f64], of_sequences: &[f64], sequences: usize) {
     }
 }
 
-/// The sum of products, of the shorter's length, in eight lanes.
+/// Dot product over the shorter length, in eight lanes.
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     let len = a.len().min(b.len());
     let (a, a_rest) = a[..len].as_chunks::<8>();
@@ -495,8 +492,8 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     f64::from(lanes.iter().sum::<f32>() + rest)
 }
 
-/// Scores of the matrices of a layer, those of a tensor's matrices added up; `whole` if every
-/// position is in the samples.
+/// Scores of the matrices of a layer, summed over the matrices of a tensor; `whole` if the samples
+/// cover every position.
 pub(super) fn of_layer(
     met: &[LinearSamples],
     whole: bool,
@@ -517,8 +514,8 @@ pub(super) fn of_layer(
     Ok(sums)
 }
 
-/// The types that a tensor may take at all: whole blocks in its rows, importance weights where they
-/// are needed.
+/// Types that a tensor can take at all: whole blocks per row, and importance weights where
+/// required.
 pub(super) fn possible(
     types: &[GgmlType],
     tensor: &Tensor<'_>,
@@ -539,7 +536,7 @@ mod tests {
     use super::in_common;
 
     #[test]
-    fn what_positions_have_in_common_needs_many_experiments() {
+    fn correlation_needs_many_samples() {
         let (squares, sums) = ([1.0, 2.0, 0.0], [3.0, 6.0, 0.0]);
         let ratio = |sequences| {
             let mut squares = squares;

@@ -1,5 +1,5 @@
-//! The measured cost of a type in a tensor: the divergence of the model with that tensor alone in
-//! that type.
+//! Measured cost of a type in a tensor: the divergence of the model with only that tensor in that
+//! type.
 //!
 //! ```text
 //! trace      the base's forward pass, which saves the input of every layer
@@ -9,8 +9,8 @@
 //!     mean over all positions of the divergence from the base's logits
 //! ```
 //!
-//! No approximation, but a run of the rest of the model for each tensor and type, where the
-//! second-order score takes one product. It serves as a comparison.
+//! Exact, but it runs the rest of the model for each tensor and type, where the second-order score
+//! takes one product. It serves as a comparison.
 
 use super::kept::{self, Nats};
 use super::scores::{Candidate, go_on};
@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Passes on a stop and nothing else: one run of many counts as one step.
+/// Forwards only cancellation: one run of many counts as one step.
 pub(crate) struct Within<'p>(pub(crate) &'p dyn Progress);
 
 impl Progress for Within<'_> {
@@ -36,8 +36,8 @@ impl Progress for Within<'_> {
     }
 }
 
-/// The mean divergence per token of every candidate, and the number of positions. A tensor without
-/// inputs on this text is left out.
+/// Mean divergence per token of every candidate, and the number of positions. Tensors without
+/// activations on this text are omitted.
 pub(super) fn sweep(
     run: &Run<'_>,
     candidates: &BTreeMap<&str, Candidate<'_>>,
@@ -92,7 +92,7 @@ pub(super) fn sweep(
                 rows: &|chunk| hidden.rows_of(chunk),
             };
             let by_chunk = comparison.divergence(other, name, progress)?;
-            // Of a type that loses nothing, rounding can leave a crumb below zero.
+            // For a lossless type, rounding errors can make it slightly negative.
             found.push((by_chunk.iter().sum::<f64>() / by_chunk.len() as f64).max(0.0));
             progress.advance(1);
         }
@@ -108,7 +108,7 @@ pub(super) fn sweep(
     Ok((nats, chunks.iter().map(Vec::len).sum()))
 }
 
-/// The layer from which on a model differs if this tensor does.
+/// The first layer that depends on a tensor.
 pub(crate) fn first_layer(engine: &Engine<'_>, name: &str) -> usize {
     let catalog = engine.catalog();
     let entry = catalog.tensor_named(name).map(|id| catalog.tensor(id));
@@ -119,12 +119,12 @@ pub(crate) fn first_layer(engine: &Engine<'_>, name: &str) -> usize {
     }
 }
 
-/// One of two models whose rows are compared.
+/// One of two compared models.
 #[derive(Clone, Copy)]
 pub(crate) struct Side<'s> {
-    /// What makes logits.
+    /// Output head.
     pub(crate) head: &'s Head<'s>,
-    /// What it reads of a chunk: `[positions, hidden]`.
+    /// Rows of a chunk that the head reads: `[positions, hidden]`.
     pub(crate) rows: &'s (dyn Fn(usize) -> crate::model::Result<Rows> + Sync),
 }
 
@@ -141,18 +141,18 @@ impl Side<'_> {
     }
 }
 
-/// A base model, and the text on which others are compared with it.
+/// A base model, and the text for comparisons with it.
 #[derive(Clone, Copy)]
 pub(crate) struct Comparison<'c> {
     pub(crate) engine: &'c Engine<'c>,
     pub(crate) base: Side<'c>,
-    /// How many chunks there are.
+    /// Number of chunks.
     pub(crate) chunks: usize,
 }
 
 impl Comparison<'_> {
-    /// The mean divergence of the rows of each chunk from the base's, in nats. `what` has another
-    /// type than in the base.
+    /// Mean divergence of each chunk's rows from the base's, in nats. `what` names the changed
+    /// tensor, for errors.
     pub(crate) fn divergence(
         &self,
         other: Side<'_>,
@@ -177,7 +177,7 @@ impl Comparison<'_> {
                 {
                     let both = Distribution::of_logits(theirs)
                         .and_then(|b| Ok((b, Distribution::of_logits(ours)?)));
-                    // The label is for the perplexity, which nobody asks for here.
+                    // The label matters only for perplexity, which is not used here.
                     let compared = both.and_then(|(b, r)| compare(&b, &r, 0));
                     sum += compared.map_err(|_| Error::NotFinite(what.to_owned()))?.kld;
                 }
@@ -191,7 +191,7 @@ impl Comparison<'_> {
 }
 
 impl ModelKnowledge<'_> {
-    /// A tensor of the model after rounding to a type: byte for byte as it would be in a file.
+    /// A tensor of the model after rounding to a type: byte for byte as in a file.
     pub(crate) fn rounded(
         &self,
         engine: &Engine<'_>,

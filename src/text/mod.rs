@@ -1,13 +1,13 @@
 //! The built-in texts, the default for calibration and evaluation.
 //!
-//! They were written for Quantier: nothing is quoted, persons, firms and places are invented, and
+//! They were written for Quantier: nothing is quoted; persons, companies and places are invented;
 //! the licence is the program's. They are small and varied: many short documents in ten domains. A
 //! text of the user's own domain is better.
 //!
-//! [`Set::Calibration`] and [`Set::Evaluation`] have no topic and no wording in common. Each has one
-//! UTF-8 file per domain (`calibration/NAME.txt`, `evaluation/NAME.txt`); a line with a form feed
-//! alone ends a document. To add a document, append it to its file. To add a domain, write both
-//! files and a line in `DOMAINS`.
+//! [`Set::Calibration`] and [`Set::Evaluation`] share no topics and no wording. Each has one UTF-8
+//! file per domain (`calibration/NAME.txt`, `evaluation/NAME.txt`); a line with only a form feed
+//! ends a document. To add a document, append it to its file. To add a domain, write both files and
+//! a line in `DOMAINS`.
 
 /// Separator of documents in a file: a line with a form feed.
 const SEPARATOR: &str = "\n\x0c\n";
@@ -15,7 +15,7 @@ const SEPARATOR: &str = "\n\x0c\n";
 /// One of the two built-in texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Set {
-    /// For importance matrices, Hessians and sensitivities.
+    /// Importance matrices, Hessians and sensitivities.
     Calibration,
     /// Held out, for the divergence of files.
     Evaluation,
@@ -48,7 +48,7 @@ macro_rules! domain {
     };
 }
 
-/// In the order of the first round of [`joined`]; adjacent domains are unlike each other.
+/// In the order of the first round of [`joined`]; adjacent domains are dissimilar.
 static DOMAINS: [Domain; 10] = [
     domain!("narrative"),
     domain!("code_systems"),
@@ -64,7 +64,7 @@ static DOMAINS: [Domain; 10] = [
 
 /// The documents of a set as pairs of domain and text, by domain.
 ///
-/// Documents have no newline at either end, and every domain has some in each set.
+/// Documents have no newline at either end; every domain has documents in each set.
 #[cfg(test)]
 fn documents(set: Set) -> impl Iterator<Item = (&'static str, &'static str)> {
     DOMAINS.iter().flat_map(move |domain| {
@@ -77,7 +77,7 @@ fn documents(set: Set) -> impl Iterator<Item = (&'static str, &'static str)> {
 /// The whole set as one text with a blank line between documents, the domains interleaved.
 ///
 /// The order is fixed, and every prefix of more than a few documents has about the same shares of
-/// domains as the whole, so the text may be cut at any number of tokens.
+/// domains as the whole, so the text can be cut at any number of tokens.
 pub fn joined(set: Set) -> String {
     let mut text = interleaved(set)
         .into_iter()
@@ -88,8 +88,8 @@ pub fn joined(set: Set) -> String {
     text
 }
 
-/// The documents of a set in the order of [`joined`]: each from the domain with the smallest part
-/// used so far, in bytes (among equals, the first in `DOMAINS`).
+/// The documents of a set in the order of [`joined`]: each from the domain with the smallest
+/// fraction used so far, in bytes (among equals, the first in `DOMAINS`).
 fn interleaved(set: Set) -> Vec<(&'static str, &'static str)> {
     struct Queue {
         name: &'static str,
@@ -113,7 +113,8 @@ fn interleaved(set: Set) -> Vec<(&'static str, &'static str)> {
         .collect();
 
     let mut order = Vec::new();
-    // used / total of two queues, compared by cross-multiplication; min_by takes the first of equals.
+    // used / total of two queues, compared by cross-multiplication; min_by takes the first of
+    // equals.
     while let Some(queue) = queues
         .iter_mut()
         .filter(|queue| !queue.documents.as_slice().is_empty())
@@ -136,8 +137,8 @@ mod tests {
 
     const BOTH: [Set; 2] = [Set::Calibration, Set::Evaluation];
 
-    /// Runs of letters and digits in lower case; where a script writes no spaces, every character
-    /// is a word.
+    /// Runs of letters and digits in lower case; in scripts without spaces, every character is a
+    /// word.
     fn words(text: &str) -> Vec<String> {
         let mut words = Vec::new();
         let mut word = String::new();
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_found_in_every_script() {
+    fn words_are_found_in_all_scripts() {
         assert_eq!(
             words("Don't_stop: Ünder 3.5"),
             ["don", "t", "stop", "ünder", "3", "5"]
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_as_planned() {
+    fn sizes_are_within_limits() {
         let size = |set| {
             documents(set)
                 .map(|(_, document)| document.len())
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_divided_by_form_feeds_on_their_own_line() {
+    fn form_feeds_are_on_their_own_lines() {
         for domain in &DOMAINS {
             for file in [domain.calibration, domain.evaluation] {
                 assert!(
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn no_document_is_empty_or_long_or_there_twice() {
+    fn documents_are_unique_and_neither_empty_nor_long() {
         let mut seen = HashSet::new();
         for (domain, document) in BOTH.into_iter().flat_map(documents) {
             let count = words(document).len();
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sets_share_no_eight_words() {
+    fn sets_share_no_eight_words() {
         const RUN: usize = 8;
         let mut calibration = HashSet::new();
         for (_, document) in documents(Set::Calibration) {
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn joining_loses_nothing() {
+    fn joining_keeps_all_documents() {
         for set in BOTH {
             let order = interleaved(set);
             let mut sorted: Vec<_> = order.clone();
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn every_prefix_is_mixed() {
+    fn every_prefix_mixes_the_domains() {
         for set in BOTH {
             let mut total = HashMap::<_, usize>::new();
             let mut longest = HashMap::<_, usize>::new();
@@ -297,7 +298,7 @@ mod tests {
                 let longest = longest.entry(domain).or_default();
                 *longest = document.len().max(*longest);
             }
-            // No domain is ever ahead of another by more than its own longest document.
+            // No domain is ever ahead of another by more than its longest document.
             let part = |domain: &str, bytes: usize| bytes as f64 / total[domain] as f64;
             let mut given: HashMap<_, usize> = total.keys().map(|&domain| (domain, 0)).collect();
             for (domain, document) in interleaved(set) {
