@@ -1,7 +1,7 @@
 //! Weights per second of one core: every block format quantized (with importance weights) by each
-//! instruction set and, if `QUANTIER_REFERENCE_BIN` names it (`scripts/reference.sh` prints it), by
-//! the real ggml, on the same rows; and dequantized into a matrix that no cache holds, beside a
-//! plain copy of as many f32.
+//! instruction set and, with `QUANTIER_REFERENCE_BIN` (printed by `scripts/reference.sh`), by the
+//! real ggml, on the same rows; and dequantized into a matrix larger than any cache, beside a plain
+//! copy of as many f32.
 //!
 //! ```text
 //! QUANTIER_REFERENCE_BIN=$(scripts/reference.sh) cargo bench --bench blocks [-- FILTER]
@@ -9,7 +9,7 @@
 //!
 //! `scripts/bench-quantize.sh` makes a table of it.
 
-#[allow(dead_code)] // the tests use the rest
+#[allow(dead_code)] // used by the tests
 #[path = "../crates/blocks/tests/blocks/ggml.rs"]
 mod ggml;
 
@@ -20,10 +20,10 @@ use quantier::simd::Isa;
 use quantier_core::rng::Rng;
 use std::time::Duration;
 
-/// The rows that are quantized: of a small matrix.
+/// Rows of the quantized small matrix.
 const COLUMNS: usize = 4096;
 const ROWS: usize = 8;
-/// The weights of the large matrix, 256 MiB of f32.
+/// Weights of the large matrix, 256 MiB of f32.
 const LARGE: usize = 64 << 20;
 
 fn inputs() -> (Vec<f32>, Vec<f32>) {

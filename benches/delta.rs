@@ -1,12 +1,12 @@
-//! The recurrence of gated delta nets beside the matrix products of the same layer, in the shapes of
-//! Qwen 3.5.
+//! The recurrence of gated delta nets beside the matrix products of the same layer, with the shapes
+//! of Qwen 3.5.
 //!
 //! ```text
 //! cargo bench --bench delta [-- POSITIONS]      512 positions unless told otherwise
 //! ```
 //!
-//! On one thread; the median of some runs. The share is that of the recurrence in both together:
-//! what else a layer does (convolution, norms, activations) would only lower it.
+//! Median time of some runs on one thread. The share is that of the recurrence in both together;
+//! other parts of a layer (convolution, norms, activations) would only lower it.
 
 use quantier::arch::DeltaHeads;
 use quantier::arch::hyper::DeltaNumbers;
@@ -14,10 +14,10 @@ use quantier::model::{delta_rule, rows_times_rows};
 use quantier_core::rng::Rng;
 use std::time::{Duration, Instant};
 
-/// Runs of each.
+/// Number of runs.
 const RUNS: usize = 7;
 
-/// A layer.
+/// Shape of a layer.
 struct Shape {
     name: &'static str,
     hidden: usize,
@@ -56,7 +56,7 @@ fn random(rng: &mut Rng, count: usize) -> Vec<f32> {
     (0..count).map(|_| rng.gaussian()).collect()
 }
 
-/// Rows of length 1.
+/// Normalizes rows to length 1.
 fn unit(mut rows: Vec<f32>) -> Vec<f32> {
     for row in rows.chunks_exact_mut(HEAD) {
         let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
@@ -65,7 +65,7 @@ fn unit(mut rows: Vec<f32>) -> Vec<f32> {
     rows
 }
 
-/// The median of the times that `run` takes.
+/// Median duration of `run`.
 fn time(mut run: impl FnMut()) -> Duration {
     let mut times: Vec<_> = (0..RUNS)
         .map(|_| {
@@ -110,7 +110,7 @@ fn measure(shape: &Shape, positions: usize) {
     let scan = time(|| {
         std::hint::black_box(delta_rule(numbers, streams.clone()));
     });
-    // Rows and columns: queries, keys and values; gates; rates; output; the feed-forward network.
+    // Rows and columns of queries, keys and values; gates; rates; output; feed-forward network.
     let matrices = [
         [2 * keys + values, hidden],
         [values, hidden],

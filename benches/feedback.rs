@@ -1,13 +1,12 @@
-//! Rounding with error feedback: its time beside plain rounding, and what it leaves of the error of
-//! real matrices.
+//! Rounding with error feedback on real matrices: time and remaining error, beside plain rounding.
 //!
 //! ```text
 //! [QUANTIER_WEIGHTS=FILE.safetensors] cargo bench --bench feedback
 //! ```
 //!
-//! Inputs are made up: their covariance has eigenvalues that fall as a power of their number, in
-//! directions that mix all channels, and a few channels far above the others, as activations of
-//! language models have them. The error is judged on inputs that the covariance has not seen.
+//! Inputs are synthetic: the eigenvalues of their Hessian fall as a power of their index, in
+//! directions that mix all channels, and a few channels dominate, as in activations of language
+//! models. The error is measured on held-out inputs.
 
 use quantier::format::safetensors;
 use quantier::format::types::GgmlType;
@@ -18,10 +17,10 @@ use quantier_core::rng::Rng;
 use rayon::prelude::*;
 use std::time::Instant;
 
-/// Rows that a thread takes at a time.
+/// Rows per task of a thread.
 const BAND: usize = 128;
 
-/// `[count, n]` inputs.
+/// Synthetic inputs, `[count, n]`.
 fn made_up(rng: &mut Rng, mixture: &[f32], count: usize, n: usize) -> Vec<f32> {
     let strengths: Vec<f32> = (0..count * n)
         .map(|i| rng.gaussian() * ((i % n + 1) as f32).powf(-0.4))
@@ -35,7 +34,7 @@ fn made_up(rng: &mut Rng, mixture: &[f32], count: usize, n: usize) -> Vec<f32> {
     x
 }
 
-/// The mean of `x x^T`.
+/// Mean of `x x^T`.
 fn covariance(x: &[f32], n: usize) -> Vec<f32> {
     let rows = x.len() / n;
     let mut turned = vec![0.0f32; x.len()];
@@ -55,7 +54,7 @@ fn covariance(x: &[f32], n: usize) -> Vec<f32> {
     mean
 }
 
-/// Rounds all rows, on all threads.
+/// Rounds all rows on all threads.
 fn rounded(
     codec: &Codec,
     w: &[f32],
@@ -71,7 +70,7 @@ fn rounded(
     (out, start.elapsed().as_secs_f64())
 }
 
-/// The squared error of products with inputs, as a part of the products' own squares.
+/// Squared error of the outputs, relative to the squared outputs.
 fn error(codec: &Codec, w: &[f32], n: usize, blocks: &[u8], x: &[f32]) -> f64 {
     let mut change = vec![0.0; w.len()];
     codec.dequantize_row(blocks, &mut change);
@@ -120,7 +119,7 @@ fn compare(name: &str, w: &[f32], n: usize, mixture: &[f32], types: &[GgmlType])
     }
 }
 
-/// The f32 matrices of a file whose rows are whole blocks.
+/// The f32 matrices of a file with rows of whole blocks.
 fn matrices(path: &std::path::Path) -> Vec<(String, usize, Vec<f32>)> {
     let file = std::fs::read(path).expect("the file of QUANTIER_WEIGHTS");
     let header = safetensors::parse(&file).expect("safetensors");

@@ -1,5 +1,5 @@
-//! How long a model with a large vocabulary takes to open: 260,000 tokens with scores and types,
-//! and 500,000 merges.
+//! Time to open a model with a large vocabulary: 260,000 tokens with scores and types, and 500,000
+//! merges.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use quantier::format::gguf::{
@@ -9,7 +9,7 @@ use quantier::format::gguf::{
 const TOKENS: u32 = 260_000;
 const MERGES: u32 = 500_000;
 
-/// A vocabulary with strings as long as those of real ones.
+/// A vocabulary with strings of realistic length.
 fn vocabulary() -> Metadata<'static> {
     let token = |i: u32| format!("{}{i:x}", &"tokenization"[..(i % 12) as usize]);
     let mut metadata = Metadata::new();

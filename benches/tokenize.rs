@@ -1,8 +1,7 @@
-//! Bytes of text per second that become tokens, on one thread.
+//! Bytes of text tokenized per second, on one thread.
 //!
-//! QUANTIER_BENCH_TEXT          a text of some megabytes (default: this repository's prose, which
-//! is too short to be fair) QUANTIER_BENCH_VOCABULARIES  GGUF files, separated by colons (default:
-//! the small trained model's)
+//! QUANTIER_BENCH_TEXT          a text of some megabytes (default: this repository's prose, which is too short to be fair)
+//! QUANTIER_BENCH_VOCABULARIES  GGUF files, separated by colons (default: that of the small trained model)
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use quantier::format::gguf::{Files, Model};

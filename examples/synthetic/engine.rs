@@ -1,6 +1,5 @@
-//! Models that can be run: a llama of random weights with the tokenizer of `testdata/refmodel`,
-//! whose vocabulary is filled up with tokens that no text leads to. For measurements of the engine
-//! beside the reference.
+//! Runnable models: a llama of random weights with the tokenizer of `testdata/refmodel`, whose
+//! vocabulary is padded with unused tokens. For measurements of the engine beside the reference.
 
 use quantier::format::Result;
 use quantier::format::gguf::{
@@ -12,10 +11,10 @@ use quantier::quant::Codec;
 use quantier_core::rng::Rng;
 use std::path::Path;
 
-/// What a model is like.
+/// Dimensions of a model.
 #[derive(Clone, Copy)]
 pub struct Size {
-    /// What it is called for on the command line.
+    /// Name on the command line.
     pub name: &'static str,
     layers: u32,
     width: u64,
@@ -23,7 +22,7 @@ pub struct Size {
     heads: u64,
     kv_heads: u64,
     vocabulary: u64,
-    /// Whether the embedding is the output matrix as well.
+    /// True if the embedding is the output matrix too.
     tied: bool,
 }
 
@@ -82,12 +81,12 @@ pub const SIZES: [Size; 5] = [
     },
 ];
 
-/// Random numbers that all rows are cut from, each at an offset of its own.
+/// Size of the pool of random numbers; every row is a slice at a different offset.
 const POOL: usize = 1 << 20;
-/// `tokenizer.ggml.token_type` of a token that is never used.
+/// `tokenizer.ggml.token_type` of an unused token.
 const UNUSED: i32 = 5;
 
-/// Writes one in F16, with the tokenizer of the model `like`.
+/// Writes a model in F16, with the tokenizer of the model `like`.
 pub fn write(size: &Size, like: &Path, path: &Path) -> Result<()> {
     let files = Files::open(like)?;
     let model = Model::parse(&files)?;
@@ -160,8 +159,7 @@ fn layer(number: u32, size: &Size) -> Vec<(String, Vec<u64>)> {
     ]
 }
 
-/// The tokenizer's entries are taken over, and one value is added to each list for each token that
-/// is added.
+/// The tokenizer's entries, with each list padded for the added tokens.
 fn metadata<'a>(size: &Size, like: &Metadata<'a>) -> Metadata<'a> {
     let mut metadata = Metadata::new();
     metadata.set(keys::ARCHITECTURE, Value::str("llama"));

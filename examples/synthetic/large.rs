@@ -1,5 +1,5 @@
-//! Models as large as one likes, for measurements of time and memory. Written in pieces; uses a few
-//! megabytes.
+//! Models of any size, for measurements of time and memory. Written in pieces, with a few megabytes
+//! of memory.
 
 use quantier::format::Result;
 use quantier::format::gguf::{
@@ -10,12 +10,12 @@ use quantier::quant::Codec;
 use quantier_core::rng::Rng;
 use std::path::Path;
 
-/// Random numbers that all rows are cut from, each at an offset of its own.
+/// Size of the pool of random numbers; every row is a slice at a different offset.
 const POOL: usize = 1 << 20;
-/// Widths, each with the size of model from which on it is taken.
+/// Widths, each with the minimum model size for it.
 const WIDTHS: [(u64, u64); 3] = [(4096, 8 << 30), (2048, 1 << 30), (1024, 0)];
 const VOCABULARY: u64 = 8192;
-/// Query heads, and key-value heads.
+/// Number of query heads, and of key-value heads.
 const HEADS: (u32, u32) = (16, 4);
 
 /// Writes a llama of about `bytes` bytes.
@@ -87,7 +87,7 @@ fn layer(number: u32, width: u64) -> Vec<(String, [u64; 2])> {
 }
 
 fn metadata(layers: u32, width: u64, ggml_type: GgmlType) -> Metadata<'static> {
-    /// `general.file_type` of a model in F16, and in BF16.
+    /// `general.file_type` of F16 and of BF16 models.
     const FILE_TYPES: [u32; 2] = [1, 32];
     let mut metadata = Metadata::new();
     metadata.set(keys::ARCHITECTURE, Value::str("llama"));

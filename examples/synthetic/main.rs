@@ -1,6 +1,5 @@
-//! Writes small models with importance matrices, for the preset rules that only some models reach,
-//! and large ones for measurements. The same bytes on every machine: seeded numbers, no math
-//! library.
+//! Writes small models with importance matrices, for preset rules that few models reach, and large
+//! ones for measurements. Identical on every machine: seeded numbers, no math library.
 //!
 //! ```text
 //! synthetic OUT_DIR                      every small model: NAME.gguf, NAME.imatrix.gguf, NAME.imatrix.dat
@@ -10,8 +9,8 @@
 //!                                        SIZE is one of engine.rs's
 //! ```
 //!
-//! `scripts/parity.sh` quantizes the small ones with llama-quantize and with us and compares the
-//! files.
+//! `scripts/parity.sh` quantizes the small ones with llama-quantize and with Quantier, and compares
+//! the files.
 
 mod engine;
 mod large;

@@ -1,12 +1,12 @@
-//! What each small model is, and which rule it is there for.
+//! The small models, each with the rule that it covers.
 //!
-//! Tensors have few rows: the rules look at names, row lengths and counts, never at whether a model
-//! could run.
+//! Tensors have few rows: the rules depend on names, row lengths and counts, not on whether a model
+//! runs.
 
 use quantier::format::gguf::{Array, Metadata, Value, ValueType, keys};
 use quantier::format::types::GgmlType;
 
-/// A tensor to be filled with numbers.
+/// A tensor to fill with numbers.
 pub struct Tensor {
     pub name: String,
     /// Row length first.
@@ -14,14 +14,14 @@ pub struct Tensor {
     pub ggml_type: GgmlType,
 }
 
-/// What the weights are like.
+/// Distribution of the weights.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Weights {
     /// Gaussian, with a scale per column and a few outliers.
     Trained,
     /// The same with one NaN, which must be refused.
     OneNaN,
-    /// Far beyond what f16 scales hold, which must be refused by all types that have them.
+    /// Far beyond the range of f16 scales; must be refused by all types that have them.
     Huge,
 }
 
@@ -30,22 +30,22 @@ pub struct Model {
     pub name: &'static str,
     pub metadata: Metadata<'static>,
     pub tensors: Vec<Tensor>,
-    /// How many tensors each shard holds; empty for one file.
+    /// Number of tensors per shard; empty for a single file.
     pub shards: Vec<usize>,
     pub weights: Weights,
-    /// Values that the importance matrix has for the token embedding; llama-imatrix has some where
-    /// it is the output as well, and a number that does not fit is to be ignored.
+    /// Number of values for the token embedding in the importance matrix. llama-imatrix writes some
+    /// if it is the output matrix too; a wrong number must be ignored.
     pub embedding_statistics: Option<u64>,
-    /// A tensor that calibration missed.
+    /// A tensor without statistics.
     pub without_statistics: Option<&'static str>,
-    /// The GGUF version that the file claims.
+    /// GGUF version claimed by the file.
     pub version: u32,
     architecture: &'static str,
     width: u64,
     default_type: GgmlType,
 }
 
-/// Every small model.
+/// All small models.
 pub fn all() -> Vec<Model> {
     let mut models = vec![
         dense("gqa4", "llama", 16, 256).heads(8, 2),
@@ -115,7 +115,7 @@ pub fn all() -> Vec<Model> {
 }
 
 impl Model {
-    /// A model with everything that llama.cpp wants to know of any, and no tensors.
+    /// A model with all metadata that llama.cpp requires, and no tensors.
     fn new(name: &'static str, architecture: &'static str, layers: u32, width: u64) -> Model {
         let mut metadata = Metadata::new();
         metadata.set(keys::ARCHITECTURE, Value::str(architecture));
@@ -178,7 +178,7 @@ impl Model {
         self
     }
 
-    /// Adds a vector, which stays F32 in every model.
+    /// Adds a vector, which is always F32.
     fn vector(mut self, name: impl Into<String>) -> Model {
         self.tensors.push(Tensor {
             name: name.into(),
@@ -235,7 +235,7 @@ impl Model {
             )
     }
 
-    /// Stores matrices as another type.
+    /// Stores matrices in another type.
     fn stored_as(mut self, ggml_type: GgmlType) -> Model {
         self.tensors
             .iter_mut()
@@ -245,7 +245,7 @@ impl Model {
     }
 }
 
-/// What most models look like.
+/// A typical dense model.
 fn dense(name: &'static str, architecture: &'static str, layers: u32, width: u64) -> Model {
     let model = Model::new(name, architecture, layers, width).embedding();
     (0..layers)
@@ -253,7 +253,7 @@ fn dense(name: &'static str, architecture: &'static str, layers: u32, width: u64
         .output()
 }
 
-/// Only what the rule for models of 70B looks at.
+/// Only the tensors read by the rule for models of 70B.
 fn values_and_down(name: &'static str, architecture: &'static str, layers: u32) -> Model {
     let model = Model::new(name, architecture, layers, 256).embedding();
     (0..layers)
@@ -263,7 +263,7 @@ fn values_and_down(name: &'static str, architecture: &'static str, layers: u32) 
         .output()
 }
 
-/// The embedding is the output as well; a second embedding beside it, as Gemma 3n has it.
+/// Tied embeddings, and a second embedding, as in Gemma 3n.
 fn tied() -> Model {
     let model = Model::new("tied", "llama", 8, 256)
         .heads(8, 4)
@@ -300,7 +300,7 @@ fn falcon() -> Model {
     (0..16).fold(model, layer).output()
 }
 
-/// Positions, biases, joint attention, no output matrix, rows that no K type fits.
+/// Positions, biases, joint attention, no output matrix, rows that fit no K type.
 fn gpt2() -> Model {
     let model = Model::new("gpt2", "gpt2", 12, 192)
         .heads(8, 8)
@@ -331,7 +331,7 @@ fn phi3() -> Model {
     (0..16).fold(model, layer).output()
 }
 
-/// Multi-head latent attention: low ranks, 3-D projections that are no experts, and a first layer
+/// Multi-head latent attention: low ranks, 3-D projections that are not experts, and a first layer
 /// without experts.
 fn latent_attention(model: Model, layer: u32) -> Model {
     model
@@ -390,7 +390,7 @@ fn bailingmoe3() -> Model {
         .set("kda.gate_lower_bound", Value::F32(-5.0))
 }
 
-/// The architecture that keeps some matrices and wants Q8_0 for others.
+/// The architecture that keeps some matrices unquantized and requires Q8_0 for others.
 fn glm5_next() -> Model {
     let mut model = with_latent_attention("glm5-next", "glm5-next", 4)
         .set("ssm.conv_kernel", Value::U32(4))
@@ -416,7 +416,7 @@ fn glm5_next() -> Model {
     model
 }
 
-/// A vision tower, of which llama.cpp asks nothing but the architecture.
+/// A vision tower, of which llama.cpp requires only the architecture.
 fn vision_tower() -> Model {
     let mut model = Model::new("clip", "clip", 8, 256);
     for part in [
@@ -438,7 +438,7 @@ fn vision_tower() -> Model {
         .add("mm.0.weight", &[256, 4])
 }
 
-/// Head counts in arrays, one per layer; the rules look at the first.
+/// Head counts in arrays, one per layer; the rules read the first.
 fn heads_by_layer() -> Model {
     let array = |first: u32| {
         let heads = (0..8).map(|layer| Value::U32(if layer == 0 { first } else { 8 }));
@@ -449,7 +449,7 @@ fn heads_by_layer() -> Model {
         .set("attention.head_count_kv", array(2))
 }
 
-/// Names and shapes at the edge of what is quantized.
+/// Names and shapes at the boundary of quantized ones.
 fn odd_tensors() -> Model {
     let mut model = dense("odd-tensors", "llama", 11, 256).heads(8, 4);
     for (name, dims) in [
@@ -515,8 +515,8 @@ fn quantized() -> Model {
     model
 }
 
-/// Three shards, the first `empty` of them without tensors. No file type, and as many tensors of
-/// one type as of another, so that a copy must guess, and the order or a pruned layer could decide.
+/// Three shards, the first `empty` of them without tensors. No file type, and equally many tensors
+/// of two types, so that a copy must guess, and the order or a pruned layer could decide.
 fn split(name: &'static str, empty: usize) -> Model {
     let mut model = dense(name, "llama", 12, 256).heads(8, 4);
     model.metadata.remove(keys::FILE_TYPE);
@@ -528,9 +528,9 @@ fn split(name: &'static str, empty: usize) -> Model {
             GgmlType::F16
         };
     }
-    // The number is odd; one of a third type makes the others equal.
+    // The count is odd; a tensor of a third type makes the others equal.
     model.tensors[2 * half].ggml_type = GgmlType::BF16;
-    // The last layers come first, so that the order of the files is not that of the names.
+    // The last layers come first, so that file order differs from name order.
     model.tensors.reverse();
     let first = if empty > 0 {
         0
@@ -542,7 +542,7 @@ fn split(name: &'static str, empty: usize) -> Model {
     model
 }
 
-/// Values of every type, alone and in arrays; what C strings cannot hold; no file type.
+/// Values of every type, alone and in arrays; strings with zeros; no file type.
 fn metadata() -> Model {
     let mut model = dense("metadata", "llama", 2, 256).heads(8, 4);
     let values = [

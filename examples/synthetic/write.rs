@@ -1,4 +1,4 @@
-//! From the description of a model to its files.
+//! Writing of the described models.
 
 use crate::models::{Model, Tensor, Weights};
 use quantier::format::Result;
@@ -12,9 +12,9 @@ use quantier::quant::Codec;
 use quantier_core::rng::Rng;
 use std::path::Path;
 
-/// Every so many channels, one that calibration never reached.
+/// Every such channel has no activations.
 const DEAD_CHANNEL: usize = 17;
-/// One weight in so many is an outlier, and so many times as large.
+/// Ratio of outliers to weights, and their factor.
 const OUTLIER: (u64, f32) = (300, 12.0);
 
 /// Writes a model and its importance matrices.
@@ -53,7 +53,7 @@ pub fn model(model: &Model, dir: &Path) -> std::result::Result<(), Box<dyn std::
     Ok(imatrix.write_dat(&with_suffix(".imatrix.dat"))?)
 }
 
-/// Writes `PREFIX.gguf` and `PREFIX.dat`, made up for the tensors of a model.
+/// Writes synthetic importance matrices for the tensors of a model: `PREFIX.gguf` and `PREFIX.dat`.
 pub fn imatrix_for_file(path: &Path, prefix: &str) -> Result<()> {
     let files = Files::open(path)?;
     let model = Read::parse(&files)?;
@@ -160,8 +160,8 @@ fn data(tensor: &Tensor, weights: Weights, model: &str) -> Vec<u8> {
     bytes
 }
 
-/// Statistics for every matrix that meets activations. In a tensor of several matrices, the second
-/// met none.
+/// Statistics for every matrix with activations. In a tensor of several matrices, the second has
+/// none.
 fn imatrix(seed_name: &str, tensors: &[(&str, &[u64])]) -> Imatrix {
     let mut imatrix = Imatrix {
         datasets: vec!["calibration.txt".into(), "more.txt".into()],

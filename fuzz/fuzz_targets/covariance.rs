@@ -1,5 +1,5 @@
-//! Any bytes as a file of Hessians, and as the index of a directory of them: errors, or finite
-//! numbers as many as the heads say.
+//! Any bytes as a file of Hessians, and as the index of their directory: errors, or finite numbers
+//! in the stated amounts.
 #![no_main]
 
 mod scratch;
@@ -9,9 +9,9 @@ use quantier_gguf::hessian::{File, INDEX, Index, Part, triangle};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-/// Holds the bytes as a file, with an index that lists it.
+/// The bytes as a file, with an index that lists it.
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| scratch::directory("covariance-file"));
-/// Holds the bytes as an index, beside files that are sound.
+/// The bytes as an index, beside valid files.
 static INDEXED: LazyLock<PathBuf> = LazyLock::new(|| {
     let dir = scratch::directory("covariance-index");
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/covariance");
@@ -39,7 +39,7 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = Index::read(&INDEXED);
 });
 
-/// Every part of a file.
+/// Reads every part of a file.
 fn read(file: &File) {
     let head = file.head();
     assert!(head.columns > 0 && !head.rows.is_empty() && !head.tensors.is_empty());

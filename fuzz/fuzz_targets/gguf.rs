@@ -1,5 +1,4 @@
-//! Any bytes as a GGUF file: an error, or a header all of whose parts can be used, and which our
-//! writer writes so that it reads back the same.
+//! Any bytes as a GGUF file: an error, or a usable header that round-trips through our writer.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -31,7 +30,7 @@ fuzz_target!(|file: &[u8]| {
     }
 });
 
-/// Touches everything that a header promises.
+/// Accesses everything in a header.
 fn walk(header: &Header<'_>, file: &[u8]) {
     for (key, value) in header.metadata.iter() {
         assert!(!key.is_empty() && header.metadata.get(key).is_some());
@@ -61,7 +60,7 @@ fn walk_array(array: &Array<'_>) {
     assert_eq!(walked, array.len());
 }
 
-/// Bytes, not values: a NaN is equal to itself there.
+/// Bytes instead of values, so that a NaN equals itself.
 fn serialized(metadata: &Metadata<'_>) -> Vec<u8> {
     let mut out = Vec::new();
     metadata

@@ -1,4 +1,4 @@
-//! Any bytes as an importance matrix: an error, or finite weights that are not negative.
+//! Any bytes as an importance matrix: an error, or finite, non-negative weights.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

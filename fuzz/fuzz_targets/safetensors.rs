@@ -1,5 +1,5 @@
-//! Any bytes as a safetensors file: an error, or tensors that share the data out among them without
-//! a gap.
+//! Any bytes as a safetensors file: an error, or tensors that cover the data without gaps or
+//! overlaps.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,9 +1,8 @@
-//! A directory in memory, if the machine has one, for the readers that take a checkpoint's
-//! directory.
+//! A temporary directory, in memory if possible, for readers of checkpoint directories.
 
 use std::path::PathBuf;
 
-/// An empty directory of this process, by the target's name.
+/// An empty directory for this process and target.
 pub fn directory(target: &str) -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
     let base = if memory.is_dir() {

@@ -1,5 +1,5 @@
-//! Any bytes as a tiktoken file, `tekken.json`, `tokenizer.jsonl` or `merges.txt`: an error, or as many
-//! texts and types as there are tokens.
+//! Any bytes as a tiktoken file, `tekken.json`, `tokenizer.jsonl` or `merges.txt`: an error, or a
+//! text and a type for each token.
 #![no_main]
 
 mod scratch;
@@ -9,7 +9,7 @@ use quantier_tokenizer::{VocabKind, import};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-/// A file by name, and a kind that reads it.
+/// File names, each with a kind of vocabulary that reads it.
 const FILES: [(&str, VocabKind); 5] = [
     ("qwen.tiktoken", VocabKind::Qwen1),
     ("hy.tiktoken", VocabKind::HunyuanMoe),

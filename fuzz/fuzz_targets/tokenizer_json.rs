@@ -1,4 +1,4 @@
-//! Any bytes as a `tokenizer.json`: an error, or as many texts and types as there are tokens.
+//! Any bytes as a `tokenizer.json`: an error, or a text and a type for each token.
 #![no_main]
 
 mod scratch;
@@ -22,7 +22,7 @@ static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
     dir
 });
 
-/// Before the clock runs: what is made once per process is slow to make in an instrumented build.
+/// Runs before the time limit applies: initialization is slow in an instrumented build.
 fn initialize() {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("{panic}");
@@ -41,9 +41,8 @@ fn initialize() {
     import(&DIR, VocabKind::ByteLevel, None, None).expect("a seed");
 }
 
-// The tokenizers library panics at much that it cannot take; the reader makes errors of that, so
-// the hook only tells of it. One that nobody catches ends the fuzzer all the same, and so does a
-// panic anywhere else.
+// The tokenizers library panics on some inputs; the reader turns that into errors, so the hook only
+// prints. Uncaught panics still end the fuzzer.
 fuzz_target!(
     init: initialize(),
     |file: &[u8]| {

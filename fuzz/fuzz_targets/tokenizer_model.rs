@@ -1,5 +1,4 @@
-//! Any bytes as a `tokenizer.model`: an error, or as many texts, scores and types as there are
-//! tokens.
+//! Any bytes as a `tokenizer.model`: an error, or a text, a score and a type for each token.
 #![no_main]
 
 mod scratch;
@@ -9,7 +8,7 @@ use quantier_tokenizer::{VocabKind, import};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-/// With the files beside the model, which place tokens into its vocabulary.
+/// The model's companion files, which add tokens to its vocabulary.
 static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
     let dir = scratch::directory("tokenizer_model");
     let config = r#"{"bos_token": "<s>", "added_tokens_decoder": {

@@ -1,5 +1,5 @@
-//! Any bytes as a file of torch.save: an error, or tensors within the file. An archive is rarely sound by chance, so
-//! any bytes also stand as the pickle of one that is.
+//! Any bytes as a file of torch.save: an error, or tensors within the file. Since random bytes are
+//! rarely a valid archive, they are also used as the pickle of a valid one.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,10 +1,9 @@
-//! What our writer writes, read by a reader that shares no line with ours: the crate gguf-rs.
+//! Files of our writer, read by an independent reader: the crate gguf-rs.
 //!
-//! It has limits of its own, which these tests keep clear of. It loses the types of values and the
-//! order of keys. It knows the types up to MXFP4, and gives up on NVFP4 and later ones. It takes
-//! all types above 9 for types of 256 weights in a block, so it has wrong sizes for the plain
-//! numbers, IQ4_NL and MXFP4 among them; Q8_1's it has from before ggml changed them. It takes
-//! alignments from 8 on, and no arrays of arrays.
+//! Its limitations, which these tests avoid: it loses value types and the order of keys. It
+//! supports types up to MXFP4. It treats all types above 9 as having 256 weights per block, so its
+//! sizes of plain numbers, IQ4_NL and MXFP4 are wrong; its Q8_1 is that before ggml's change. It
+//! accepts alignments from 8 on, and no arrays of arrays.
 #![cfg(test)]
 
 #[path = "../../crates/gguf/tests/gguf/files.rs"]
@@ -25,7 +24,7 @@ fn knows_size_of(t: GgmlType) -> bool {
     t.id() <= GgmlType::Q8_0.id() || (t.block_len() == 256 && knows(t))
 }
 
-/// Writes the file with our writer, reads it with both readers, and compares.
+/// Writes a file with our writer, reads it with both readers, and compares.
 fn both_agree(file: &Tiny) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
@@ -82,7 +81,7 @@ fn same(key: &str, ours: &Value<'_>, theirs: &serde_json::Value) {
     match ours {
         Value::String(_) => assert_eq!(theirs.as_str(), ours.as_str(), "{key}"),
         Value::Bool(v) => assert_eq!(theirs.as_bool(), Some(*v), "{key}"),
-        // They have no number for what JSON has none for.
+        // It has no JSON number for NaN.
         Value::F32(v) if v.is_nan() => assert!(theirs.is_null(), "{key}"),
         Value::F32(v) => assert_eq!(as_f32(), Some(*v), "{key}"),
         Value::F64(v) => assert_eq!(theirs.as_f64(), Some(*v), "{key}"),
@@ -109,7 +108,7 @@ fn same(key: &str, ours: &Value<'_>, theirs: &serde_json::Value) {
     }
 }
 
-/// Every value type but the arrays of arrays.
+/// Every value type except arrays of arrays.
 fn everything_plain() -> Tiny {
     let mut file = everything();
     file.metadata.remove("a.nested");
@@ -122,9 +121,8 @@ fn metadata_of_every_value_type() {
 }
 
 #[test]
-fn every_tensor_type_that_it_knows() {
-    // Rows of two superblocks are whole blocks of every type; odd numbers of rows leave padding
-    // behind.
+fn supported_tensor_types() {
+    // Rows of two super-blocks are whole blocks of every type; odd numbers of rows need padding.
     let file = GgmlType::all()
         .filter(|&t| knows(t))
         .fold(Tiny::default(), |file, t| {
@@ -139,7 +137,7 @@ fn every_tensor_type_that_it_knows() {
 }
 
 #[test]
-fn every_alignment_that_it_knows() {
+fn supported_alignments() {
     for shift in 3..=16 {
         both_agree(&everything_plain().set("general.alignment", Value::U32(1 << shift)));
     }

@@ -1,4 +1,4 @@
-//! The program from outside: what it writes and prints.
+//! The program's output files and messages.
 
 use crate::support::gguf::Tiny;
 use crate::support::program::{
@@ -36,8 +36,8 @@ fn type_of(dir: &Path, name: &str, tensor: &str) -> String {
 #[test]
 fn a_real_model_in_several_types() {
     let dir = tempfile::tempdir().unwrap();
-    // Bits per weight of the whole file: the preset's type, and a little more for what stays
-    // larger.
+    // Bits per weight of the whole file: the preset's type, and a little more for tensors of larger
+    // types.
     for (preset, low, high) in [
         ("Q8_0", 8.5, 8.6),
         ("Q4_K_M", 4.5, 5.8),
@@ -79,7 +79,7 @@ fn a_real_model_in_several_types() {
 }
 
 #[test]
-fn several_outputs_are_those_of_separate_runs() {
+fn several_outputs_equal_those_of_separate_runs() {
     let dir = with_model();
     succeeds(
         dir.path(),
@@ -100,7 +100,7 @@ fn several_outputs_are_those_of_separate_runs() {
 }
 
 #[test]
-fn a_dry_run_tells_the_size_and_writes_nothing() {
+fn dry_run_states_the_size_and_writes_nothing() {
     let dir = with_model();
     let before = listing(dir.path());
     let shown = succeeds(
@@ -160,7 +160,7 @@ fn threads_do_not_change_the_bytes() {
 }
 
 #[test]
-fn a_copy_has_the_input_s_tensors() {
+fn copies_keep_the_tensors() {
     let dir = with_model();
     succeeds(dir.path(), "quantize m.gguf copy.gguf COPY");
     let (input, copy) = (
@@ -203,7 +203,7 @@ fn rows_that_do_not_fit() {
 }
 
 #[test]
-fn the_first_pattern_that_matches_decides_wherever_it_stands() {
+fn first_matching_pattern_wins() {
     let dir = with_model();
     fs::write(
         dir.path().join("types.txt"),
@@ -268,10 +268,10 @@ fn overridden_metadata() {
 }
 
 #[test]
-fn numbers_in_json_are_short_and_true() {
+fn json_numbers_are_shortest_exact_ones() {
     let dir = with_model();
     let shown = succeeds(dir.path(), "inspect --json m.gguf");
-    // As one prints an f32, and not as the double that is closest to it.
+    // Printed as the shortest f32, not as the nearest double.
     assert!(shown.contains("\"value\": 0.1\n"), "{shown}");
     assert_eq!(
         json(dir.path(), "inspect --json m.gguf")["metadata"]["llama.rope.freq_base"]["value"],
@@ -388,7 +388,7 @@ fn shards_kept_as_shards() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_failure() {
+fn closed_pipes_are_no_failure() {
     let dir = with_model();
     for args in ["inspect --tensors m.gguf", "quantize --dry-run m.gguf Q8_0"] {
         let line = format!("$quantier {args} | true; exit ${{PIPESTATUS[0]}}");
@@ -463,7 +463,7 @@ fn messages_are_for_people_scripts_or_a_log() {
 }
 
 #[test]
-fn shells_and_manuals_know_every_command() {
+fn completions_and_manuals_cover_every_command() {
     let dir = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = succeeds(dir.path(), &format!("completions {shell}"));

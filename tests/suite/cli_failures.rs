@@ -1,4 +1,4 @@
-//! The program from outside: what it refuses, and what a stopped or failed run leaves behind.
+//! Refusals of the program, and the state after a stopped or failed run.
 
 use crate::support::gguf::{dat, info};
 use crate::support::program::{
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 #[test]
-fn instructions_that_the_cpu_lacks_are_refused_and_others_change_nothing() {
+fn unsupported_instruction_sets_are_refused_and_others_give_equal_bytes() {
     let dir = with_model();
     let with = |isa: &str, args: &str| {
         quantier(args)
@@ -181,14 +181,14 @@ fn outputs_that_cannot_be_written() {
             &["locked", "choose a directory"],
         );
     }
-    // Standard output that takes nothing.
+    // Standard output on a full device.
     let ran = bash(dir.path(), "$quantier inspect m.gguf > /dev/full").code(1);
     let error = String::from_utf8_lossy(&ran.get_output().stderr).into_owned();
     assert!(error.contains("cannot write to standard output"), "{error}");
 }
 
 #[test]
-fn an_input_is_never_overwritten() {
+fn inputs_are_never_overwritten() {
     let dir = with_model();
     let at = |name: &str| dir.path().join(name);
     let before = fs::read(at("m.gguf")).unwrap();
@@ -225,7 +225,7 @@ fn an_input_is_never_overwritten() {
 }
 
 #[test]
-fn weights_that_are_no_numbers() {
+fn nonfinite_weights() {
     let dir = with_model();
     for (value, said) in [(f32::NAN, "NaN"), (f32::INFINITY, "infinit")] {
         let mut broken = model();
@@ -258,7 +258,7 @@ fn weights_that_are_no_numbers() {
 }
 
 #[test]
-fn quantized_models_are_not_quantized_again_unasked() {
+fn quantized_models_are_requantized_only_on_request() {
     let dir = with_model();
     succeeds(dir.path(), "quantize m.gguf q8.gguf Q8_0");
     fails(
@@ -299,7 +299,7 @@ fn importance_of_another_model() {
 }
 
 #[test]
-fn importance_that_is_no_number() {
+fn nonfinite_importance() {
     let dir = with_model();
     fs::write(
         dir.path().join("nan.dat"),
@@ -329,7 +329,7 @@ fn importance_that_is_no_number() {
 }
 
 #[test]
-fn importance_that_is_missing_where_it_is_needed() {
+fn missing_required_importance() {
     let dir = with_model();
     let needy = ["blk.0.ffn_up.weight", "blk.2.attn_k.weight"];
     importance(|name| !needy.contains(&name)).write(&dir.path().join("i.gguf"));
@@ -357,7 +357,7 @@ fn importance_that_is_missing_where_it_is_needed() {
     );
 }
 
-/// Starts a run that would take a minute, and waits until it writes.
+/// Starts a run of about a minute, and waits until it writes.
 fn start(dir: &Path) -> Child {
     let child = Command::new(env!("CARGO_BIN_EXE_quantier"))
         .args(["quantize", "big.gguf", "out.gguf", "Q4_K_S", "1"])
@@ -383,8 +383,8 @@ fn signal(child: &Child, name: &str) {
     );
 }
 
-/// A model of zeros would be done in no time in most types; this one is 2 GiB, and its disk blocks
-/// are never written.
+/// A model of zeros is quantized too quickly in most types; this one has 2 GiB of zeros, without
+/// allocated disk blocks.
 fn big() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     sparse(&dir.path().join("big.gguf"), 2048);
@@ -392,7 +392,7 @@ fn big() -> TempDir {
 }
 
 #[test]
-fn a_run_that_is_stopped_leaves_nothing() {
+fn stopped_runs_leave_no_files() {
     for name in ["INT", "TERM"] {
         let dir = big();
         let mut child = start(dir.path());
@@ -414,13 +414,13 @@ fn a_run_that_is_stopped_leaves_nothing() {
 }
 
 #[test]
-fn a_run_that_is_killed_can_be_run_again() {
+fn killed_runs_can_be_repeated() {
     let dir = big();
     let mut child = start(dir.path());
     signal(&child, "KILL");
     child.wait().unwrap();
     assert!(!dir.path().join("out.gguf").exists());
-    // The same command on a model that is done sooner.
+    // The same command on a smaller model.
     model().write(&dir.path().join("big.gguf"));
     succeeds(dir.path(), "quantize big.gguf out.gguf Q4_K_S 1");
     succeeds(dir.path(), "verify out.gguf");
@@ -428,7 +428,7 @@ fn a_run_that_is_killed_can_be_run_again() {
 }
 
 #[test]
-fn two_runs_do_not_write_one_file() {
+fn concurrent_runs_on_one_output_are_refused() {
     let dir = big();
     let mut child = start(dir.path());
     let error = stderr(dir.path(), "quantize big.gguf out.gguf Q8_0 1", 1);

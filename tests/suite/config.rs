@@ -1,4 +1,4 @@
-//! The file of a publisher's defaults, from outside.
+//! The configuration file with a publisher's defaults.
 
 use crate::support::models;
 use crate::support::program::{listing, quantier};
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use tempfile::TempDir;
 
-/// Small texts, chunks and choices, so that a run takes seconds; and what a publisher would state.
+/// Small texts, chunks and types, for runs of seconds; and typical publisher's settings.
 const DEFAULTS: &str = r#"
 [make]
 file = "texts/cal.txt"
@@ -29,7 +29,7 @@ template = "card.md"
 const CARD: &str =
     "{{ front_matter }}\nMine: {{ repo }}\n{% for c in commands %}{{ c.command }}\n{% endfor %}";
 
-/// A home with a file of defaults where it is looked for, and a model elsewhere.
+/// A home directory with a configuration file, and a model elsewhere.
 fn place() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let own = dir.path().join("home/.config/quantier");
@@ -74,7 +74,7 @@ fn fails(mut command: Command, parts: &[&str]) {
 }
 
 #[test]
-fn a_publisher_states_it_once() {
+fn defaults_apply_to_make_and_publish() {
     let dir = place();
     let args =
         "make m.gguf --score-positions 64 --publish --base-model org/The-Model --name M -o out";
@@ -103,7 +103,7 @@ fn a_publisher_states_it_once() {
     ] {
         assert!(card.contains(part), "{part}: {card}");
     }
-    // The recorded command is the whole one, and names no directory.
+    // The recorded command is complete and contains no directory.
     let made = card
         .lines()
         .find(|line| line.starts_with("quantier make m.gguf"))
@@ -118,7 +118,7 @@ fn a_publisher_states_it_once() {
     );
     assert!(!card.contains(dir.path().to_str().unwrap()));
 
-    // What is typed wins: over single keys, over lists, and one size over all sizes.
+    // The command line takes precedence: over single keys, over lists, and one size over all sizes.
     let args = "publish out -o other --license apache-2.0 --language de --no-config";
     runs(command(dir.path(), args));
     let card = fs::read_to_string(dir.path().join("work/other/README.md")).unwrap();
@@ -145,7 +145,7 @@ fn a_publisher_states_it_once() {
 }
 
 #[test]
-fn the_file_is_found_where_it_is_named() {
+fn configuration_file_is_found_by_precedence() {
     let dir = place();
     let other = dir.path().join("other.toml");
     fs::write(&other, "[make]\nvariants = 2\nfile = \"x.txt\"\n").unwrap();
@@ -189,7 +189,7 @@ fn the_file_is_found_where_it_is_named() {
         "{text}"
     );
 
-    // The example is a file.
+    // The example is a valid file.
     let (example, _) = runs(command(dir.path(), "config --example"));
     fs::write(&other, example).unwrap();
     assert_eq!(
@@ -197,7 +197,7 @@ fn the_file_is_found_where_it_is_named() {
         serde_json::json!([])
     );
 
-    // Other commands do not read it.
+    // Other commands ignore it.
     fs::write(
         dir.path().join("home/.config/quantier/config.toml"),
         "nonsense",
@@ -207,7 +207,7 @@ fn the_file_is_found_where_it_is_named() {
 }
 
 #[test]
-fn what_is_wrong_is_told_before_any_work() {
+fn configuration_errors_are_reported_before_any_work() {
     let dir = place();
     let file = dir.path().join("home/.config/quantier/config.toml");
     let make = "make m.gguf --bpw 4 -o out";

@@ -1,5 +1,4 @@
-//! `quantier convert` on checkpoints made here: what it makes of them, and what it says about
-//! broken ones.
+//! `quantier convert` on generated checkpoints: its output, and its errors for broken ones.
 
 use crate::support::torch::{TorchFile, View, text};
 use assert_cmd::Command;
@@ -21,7 +20,7 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// A Llama of one layer whose weights count up, in bf16.
+    /// A Llama of one layer with ascending weights in bf16.
     pub(super) fn llama() -> Model {
         let config = json!({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
@@ -49,8 +48,8 @@ impl Model {
         model
     }
 
-    /// A Qwen 3.5 of one layer, which is a gated delta net of one head of keys and two of values, of 32
-    /// numbers each. Its tokenizer is that of testdata/bpe.
+    /// A Qwen 3.5 of one gated delta net layer, with one head of keys and two of values, 32 numbers
+    /// each. Its tokenizer is that of testdata/bpe.
     pub(super) fn qwen35() -> Model {
         let tokens = 512;
         let mut model = Model::llama();
@@ -104,7 +103,7 @@ impl Model {
         model
     }
 
-    /// Adds a tensor; the n-th weight is n, as far as bf16 can hold it.
+    /// Adds a tensor; its n-th weight is n, rounded to bf16.
     pub(super) fn add(&mut self, name: &str, shape: &[u64]) {
         let count: u64 = shape.iter().product();
         let bytes = (0..count)
@@ -120,7 +119,7 @@ impl Model {
             .unwrap()
     }
 
-    /// The bytes of a safetensors file with all tensors whose name passes.
+    /// The bytes of a safetensors file with all tensors whose names pass.
     pub(super) fn safetensors(&self, keep: impl Fn(&str) -> bool) -> Vec<u8> {
         let mut header = serde_json::Map::new();
         let mut data = Vec::new();
@@ -140,7 +139,7 @@ impl Model {
         .concat()
     }
 
-    /// A file of torch.save with all tensors whose name passes, each with a storage of its own.
+    /// A file of torch.save with all tensors whose names pass, each with its own storage.
     fn torch(&self, keep: impl Fn(&str) -> bool) -> TorchFile {
         let mut file = TorchFile::default();
         for (name, (_, shape, bytes)) in self.tensors.iter().filter(|(name, _)| keep(name)) {
@@ -185,7 +184,7 @@ pub(super) fn quantier(dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// Runs a conversion that must fail, write nothing, and say this.
+/// Runs a conversion that must fail with these parts in its error, and write nothing.
 pub(super) fn fails(dir: &Path, args: &[&str], parts: &[&str]) {
     let output = quantier(dir, args).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
@@ -234,7 +233,7 @@ pub(super) fn weights_of(path: &Path, name: &str) -> Vec<f32> {
 }
 
 #[test]
-fn a_dry_run_shows_types_and_writes_nothing() {
+fn dry_run_shows_types_and_writes_nothing() {
     let dir = Model::llama().write();
     let plan = plan(dir.path(), &["--outtype", "q8_0", "--dry-run"]);
     assert_eq!(
@@ -259,7 +258,7 @@ fn a_dry_run_shows_types_and_writes_nothing() {
 }
 
 #[test]
-fn auto_takes_the_type_of_the_checkpoint() {
+fn auto_keeps_the_type_of_the_checkpoint() {
     let dir = Model::llama().write();
     assert_eq!(plan(dir.path(), &["--dry-run"])["file_type"], "BF16");
 }
@@ -272,8 +271,7 @@ fn halves_of_query_heads_are_interleaved() {
         .chunks(HIDDEN as usize)
         .map(|row| row[0])
         .collect();
-    // Two heads of 32 rows; the n-th row begins with 64 n. 64 * 17 = 1088 and so on are whole in
-    // bf16.
+    // Two heads of 32 rows; row n begins with 64 n. 64 * 17 = 1088 and so on are exact in bf16.
     let expected: Vec<_> = [0, 16, 1, 17, 2, 18]
         .iter()
         .map(|row| (row * HIDDEN) as f32)
@@ -328,7 +326,7 @@ fn shards_are_read_as_one_model_and_written_as_asked() {
     }
     std::fs::remove_file(dir.path().join("out.gguf")).unwrap();
 
-    // A shard is gone, then one lacks a tensor.
+    // First a shard is missing, then one lacks a tensor.
     std::fs::remove_file(dir.path().join("model-2.safetensors")).unwrap();
     fails(dir.path(), &[], &["model-2.safetensors", "missing"]);
     std::fs::write(
@@ -350,7 +348,7 @@ fn shards_are_read_as_one_model_and_written_as_asked() {
 }
 
 #[test]
-fn a_single_file_beside_its_config_will_do() {
+fn single_weight_files_are_accepted() {
     let dir = Model::llama().write();
     let file = dir.path().join("model.safetensors");
     let mut command = Command::cargo_bin("quantier").unwrap();
@@ -363,7 +361,7 @@ fn a_single_file_beside_its_config_will_do() {
 }
 
 #[test]
-fn unknown_architectures_are_named_with_the_nearest() {
+fn unknown_architectures_are_refused_with_the_nearest_name() {
     let mut model = Model::llama();
     model.config["architectures"] = json!(["LLamaForCausalLM"]);
     fails(
@@ -378,7 +376,7 @@ fn unknown_architectures_are_named_with_the_nearest() {
 }
 
 #[test]
-fn tensors_without_a_rule_are_all_listed() {
+fn all_unknown_tensors_are_listed() {
     let mut model = Model::llama();
     model.add("model.layers.0.self_attn.gate.weight", &[4]);
     model.add("model.extra", &[4]);
@@ -391,7 +389,7 @@ fn tensors_without_a_rule_are_all_listed() {
 }
 
 #[test]
-fn layers_without_tensors_are_missed() {
+fn layers_without_tensors_are_refused() {
     let mut model = Model::llama();
     model.config["num_hidden_layers"] = json!(3);
     fails(
@@ -402,7 +400,7 @@ fn layers_without_tensors_are_missed() {
 }
 
 #[test]
-fn blocks_for_multi_token_prediction_must_be_there_or_left_out() {
+fn multi_token_prediction_blocks_must_be_complete_or_omitted() {
     let mut model = Model::llama();
     fails(
         model.write().path(),
@@ -478,7 +476,7 @@ fn quantized_checkpoints_of_other_kinds_are_refused_by_name() {
 }
 
 #[test]
-fn shapes_must_be_those_of_the_config() {
+fn shapes_must_match_the_config() {
     let mut model = Model::llama();
     model.config["intermediate_size"] = json!(48);
     fails(
@@ -535,14 +533,14 @@ fn a_vocabulary_is_cut_and_padded_to_the_config() {
 }
 
 #[test]
-fn files_that_are_not_what_their_names_say_are_named() {
+fn misnamed_files_are_refused_by_name() {
     let lying = [&u64::MAX.to_le_bytes()[..], b"{}"].concat();
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n";
     let cases: [(&str, &[u8], &[&str]); 9] = [
         (
             "model.safetensors",
             &lying,
-            &["model.safetensors", "more than any"],
+            &["model.safetensors", "above the limit"],
         ),
         (
             "model.safetensors",
@@ -583,7 +581,7 @@ fn files_that_are_not_what_their_names_say_are_named() {
     ];
     for (file, bytes, parts) in cases {
         let dir = Model::llama().write();
-        // Without this, the reference looks for no chat template.
+        // Without this, the reference ignores chat templates.
         std::fs::write(
             dir.path().join("tokenizer_config.json"),
             r#"{"add_bos_token": true}"#,
@@ -595,7 +593,7 @@ fn files_that_are_not_what_their_names_say_are_named() {
 }
 
 #[test]
-fn what_cannot_be_an_output_is_left_alone() {
+fn invalid_outputs_are_refused() {
     let dir = Model::llama().write();
     let weights = dir.path().join("model.safetensors");
     let before = std::fs::read(&weights).unwrap();
@@ -623,7 +621,7 @@ fn what_cannot_be_an_output_is_left_alone() {
     );
 }
 
-/// The bytes of the output, which is removed.
+/// The bytes of the output, which is then removed.
 fn converted(dir: &Path, args: &[&str]) -> Vec<u8> {
     plan(dir, args);
     let bytes = std::fs::read(dir.join("out.gguf")).unwrap();
@@ -632,12 +630,12 @@ fn converted(dir: &Path, args: &[&str]) -> Vec<u8> {
 }
 
 #[test]
-fn pytorch_files_give_the_bytes_of_safetensors() {
+fn pytorch_and_safetensors_files_convert_identically() {
     let model = Model::llama();
     let dir = model.write();
     let path = |name: &str| dir.path().join(name);
     let expected = converted(dir.path(), &[]);
-    // Safetensors win, whatever is beside them.
+    // Safetensors take precedence.
     std::fs::write(path("pytorch_model.bin"), b"anything").unwrap();
     assert!(converted(dir.path(), &[]) == expected);
     std::fs::remove_file(path("model.safetensors")).unwrap();
@@ -657,8 +655,7 @@ fn pytorch_files_give_the_bytes_of_safetensors() {
         .unwrap();
     assert!(quantized.status.success(), "{quantized:?}");
 
-    // Two files, the index of which says what is where. In the reference's order, the second
-    // file's tensors come last.
+    // Two files with an index. In the reference's order, the second file's tensors come last.
     let second = |name: &str| name > "model.layers.0.mlp.up";
     let names = [
         "pytorch_model-00001-of-00002.bin",
@@ -689,7 +686,7 @@ fn pytorch_files_give_the_bytes_of_safetensors() {
         &["model.norm.weight", "pytorch_model.bin.index.json says"],
     );
 
-    // One file by its name.
+    // A single file by its name.
     let mut command = Command::cargo_bin("quantier").unwrap();
     let output = command
         .arg("convert")
@@ -701,9 +698,9 @@ fn pytorch_files_give_the_bytes_of_safetensors() {
 }
 
 #[test]
-fn views_of_shared_storages_are_what_they_show() {
+fn views_of_shared_storages_are_resolved() {
     let mut model = Model::llama();
-    // GPT-2's matrices lie the other way round; here one does, and two share a storage.
+    // GPT-2's matrices are transposed; here one is, and two share a storage.
     let (_, shape, down) = model.layer("mlp.down_proj.weight").clone();
     let mut file = model.torch(|name| !name.contains("down_proj") && !name.contains("k_proj"));
     let rows: Vec<[u8; 2]> = down.as_chunks::<2>().0.to_vec();
@@ -751,7 +748,7 @@ fn views_of_shared_storages_are_what_they_show() {
 }
 
 #[test]
-fn pytorch_files_that_hold_something_else_are_refused() {
+fn pytorch_files_with_other_contents_are_refused() {
     let model = Model::llama();
     let dir = model.write_without_weights();
     let with = |key: &str, value: &[u8]| {
@@ -845,7 +842,7 @@ fn mistrals_own_format_is_read_on_demand() {
     )
     .unwrap();
     plan(dir.path(), &["--mistral-format", "--outtype", "f32"]);
-    // Rows of queries stay where they are.
+    // Rows of queries stay in place.
     let rows: Vec<_> = weights(dir.path(), "blk.0.attn_q.weight")
         .chunks(HIDDEN as usize)
         .map(|row| row[0])
@@ -905,7 +902,7 @@ fn ternary_types_leave_embeddings_and_output_in_f16() {
 }
 
 #[test]
-fn the_first_file_can_do_without_tensors() {
+fn first_file_can_be_without_tensors() {
     let dir = Model::llama().write();
     let split = plan(dir.path(), &["--no-tensor-first-split", "--use-temp-file"]);
     let paths = split["paths"].as_array().unwrap();
@@ -932,7 +929,7 @@ fn the_first_file_can_do_without_tensors() {
 }
 
 #[test]
-fn check_finds_weights_that_are_no_numbers() {
+fn check_finds_nonfinite_weights() {
     let mut model = Model::llama();
     let at = 2 * (5 * HIDDEN as usize + 3);
     model.layer("mlp.up_proj.weight").2[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
@@ -975,7 +972,7 @@ fn eight_bit_weights_are_multiplied_by_their_scales() {
 }
 
 #[test]
-fn a_big_endian_file_has_the_same_numbers_in_the_other_order() {
+fn big_endian_files_have_the_same_numbers_in_reverse_order() {
     use quantier::format::gguf::{Endian, parse};
     let checkpoint = Model::llama().write();
     let dir = checkpoint.path();
@@ -1015,7 +1012,7 @@ fn a_big_endian_file_has_the_same_numbers_in_the_other_order() {
     }
 }
 
-/// GPT-2 stores its matrices with columns for rows; scales belong to what is stored.
+/// GPT-2 stores transposed matrices; scales apply to the stored layout.
 #[test]
 fn eight_bit_weights_are_scaled_before_they_are_transposed() {
     let config = json!({
@@ -1050,7 +1047,7 @@ fn eight_bit_weights_are_scaled_before_they_are_transposed() {
 }
 
 #[test]
-fn quantizing_a_checkpoint_is_converting_and_quantizing_at_once() {
+fn quantizing_a_checkpoint_equals_converting_first() {
     let checkpoint = Model::llama().write();
     let dir = checkpoint.path();
     quantier(dir, &["--outtype", "f32"]).assert().success();

@@ -1,9 +1,9 @@
-//! Conversions against the SHA-256 of what the reference's converter wrote (`scripts/goldens.sh`
-//! renews them): the reference model in every type, split and as a vocabulary alone; the same model
-//! with a card, sampling parameters and named templates, under every kind of name; and a byte-level
-//! vocabulary.
+//! Conversions against SHA-256 of the output of the reference's converter (renewed by
+//! `scripts/goldens.sh`): the reference model in every type, split, and vocabulary only; the same
+//! model with a card, sampling parameters and named templates, under every kind of name; and a
+//! byte-level vocabulary.
 //!
-//! `scripts/parity.sh convert` compares far more, and needs the reference.
+//! `scripts/parity.sh convert` compares far more, but needs the reference.
 
 use assert_cmd::Command;
 use sha2::{Digest, Sha256};
@@ -18,7 +18,7 @@ fn testdata(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// File and SHA-256 by case, as the reference wrote them.
+/// File and SHA-256 of the reference's output by case.
 fn goldens() -> BTreeMap<String, BTreeMap<String, String>> {
     let mut goldens: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     for line in std::fs::read_to_string(testdata("convert.sha256"))
@@ -35,8 +35,7 @@ fn goldens() -> BTreeMap<String, BTreeMap<String, String>> {
     goldens
 }
 
-/// The reference model under a name with parts, with the files of the card beside it or in place of
-/// its own.
+/// The reference model under a name with parts, with the files of the card added or replaced.
 fn card(root: &Path) -> PathBuf {
     let dir = root.join(CARD);
     std::fs::create_dir(&dir).unwrap();
@@ -50,7 +49,7 @@ fn card(root: &Path) -> PathBuf {
 }
 
 #[test]
-fn conversions_are_the_references() {
+fn conversions_match_the_reference() {
     let root = tempfile::tempdir().unwrap();
     let card = card(root.path());
     let metadata = card.join("metadata.json");
@@ -110,7 +109,7 @@ fn conversions_are_the_references() {
             arguments.to_vec(),
         ));
     }
-    // The reference was told the name of the pre-tokenizer; here it is found out.
+    // The reference was given the pre-tokenizer's name; here it is detected.
     cases.push((
         "bpe-vocab".into(),
         testdata("bpe"),

@@ -1,4 +1,4 @@
-//! `quantier diff` from outside.
+//! Tests of `quantier diff`.
 
 use crate::support::gguf::Tiny;
 use crate::support::program::{listing, model, quantier, succeeds, with_model};
@@ -7,7 +7,7 @@ use quantier::format::types::GgmlType;
 use serde_json::Value as Json;
 use std::path::Path;
 
-/// Runs the comparison; the models must differ.
+/// Runs a comparison of different models.
 #[track_caller]
 fn differs(dir: &Path, args: &str) -> String {
     let ran = quantier(&format!("diff {args}"))
@@ -23,7 +23,7 @@ fn json(dir: &Path, args: &str) -> Json {
     serde_json::from_str(&differs(dir, &format!("--json {args}"))).unwrap()
 }
 
-/// Runs the comparison, which must be trouble: exit code 2, not 1.
+/// Runs a comparison that must fail: exit code 2, not 1.
 #[track_caller]
 fn trouble(dir: &Path, args: &str, part: &str) {
     let ran = quantier(&format!("diff {args}"))
@@ -35,7 +35,7 @@ fn trouble(dir: &Path, args: &str, part: &str) {
     assert!(error.contains(part), "{error}");
 }
 
-/// What of a tensor's list of weights the test may change.
+/// Changes weights of a tensor; returns pairs of old and new values.
 fn weights(model: &mut Tiny, name: &str, change: impl Fn(usize, f32) -> f32) -> Vec<(f32, f32)> {
     let (_, data) = model
         .tensors
@@ -63,7 +63,7 @@ fn relative(pairs: &[(f32, f32)]) -> f64 {
 }
 
 #[test]
-fn a_model_is_itself_however_it_is_stored() {
+fn storage_details_are_ignored() {
     let dir = with_model();
     assert!(succeeds(dir.path(), "diff m.gguf m.gguf").contains("equal: 24 tensors"));
     succeeds(dir.path(), "split m.gguf s --split-max-tensors 9");
@@ -84,7 +84,7 @@ fn a_model_is_itself_however_it_is_stored() {
 }
 
 #[test]
-fn a_checkpoint_is_the_file_that_it_becomes() {
+fn checkpoint_equals_its_conversion() {
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = format!("{}/testdata/refmodel", env!("CARGO_MANIFEST_DIR"));
     succeeds(dir.path(), &format!("convert {checkpoint} -o m.gguf"));
@@ -93,7 +93,7 @@ fn a_checkpoint_is_the_file_that_it_becomes() {
     let found = json(dir.path(), &format!("{checkpoint} q.gguf"));
     let changed = found["tensors"].as_array().unwrap();
     assert!(!changed.is_empty());
-    // Eight bits leave about 0.5 % of error.
+    // Eight bits leave an error of about 0.5%.
     for tensor in changed.iter().filter(|t| t["type_b"] == "q8_0") {
         let error = tensor["relative_rmse"].as_f64().unwrap();
         assert!((0.003..0.009).contains(&error), "{tensor}");
@@ -108,7 +108,7 @@ fn a_checkpoint_is_the_file_that_it_becomes() {
 }
 
 #[test]
-fn errors_are_those_of_the_definition_most_changed_first() {
+fn errors_match_their_definition_and_are_sorted() {
     let dir = with_model();
     let mut other = model();
     let little = weights(&mut other, "blk.0.ffn_up.weight", |i, x| {
@@ -145,7 +145,7 @@ fn errors_are_those_of_the_definition_most_changed_first() {
 }
 
 #[test]
-fn quantized_weights_are_compared_by_what_they_stand_for() {
+fn quantized_weights_are_compared_after_dequantization() {
     let dir = with_model();
     for preset in ["Q8_0", "Q6_K", "Q4_0", "Q2_K"] {
         succeeds(
@@ -179,7 +179,7 @@ fn quantized_weights_are_compared_by_what_they_stand_for() {
 }
 
 #[test]
-fn tensors_that_only_one_has_and_shapes_and_types() {
+fn tensors_of_one_model_only_and_changed_shapes_and_types() {
     let dir = with_model();
     let mut other = model();
     other
@@ -214,7 +214,7 @@ fn tensors_that_only_one_has_and_shapes_and_types() {
     assert_eq!(names(&found["tensors"]), ["blk.0.attn_q.weight"]);
     assert_eq!(found["tensors"][0]["shape_b"], serde_json::json!([512, 3]));
     assert_eq!(found["tensors"][0]["relative_rmse"], Json::Null);
-    // Integers are compared as bytes; weights of zero are infinitely far from others.
+    // Integers are compared as bytes; zero weights are infinitely far from others.
     let ids = |number: u8| {
         Tiny {
             metadata: model().metadata,
@@ -283,7 +283,7 @@ fn metadata_key_by_key() {
 }
 
 #[test]
-fn trouble_is_no_difference() {
+fn failures_are_not_differences() {
     let dir = with_model();
     trouble(dir.path(), "m.gguf nowhere.gguf", "nowhere.gguf");
     trouble(dir.path(), "m.gguf .", "config.json");
@@ -292,7 +292,7 @@ fn trouble_is_no_difference() {
     std::fs::write(dir.path().join("cut.gguf"), &whole[..whole.len() - 4000]).unwrap();
     trouble(dir.path(), "m.gguf cut.gguf", "cut.gguf");
     assert_eq!(listing(dir.path()).len(), 2);
-    // Programs read it as they read all else.
+    // Machine-readable errors like those of other commands.
     let ran = quantier("diff m.gguf nowhere.gguf --progress json")
         .current_dir(dir.path())
         .assert()

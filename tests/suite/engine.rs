@@ -1,4 +1,4 @@
-//! The forward pass on the small trained Llama: what must hold whatever the numbers are.
+//! The forward pass on the small trained Llama: properties independent of the numbers.
 
 use crate::support::gguf::Tiny;
 use crate::support::{models, text};
@@ -28,7 +28,7 @@ fn with_engine<T>(model: &str, options: &Options, then: impl FnOnce(&Engine<'_>)
     then(&Engine::new(&input, options).unwrap())
 }
 
-/// Tokens without a pattern, all different by chunk.
+/// Pseudo-random tokens, different in every chunk.
 fn chunks(count: usize, len: usize) -> Vec<Vec<u32>> {
     text::tokens(count * len)
         .chunks(len)
@@ -36,7 +36,7 @@ fn chunks(count: usize, len: usize) -> Vec<Vec<u32>> {
         .collect()
 }
 
-/// The activations behind the last layer, chunk by chunk.
+/// Activations after the last layer, by chunk.
 fn hidden(engine: &Engine<'_>, chunks: &[Vec<u32>]) -> Vec<Vec<f32>> {
     let hidden = engine
         .run(chunks, 0..chunks[0].len(), None, &Silent)
@@ -47,7 +47,7 @@ fn hidden(engine: &Engine<'_>, chunks: &[Vec<u32>]) -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn chunks_threads_and_memory_change_nothing() {
+fn results_are_independent_of_chunks_threads_and_memory() {
     let chunks = chunks(5, 40);
     let two = Options {
         threads: 2,
@@ -74,7 +74,7 @@ fn chunks_threads_and_memory_change_nothing() {
 }
 
 #[test]
-fn later_tokens_do_not_reach_back() {
+fn later_tokens_do_not_affect_earlier_ones() {
     let mut both = chunks(1, 30);
     let mut other = both[0].clone();
     other[20] = (other[20] + 1) % VOCABULARY;
@@ -94,8 +94,7 @@ fn later_tokens_do_not_reach_back() {
 
 #[test]
 fn a_checkpoint_runs_like_its_gguf() {
-    // The checkpoint is bf16, and few of its weights are too small for f16: the two differ by next
-    // to nothing.
+    // The checkpoint is bf16, and few of its weights are too small for f16: the difference is tiny.
     let chunks = chunks(1, 16);
     let gguf = with_engine("refmodel-f16.gguf", &Options::default(), |engine| {
         hidden(engine, &chunks)
@@ -112,7 +111,7 @@ fn a_checkpoint_runs_like_its_gguf() {
     assert!(distance < 1e-6 * norm, "{distance} of {norm}");
 }
 
-/// Counts the rows that each matrix meets, and adds up their squares.
+/// Counts the rows of each matrix's input, and sums their squares.
 #[derive(Default)]
 struct Watcher {
     met: Mutex<BTreeMap<(LinearId, usize), (usize, f64)>>,
@@ -185,7 +184,7 @@ fn every_matrix_is_observed_with_every_row() {
 }
 
 #[test]
-fn what_cannot_run_is_named() {
+fn unsupported_models_are_refused_by_name() {
     with_engine("refmodel-f16.gguf", &Options::default(), |engine| {
         let run = |chunks: &[Vec<u32>], keep| {
             engine
@@ -201,7 +200,7 @@ fn what_cannot_run_is_named() {
 }
 
 #[test]
-fn a_stopped_run_says_so() {
+fn stopped_runs_return_cancelled() {
     struct Stop;
     impl quantier::progress::Progress for Stop {
         fn cancelled(&self) -> bool {
@@ -214,7 +213,7 @@ fn a_stopped_run_says_so() {
     });
 }
 
-/// Two layers of the small Llama as a Nanbeige that runs them twice.
+/// Two layers of the small Llama as a Nanbeige, which runs them twice.
 fn looped(skips_norm: bool) -> Tiny {
     let mut model = models::shortened(2);
     let keys = model.metadata.iter();
@@ -246,7 +245,7 @@ fn unrolled() -> Tiny {
     model.set("llama.block_count", Value::U32(4))
 }
 
-/// The activations of a model, and the samples of its layers, the last one first.
+/// Activations of a model, and the samples of its layers from the last to the first.
 fn passes(model: &Tiny, chunks: &[Vec<u32>]) -> (Vec<Vec<f32>>, Vec<Vec<LinearSamples>>) {
     let dir = tempfile::tempdir().unwrap();
     let source = Source::open(&model.write(&dir.path().join("model.gguf"))).unwrap();
@@ -266,7 +265,7 @@ fn passes(model: &Tiny, chunks: &[Vec<u32>]) -> (Vec<Vec<f32>>, Vec<Vec<LinearSa
 }
 
 #[test]
-fn layers_that_run_twice_are_those_of_a_model_with_copies() {
+fn repeated_layers_equal_copied_layers() {
     let chunks = chunks(2, 12);
     let (once, of_copies) = passes(&unrolled(), &chunks);
     let (twice, of_loops) = passes(&looped(true), &chunks);

@@ -1,5 +1,5 @@
-//! `perplexity` and `kld` from outside: what several texts, several models and a logits file give,
-//! on the small trained model and files quantized from it.
+//! Results of `perplexity` and `kld` for several texts, several models and a logits file, on the
+//! small trained model and quantized files of it.
 
 use crate::support::program::{json, succeeds};
 use crate::support::text::{numbers, prose};
@@ -37,7 +37,7 @@ fn near(a: f64, b: f64, off: f64) {
 }
 
 #[test]
-fn many_models_and_texts_in_one_run_are_those_of_single_runs() {
+fn combined_runs_equal_single_runs() {
     let dir = with_models();
     let all = json(
         dir.path(),
@@ -57,7 +57,7 @@ fn many_models_and_texts_in_one_run_are_those_of_single_runs() {
             assert_eq!(all["models"][i]["texts"][j]["text"], *text);
             assert_eq!(one["models"][0]["statistics"]["rows"], 4 * 23);
         }
-        // Equally many rows of each text: the mean is the mean of both.
+        // Equal numbers of rows per text: the mean is the mean of both.
         let kld = |at: &str| number(&all, &format!("/models/{i}{at}/statistics/kld/value"));
         near(kld(""), (kld("/texts/0") + kld("/texts/1")) / 2.0, 1e-12);
         let base = |at: &str| {
@@ -87,7 +87,7 @@ fn many_models_and_texts_in_one_run_are_those_of_single_runs() {
 }
 
 #[test]
-fn memory_and_threads_change_nothing() {
+fn results_are_independent_of_memory_and_threads() {
     let dir = with_models();
     let run = |more: &str| {
         json(
@@ -103,7 +103,7 @@ fn memory_and_threads_change_nothing() {
 }
 
 #[test]
-fn a_model_is_at_no_distance_from_itself() {
+fn divergence_from_itself_is_zero() {
     let dir = with_models();
     let same = json(
         dir.path(),
@@ -116,7 +116,7 @@ fn a_model_is_at_no_distance_from_itself() {
 }
 
 #[test]
-fn a_logits_file_takes_the_base_s_place() {
+fn logits_files_replace_the_base() {
     let dir = with_models();
     let direct = json(
         dir.path(),
@@ -131,7 +131,7 @@ fn a_logits_file_takes_the_base_s_place() {
     let stored = json(dir.path(), "kld --logits a.kld q3.gguf --json");
     let pick =
         |value: &Value, what: &str| number(value, &format!("/models/0/statistics/{what}/value"));
-    // 16 nats in 65,535 steps; the rows' own figures do not pass through the file.
+    // 16 nats in 65,535 steps; statistics of the rows' own text are not stored in the file.
     near(pick(&stored, "kld"), pick(&direct, "kld"), 2e-4);
     assert_eq!(pick(&stored, "perplexity"), pick(&direct, "perplexity"));
     near(
@@ -139,7 +139,7 @@ fn a_logits_file_takes_the_base_s_place() {
         1.0,
         1e-4,
     );
-    // With the texts, the figures come text by text again.
+    // With the texts, results are per text again.
     let with_texts = json(
         dir.path(),
         &format!("kld --logits a.kld q3.gguf -f a.txt -f b.txt {CTX} --json"),
@@ -159,7 +159,7 @@ fn a_logits_file_takes_the_base_s_place() {
 }
 
 #[test]
-fn tables_have_a_line_for_each_text_and_model() {
+fn tables_have_a_line_per_text_and_model() {
     let dir = with_models();
     let text = succeeds(
         dir.path(),

@@ -1,5 +1,4 @@
-//! What `perplexity` and `kld` refuse: exit code 1, one error that says what to do, and nothing
-//! left behind.
+//! Refusals of `perplexity` and `kld`: exit code 1, one error with a remedy, and no files left.
 
 use crate::support::gguf::{Tiny, info};
 use crate::support::models;
@@ -9,7 +8,7 @@ use quantier::format::gguf::{Array, Value};
 use quantier::format::types::GgmlType;
 use tempfile::TempDir;
 
-/// The small trained model with something changed.
+/// The small trained model with a change.
 fn changed(change: impl FnOnce(&mut Tiny)) -> Tiny {
     let mut model = models::refmodel();
     change(&mut model);
@@ -44,7 +43,7 @@ fn tensor<'t>(model: &'t mut Tiny, name: &str) -> &'t mut Vec<u8> {
 const ON_A: &str = "-f a.txt -c 32 --chunks 2";
 
 #[test]
-fn texts_that_cannot_be_measured() {
+fn unusable_evaluation_texts() {
     let dir = with_model();
     let run = |text: &[u8], more: &str, parts: &[&str]| {
         std::fs::write(dir.path().join("t.txt"), text).unwrap();
@@ -81,7 +80,7 @@ fn texts_that_cannot_be_measured() {
         "perplexity m.gguf -f nowhere.txt",
         &["cannot read nowhere.txt"],
     );
-    // As *.gguf in a directory of `make` names it.
+    // As matched by *.gguf in a directory of `make`.
     crate::support::gguf::imatrix().write(&dir.path().join("imatrix.gguf"));
     let named = format!("kld m.gguf imatrix.gguf {ON_A}");
     fails(
@@ -92,7 +91,7 @@ fn texts_that_cannot_be_measured() {
 }
 
 #[test]
-fn an_architecture_that_the_engine_lacks() {
+fn unsupported_architecture() {
     let dir = with_changed(|model| {
         model
             .metadata
@@ -115,7 +114,7 @@ fn an_architecture_that_the_engine_lacks() {
 }
 
 #[test]
-fn tensors_that_are_missing_or_of_the_wrong_shape() {
+fn missing_and_misshapen_tensors() {
     let dir = with_changed(|model| {
         model
             .tensors
@@ -159,8 +158,8 @@ fn tensors_that_are_missing_or_of_the_wrong_shape() {
 }
 
 #[test]
-fn vocabularies_that_differ() {
-    // As many tokens, but the pieces stand at other numbers.
+fn different_vocabularies() {
+    // As many tokens, but with permuted texts.
     let dir = with_changed(|model| {
         let tokens = model
             .metadata
@@ -179,8 +178,8 @@ fn vocabularies_that_differ() {
         "compare models of one family",
     ];
     fails(dir.path(), &format!("kld m.gguf x.gguf {ON_A}"), &parts);
-    // Its logits file is refused with the text, and beside it a model that reads the file's tokens
-    // as another text.
+    // Its logits file is refused with the text, and so is a model that decodes the file's tokens to
+    // another text.
     succeeds(
         dir.path(),
         &format!("perplexity x.gguf {ON_A} --save-logits x.kld"),
@@ -227,7 +226,7 @@ fn vocabularies_that_differ() {
 }
 
 #[test]
-fn a_logits_file_of_a_stranger_is_told() {
+fn logits_files_of_other_models_are_reported() {
     let dir = with_changed(|model| tensor(model, "output.weight").rotate_left(512 * 1000));
     succeeds(
         dir.path(),
@@ -266,7 +265,7 @@ fn logits_files_of_another_text_and_damaged_ones() {
             ("kld --logits cut.kld m.gguf", &["cut.kld", "cut short"]),
             ("kld --logits a.txt m.gguf", &["a.txt", "'_logits_'"]),
             ("kld --logits nowhere.kld m.gguf", &["nowhere.kld"]),
-            // What is read is never written.
+            // Inputs are never overwritten.
             (
                 &format!("perplexity m.gguf {ON_A} --save-logits m.gguf"),
                 &["m.gguf"],
@@ -288,7 +287,7 @@ fn logits_files_of_another_text_and_damaged_ones() {
 }
 
 #[test]
-fn numbers_that_are_none_name_the_first_layer() {
+fn nonfinite_activations_name_the_first_layer() {
     let nan = [0x00, 0x7e]; // of f16
     let dir = with_changed(|model| {
         tensor(model, "blk.3.ffn_down.weight")[..2].copy_from_slice(&nan);
@@ -308,7 +307,7 @@ fn numbers_that_are_none_name_the_first_layer() {
             ),
         ],
     );
-    // Behind the last layer.
+    // After the last layer.
     let dir =
         with_changed(|model| tensor(model, "output.weight")[512 * 7..][..2].copy_from_slice(&nan));
     let parts = [

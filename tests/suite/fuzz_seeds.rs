@@ -199,7 +199,7 @@ fn big_endian(model: &Tiny) -> Vec<u8> {
 }
 
 #[test]
-fn the_seeds_are_current() {
+fn seeds_are_current() {
     let seeds = [
         ("gguf/everything.gguf", everything().bytes()),
         ("gguf/small.gguf", small().bytes()),
@@ -240,7 +240,7 @@ fn the_seeds_are_current() {
 
 /// A seed that the first check refuses would lead the fuzzer nowhere.
 #[test]
-fn the_seeds_are_read_to_the_end() {
+fn seeds_are_accepted_by_the_readers() {
     let dir = tempfile::tempdir().unwrap();
     for (name, bytes) in covariances() {
         std::fs::write(

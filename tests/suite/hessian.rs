@@ -1,4 +1,4 @@
-//! Covariances: what is summed, what is kept, and what is read back.
+//! Hessians: sums, stored files, and reading.
 
 use crate::support::allocation;
 use crate::support::models;
@@ -64,7 +64,7 @@ fn collected(
 /// Rows by chunk.
 type Rows = BTreeMap<usize, Vec<f32>>;
 
-/// All that each matrix meets, by tensor and matrix.
+/// Inputs of each matrix, by tensor and matrix.
 struct Met<'c> {
     catalog: &'c Catalog,
     rows: Mutex<BTreeMap<(String, usize), Rows>>,
@@ -87,7 +87,7 @@ impl Tap for Met<'_> {
 
 impl Observer for Met<'_> {}
 
-/// What the matrices of a model meet in some chunks.
+/// Inputs of a model's matrices for some chunks.
 fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), Rows> {
     let all: Vec<_> = tokens(chunks)
         .chunks(CONTEXT)
@@ -110,7 +110,7 @@ fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), Rows> {
     watcher.rows.into_inner().unwrap()
 }
 
-/// The mean of `x x^T` over the chunks that are summed, in f64, and how many rows that are.
+/// Mean of `x x^T` over the summed chunks, in f64, and the number of summed rows.
 fn plain(met: &Rows, chunks: usize, columns: usize) -> (Vec<f64>, u64) {
     let mut sums = vec![0.0; columns * columns];
     let mut count = 0;
@@ -130,7 +130,8 @@ fn plain(met: &Rows, chunks: usize, columns: usize) -> (Vec<f64>, u64) {
     (sums, count)
 }
 
-/// Fails unless each number is right to some parts in a million of what its row and column allow.
+/// Fails unless each number is accurate to some parts per million of the bound from its row and
+/// column.
 #[track_caller]
 fn close(found: &[f32], want: &[f64], columns: usize, what: &str) {
     assert_eq!(found.len(), want.len(), "{what}");
@@ -152,7 +153,7 @@ fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
-fn means_are_those_of_a_plain_sum_and_inputs_are_shared() {
+fn means_equal_plain_sums_and_inputs_are_shared() {
     const CHUNKS: usize = 17;
     let dir = tempfile::tempdir().unwrap();
     models::shortened(2).write(&dir.path().join("m.gguf"));
@@ -229,7 +230,7 @@ fn means_are_those_of_a_plain_sum_and_inputs_are_shared() {
 }
 
 #[test]
-fn a_tied_output_matrix_has_one_and_a_single_chunk_no_sample() {
+fn tied_output_has_a_hessian_and_a_single_chunk_has_no_sample() {
     let dir = tempfile::tempdir().unwrap();
     let mut tied = models::shortened(1);
     tied.tensors
@@ -255,7 +256,7 @@ fn a_tied_output_matrix_has_one_and_a_single_chunk_no_sample() {
 }
 
 #[test]
-fn experts_have_their_own_and_lean_on_all() {
+fn experts_have_their_own_hessians_and_a_common_one() {
     const CHUNKS: usize = 16;
     let dir = tempfile::tempdir().unwrap();
     let path = models::experts().write(&dir.path().join("m.gguf"));
@@ -346,7 +347,7 @@ fn place() -> TempDir {
 const RUN: &str = "imatrix -m m.gguf -f t.txt -c 64 --chunks 60 --no-ppl -o out.gguf";
 
 #[test]
-fn threads_memory_and_the_importance_matrix_do_not_show() {
+fn hessians_are_independent_of_threads_memory_and_imatrix() {
     let dir = place();
     let dir = dir.path();
     let told = json(
@@ -371,12 +372,12 @@ fn threads_memory_and_the_importance_matrix_do_not_show() {
     assert!(files(&dir.join("a")) == files(&dir.join("b")));
     succeeds(dir, &format!("{RUN} --process-output"));
     assert!(fs::read(dir.join("out.gguf")).unwrap() == imatrix);
-    // Once more into the same directory: the same job.
+    // Again into the same directory: the same job.
     succeeds(dir, &format!("{RUN} --process-output --covariance a"));
     assert!(files(&dir.join("a")) == files(&dir.join("b")));
 }
 
-/// Kills a run that keeps its state after every layer once so many files are there.
+/// Kills a run with snapshots after every layer once `reached` files exist.
 fn killed(dir: &Path, args: &str, reached: usize) {
     let covariances = || fs::read_dir(dir.join("cov")).map_or(0, Iterator::count);
     let ready = || covariances() >= reached && dir.join("out.gguf.resume").exists();
@@ -388,7 +389,7 @@ fn killed(dir: &Path, args: &str, reached: usize) {
 }
 
 #[test]
-fn a_killed_run_goes_on_with_what_it_has() {
+fn killed_hessian_runs_resume() {
     let dir = place();
     let dir = dir.path();
     succeeds(dir, &format!("{RUN} --covariance want"));
@@ -399,14 +400,14 @@ fn a_killed_run_goes_on_with_what_it_has() {
             .err()
             .unwrap()
             .to_string()
-            .contains("no finished covariances")
+            .contains("no complete Hessians")
     );
     let told = json(dir, &format!("{run} --json"));
     assert!(told["resumed"]["layers"].as_u64() >= Some(1), "{told}");
     assert_eq!(told["covariance"]["files"], 24);
     assert!(files(&dir.join("cov")) == files(&dir.join("want")));
 
-    // A file of a layer that was done is gone: all is done again.
+    // A file of a finished layer is missing: everything is repeated.
     fs::remove_dir_all(dir.join("cov")).unwrap();
     killed(dir, &run, 9);
     fs::remove_file(dir.join("cov/blk.0.attn_q.gguf")).unwrap();
@@ -416,7 +417,7 @@ fn a_killed_run_goes_on_with_what_it_has() {
 }
 
 #[test]
-fn what_cannot_be_done_is_refused() {
+fn impossible_requests_are_refused() {
     let dir = place();
     let dir = dir.path();
     for args in [
@@ -446,7 +447,7 @@ fn what_cannot_be_done_is_refused() {
         ],
     );
     assert!(files(&dir.join("a")) == before);
-    // A directory whose files are of two runs, one that lacks a file, and one that is none.
+    // A directory with files of two runs, one that lacks a file, and one that is not of Hessians.
     succeeds(dir, &format!("{other} --covariance b"));
     fs::copy(
         dir.join("b/blk.1.attn_q.gguf"),
@@ -461,7 +462,7 @@ fn what_cannot_be_done_is_refused() {
     );
     fs::remove_file(dir.join("b/blk.1.attn_q.gguf")).unwrap();
     assert!(refused("b").contains("blk.1.attn_q.gguf") && !refused("nowhere").is_empty());
-    assert!(refused(".").contains("no finished covariances"));
+    assert!(refused(".").contains("no complete Hessians"));
 
     fs::copy(dir.join("m.gguf"), dir.join("b/model.gguf")).unwrap();
     hessian::clear(&dir.join("b")).unwrap();
@@ -489,7 +490,7 @@ fn what_cannot_be_done_is_refused() {
 }
 
 #[test]
-fn activations_that_are_not_finite_are_named() {
+fn nonfinite_activations_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = models::shortened(2);
     let (info, data) = model
@@ -517,7 +518,7 @@ fn pieces(numbers: Vec<f32>) -> quantier::format::hessian::Pieces<'static> {
     Box::new(move |put| put(&numbers))
 }
 
-/// A small file of two experts: its head, and what is in it.
+/// A small file of two experts; returns its header.
 fn small(path: &Path) -> Head {
     let head = Head {
         key: [9; 32],
@@ -548,7 +549,7 @@ fn small(path: &Path) -> Head {
     head
 }
 
-/// All that a file holds: its head, its checksum, and the numbers of some parts.
+/// Contents of a file: header, checksum, and the numbers of some parts.
 type Contents = (Head, String, Vec<Option<Vec<f32>>>);
 
 fn contents(path: &Path) -> quantier::format::Result<Contents> {
@@ -568,7 +569,7 @@ fn contents(path: &Path) -> quantier::format::Result<Contents> {
 }
 
 #[test]
-fn every_change_and_every_cut_is_found_out() {
+fn changes_and_truncations_of_hessian_files_are_detected() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.gguf");
     let head = small(&path);
@@ -598,7 +599,7 @@ fn every_change_and_every_cut_is_found_out() {
         let (found, largest) = allocation::largest(|| contents(&path));
         assert!(largest <= 1 << 16, "{largest} bytes at once");
         match found {
-            // What pads the file, or says the same in another way.
+            // Padding, or another encoding of the same.
             Ok(found) => assert!(found == want, "a change at byte {at} was not found out"),
             Err(error) => assert!(error.to_string().contains("a.gguf"), "{error}"),
         }
@@ -629,7 +630,7 @@ fn every_change_and_every_cut_is_found_out() {
 }
 
 #[test]
-fn heads_that_lie_are_refused() {
+fn inconsistent_heads_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.gguf");
     let sound = Head {
@@ -643,7 +644,7 @@ fn heads_that_lie_are_refused() {
         rows: 0,
         pieces: pieces(vec![1.0; triangle(n)]),
     };
-    // Numbers that are not finite are not even written.
+    // Non-finite numbers are not written.
     let nan = Writing {
         part: Part::Mean(None),
         rows: 0,
@@ -699,7 +700,7 @@ fn heads_that_lie_are_refused() {
         &[mean(2), other(Part::Sample(Some(usize::MAX)))],
         "'sample.18446744073709551615'",
     );
-    // Another container: a model, and one whose numbers of columns and rows would take all memory.
+    // Another container: a model; then one with enough columns and rows to exhaust memory.
     models::refmodel().write(&path);
     assert!(
         File::open(&path)
@@ -721,7 +722,7 @@ fn heads_that_lie_are_refused() {
     fs::write(&path, lying).unwrap();
     let (found, largest) = allocation::largest(|| File::open(&path).map(|_| ()));
     assert!(found.is_err() && largest < 1 << 16, "{largest}");
-    // An index that leads elsewhere.
+    // An index with paths.
     for name in ["../a.gguf", "/a.gguf", "", ".hidden", "b\\a.gguf"] {
         Index {
             key: [9; 32],

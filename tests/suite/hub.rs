@@ -1,5 +1,5 @@
-//! `hf://` against a Hub on this machine that drops connections, redirects, changes its mind and
-//! lies.
+//! `hf://` against a local Hub that drops connections, redirects, changes its files and sends wrong
+//! data.
 
 use crate::support::hub::{COMMIT, Hub, LARGE, etag};
 use quantier::hub::{Address, Error, Need, Settings, Token, fetch};
@@ -17,7 +17,7 @@ const SHARDS: [&str; 2] = [
     "model-00002-of-00002.safetensors",
 ];
 const INDEX: &str = "model.safetensors.index.json";
-/// So many names have their files in the cache's snapshot.
+/// Files expected in the cache's snapshot.
 const WANTED: [&str; 6] = [
     "README.md",
     "config.json",
@@ -27,13 +27,13 @@ const WANTED: [&str; 6] = [
     "tokenizer.json",
 ];
 
-/// Bytes in which every place differs from its neighbours.
+/// Pseudo-random bytes.
 fn bytes(seed: u64, len: usize) -> Vec<u8> {
     let mut rng = Rng::new(seed);
     (0..len).map(|_| rng.below(256) as u8).collect()
 }
 
-/// A model as a repository has it, with files that nobody needs.
+/// Files of a typical repository, including unused ones.
 fn files() -> BTreeMap<String, Vec<u8>> {
     let index = format!(
         r#"{{"weight_map": {{"a": "{}", "b": "{}"}}}}"#,
@@ -99,7 +99,7 @@ impl Place {
         )
     }
 
-    /// The error of a fetch that must fail with all these parts in one sentence.
+    /// The error of a fetch that must fail, with all these parts.
     #[track_caller]
     fn fails(&self, address: &str, parts: &[&str]) {
         let error = self.fetch(address).unwrap_err().to_string();
@@ -112,7 +112,7 @@ impl Place {
         self.dir.path().join("hub/models--org--name")
     }
 
-    /// Every file is what the Hub has, and nothing unfinished is left.
+    /// Checks that every file equals the Hub's, and that nothing unfinished is left.
     #[track_caller]
     fn is_whole(&self, snapshot: &Path) {
         assert_eq!(snapshot, self.root().join("snapshots").join(COMMIT));
@@ -130,7 +130,7 @@ impl Place {
 }
 
 #[test]
-fn pytorchs_files_are_fetched_where_there_are_no_safetensors() {
+fn pytorch_files_are_downloaded_without_safetensors() {
     let place = Place::new();
     let mut state = place.hub.state();
     state.files.retain(|name, _| !name.contains("safetensors"));
@@ -147,7 +147,7 @@ fn pytorchs_files_are_fetched_where_there_are_no_safetensors() {
 }
 
 #[test]
-fn the_needed_files_come_into_the_hubs_own_layout_once() {
+fn needed_files_are_downloaded_once_into_the_hub_layout() {
     let place = Place::new();
     let snapshot = place.fetch("hf://org/name").unwrap();
     place.is_whole(&snapshot);
@@ -185,7 +185,7 @@ fn the_needed_files_come_into_the_hubs_own_layout_once() {
         "only whether there is a newer commit: {asked:?}"
     );
 
-    // Another revision of the same commit needs nothing either, and a GGUF is fetched alone.
+    // Another revision of the same commit needs nothing either; a GGUF is downloaded alone.
     place.fetch(&format!("hf://org/name@{COMMIT}")).unwrap();
     let gguf = place.fetch("hf://org/name/quants/m-Q4_K_M.gguf").unwrap();
     assert_eq!(gguf, snapshot.join("quants/m-Q4_K_M.gguf"));
@@ -193,7 +193,7 @@ fn the_needed_files_come_into_the_hubs_own_layout_once() {
 }
 
 #[test]
-fn a_connection_cut_at_random_bytes_fifty_times() {
+fn downloads_survive_fifty_random_cuts() {
     let place = Place::new();
     let mut cut = 0;
     while cut < 50 {
@@ -213,14 +213,14 @@ fn a_connection_cut_at_random_bytes_fifty_times() {
 }
 
 #[test]
-fn one_long_download_with_many_cuts() {
+fn long_download_survives_many_cuts() {
     let place = Place::new();
     place
         .hub
         .state()
         .files
         .insert("big.gguf".into(), bytes(9, 30 << 20));
-    // Cuts lie in the rest of the file, half of which is gone each time: there are always some
+    // Cuts are in the rest of the file, half of which is lost each time: there are always some
     // bytes between two.
     place.hub.state().cuts = 18;
     let path = place.fetch("hf://org/name/big.gguf").unwrap();
@@ -234,7 +234,7 @@ fn one_long_download_with_many_cuts() {
     );
 }
 
-/// Stops a job after so many bytes.
+/// Stops a job after this many bytes.
 struct StopsAfter(u64, AtomicU64);
 
 impl Progress for StopsAfter {
@@ -248,7 +248,7 @@ impl Progress for StopsAfter {
 }
 
 #[test]
-fn a_stopped_download_goes_on_where_it_was() {
+fn stopped_downloads_resume() {
     let place = Place::new();
     place
         .hub
@@ -282,7 +282,7 @@ fn a_stopped_download_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_server_without_ranges_is_asked_for_all_again() {
+fn servers_without_ranges_send_whole_files() {
     let place = Place::new();
     place.hub.state().ignores_ranges = true;
     place.hub.state().cuts = 8;
@@ -291,10 +291,10 @@ fn a_server_without_ranges_is_asked_for_all_again() {
 }
 
 #[test]
-fn a_file_that_changes_on_the_way_is_begun_anew() {
+fn changed_files_restart_the_download() {
     let place = Place::new();
     {
-        // The first answer of the store is cut, and after it every file has other bytes and other
+        // The first answer of the storage server is cut; after it every file has other bytes and
         // ETags.
         let mut state = place.hub.state();
         (state.changes_after, state.cuts) = (Some(0), 2);
@@ -305,7 +305,7 @@ fn a_file_that_changes_on_the_way_is_begun_anew() {
     let is = fs::read(path).unwrap();
     assert!(is == new && is != old);
 
-    // The store's own version changes between two parts, and so they are not put together.
+    // The storage server's version changes between two parts, so they are not combined.
     let place = Place::new();
     place.hub.state().cuts = 1;
     place.hub.state().store_versions = true;
@@ -322,18 +322,15 @@ fn a_file_that_changes_on_the_way_is_begun_anew() {
 }
 
 #[test]
-fn what_arrives_wrong_is_not_kept() {
+fn wrong_downloads_are_discarded() {
     let place = Place::new();
     let address = "hf://org/name/quants/m-Q4_K_M.gguf";
     place.hub.state().wrong_from = Some(60_000);
-    place.fails(
-        address,
-        &["m-Q4_K_M.gguf", "SHA-256", "nothing of it was kept"],
-    );
+    place.fails(address, &["m-Q4_K_M.gguf", "SHA-256", "was discarded"]);
     assert_eq!(fs::read_dir(place.root().join("blobs")).unwrap().count(), 0);
     place.hub.state().wrong_from = None;
 
-    // Bytes that an earlier program has left wrong are found out, and all of it is fetched again.
+    // Wrong bytes of an earlier program are detected, and all of the file is downloaded again.
     let good = files()["quants/m-Q4_K_M.gguf"].clone();
     let part = place
         .root()
@@ -349,7 +346,7 @@ fn what_arrives_wrong_is_not_kept() {
         fs::remove_file(path.canonicalize().unwrap()).unwrap();
     }
 
-    // A size that is not the file's.
+    // A wrong size.
     for size in [1 << 40, 99_999] {
         place.hub.state().said_size = Some(size);
         let error = place.fetch(address).unwrap_err().to_string();
@@ -369,7 +366,7 @@ fn what_arrives_wrong_is_not_kept() {
 }
 
 #[test]
-fn the_token_stays_with_the_hub() {
+fn token_is_sent_only_to_the_hub() {
     let place = Place::new();
     place.hub.state().token = Some("hf_secret".into());
     place.fails(
@@ -385,7 +382,7 @@ fn the_token_stays_with_the_hub() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("does not know the token from HF_TOKEN") && !error.contains("hf_old"),
+        error.contains("rejects the token from HF_TOKEN") && !error.contains("hf_old"),
         "{error}"
     );
     place.hub.asked();
@@ -402,7 +399,7 @@ fn the_token_stays_with_the_hub() {
 }
 
 #[test]
-fn each_refusal_has_its_own_sentence() {
+fn each_status_has_its_own_error() {
     let place = Place::new();
     let refuse = |status, header| place.hub.state().answers = [(status, header)].into();
     refuse(403, "X-Error-Code: GatedRepo");
@@ -429,10 +426,7 @@ fn each_refusal_has_its_own_sentence() {
     refuse(429, "Retry-After: 86400");
     place.fails("hf://org/name", &["429", "slow down"]);
     place.hub.state().answers = [(503, ""); 6].into();
-    place.fails(
-        "hf://org/name",
-        &["status 503", "goes on from what is there"],
-    );
+    place.fails("hf://org/name", &["status 503", "resumes the download"]);
     refuse(307, "Location: ftp://elsewhere/");
     place.fails("hf://org/name", &["redirects to no address"]);
     place.hub.state().answers = [(307, "Location: /api/models/org/name/revision/main"); 20].into();
@@ -440,18 +434,18 @@ fn each_refusal_has_its_own_sentence() {
     place.hub.state().answers.clear();
     assert!(!place.root().exists(), "what is refused leaves nothing");
 
-    // What passes by is waited for.
+    // Temporary failures are retried.
     place.hub.state().answers = [(429, "Retry-After: 0"), (503, ""), (502, ""), (429, "")].into();
     place.hub.state().store_answers = [(500, ""), (429, "Retry-After: 0"), (504, "")].into();
     let snapshot = place.fetch("hf://org/name").unwrap();
     place.is_whole(&snapshot);
-    // A model that was renamed is found under its new name.
+    // A renamed model redirects to its new name.
     place.hub.state().answers = [(307, "Location: /api/models/org/name/revision/main")].into();
     place.fetch("hf://org/old-name").unwrap_err();
 }
 
 #[test]
-fn names_from_the_server_stay_in_the_cache() {
+fn server_names_cannot_leave_the_cache() {
     let place = Place::new();
     let outside = [
         "../../../../evil.json",
@@ -485,7 +479,7 @@ fn names_from_the_server_stay_in_the_cache() {
 }
 
 #[test]
-fn two_at_once_download_each_file_once() {
+fn concurrent_downloads_share_files() {
     let place = Place::new();
     std::thread::scope(|scope| {
         let both = [(); 2].map(|()| scope.spawn(|| place.fetch("hf://org/name").unwrap()));
@@ -506,7 +500,7 @@ fn two_at_once_download_each_file_once() {
 }
 
 #[test]
-fn without_the_network_the_cache_is_enough() {
+fn cache_suffices_without_the_network() {
     let place = Place::new();
     let offline = Settings {
         offline: true,
@@ -530,7 +524,7 @@ fn without_the_network_the_cache_is_enough() {
     );
     assert!(place.hub.asked().is_empty(), "nobody is asked");
 
-    // Nobody listens there: the cache is used, and a note tells it.
+    // No server at this address: the cache is used, with a note.
     let gone = Settings {
         endpoint: "http://127.0.0.1:9".into(),
         ..place.settings()
@@ -552,7 +546,7 @@ fn without_the_network_the_cache_is_enough() {
         "{error}"
     );
 
-    // A shard that is missing is not passed over.
+    // A missing shard is detected.
     fs::remove_file(snapshot.join(SHARDS[1])).unwrap();
     assert!(matches!(
         place.fetch_with("hf://org/name", &offline, &Silent),
@@ -661,7 +655,7 @@ fn commands_take_models_from_the_hub() {
     );
     program.place.hub.asked();
 
-    // The very file that a directory of this name gives, and nothing that nobody reads.
+    // The same file as from a local directory of this name, without unused files.
     let copy = program.place.dir.path().join("name");
     fs::create_dir(&copy).unwrap();
     for entry in fs::read_dir("testdata/refmodel").unwrap() {
@@ -678,7 +672,7 @@ fn commands_take_models_from_the_hub() {
     assert!(read("org-name-bf16.gguf") == read("directory.gguf"));
     assert_eq!(ids, program.prints("tokenize -m hub.gguf -p Hello --ids"));
 
-    // Outputs without a name of their own are not put into the cache.
+    // Outputs without an explicit path are not written to the cache.
     program.prints("quantize hf://org/name Q8_0");
     assert!(program.work.path().join("ggml-model-Q8_0.gguf").is_file());
     program.prints("quantize hf://org/name/refmodel-f16.gguf q4_0.gguf Q4_0");
@@ -698,7 +692,7 @@ fn commands_take_models_from_the_hub() {
 }
 
 #[test]
-fn a_card_names_the_model_that_came_from_the_hub() {
+fn cards_name_the_model_from_the_hub() {
     let program = Program::new();
     let text = crate::support::models::text();
     fs::write(program.work.path().join("cal.txt"), &text[..2000]).unwrap();
@@ -715,7 +709,7 @@ fn a_card_names_the_model_that_came_from_the_hub() {
         !data.contains(program.place.dir.path().to_str().unwrap()),
         "no path of the cache"
     );
-    // A GGUF on the Hub is somebody's conversion: what it was made from is not known.
+    // A GGUF on the Hub is a third-party conversion: its base model is unknown.
     program.prints(&format!(
         "make hf://org/name/refmodel-f16.gguf {small} --bpw 6 --publish -o other"
     ));
@@ -733,7 +727,7 @@ fn is_gguf(entry: &std::io::Result<fs::DirEntry>) -> bool {
 }
 
 #[test]
-fn the_program_says_what_to_do() {
+fn errors_of_the_program_have_remedies() {
     let program = Program::new();
     let inspect = |address: &str| program.command(&format!("inspect {address}"));
     program.fails(

@@ -1,5 +1,4 @@
-//! What `quantier imatrix` refuses: clearly, with a failure's exit code, and with nothing left
-//! behind.
+//! Refusals of `quantier imatrix`: clear errors, exit code 1, and no files left.
 
 use crate::support::gguf::Tiny;
 use crate::support::models;
@@ -41,7 +40,7 @@ fn wrong_usage() {
 }
 
 #[test]
-fn texts_that_cannot_be_used() {
+fn unusable_texts() {
     let dir = place();
     let dir = dir.path();
     fs::write(dir.join("short.txt"), "Too short a text.").unwrap();
@@ -76,7 +75,7 @@ fn texts_that_cannot_be_used() {
 }
 
 #[test]
-fn models_that_cannot_be_run() {
+fn unsupported_models() {
     let dir = place();
     let dir = dir.path();
     models::refmodel()
@@ -104,7 +103,7 @@ fn models_that_cannot_be_run() {
     );
 }
 
-/// Puts a value into the data of an F16 or F32 tensor.
+/// Overwrites a value of an F16 or F32 tensor.
 fn spoil(model: &mut Tiny, name: &str, at: usize, half: u16, single: f32) {
     let (info, data) = model
         .tensors
@@ -118,10 +117,10 @@ fn spoil(model: &mut Tiny, name: &str, at: usize, half: u16, single: f32) {
 }
 
 #[test]
-fn what_is_not_finite_is_named() {
+fn nonfinite_inputs_are_named() {
     let dir = place();
     let dir = dir.path();
-    // Met by the next matrix of the layer.
+    // Found in the input of the next matrix of the layer.
     let mut model = models::shortened(2);
     spoil(
         &mut model,
@@ -137,7 +136,7 @@ fn what_is_not_finite_is_named() {
         "channel 17",
     ];
     fails(dir, "imatrix -m norm.gguf -f t.txt -c 64 --chunk 3", &parts);
-    // What the last matrix makes is met by none; a kept state is of no use then.
+    // The output of the last matrix is no input; a snapshot is useless then.
     let mut model = models::shortened(2);
     spoil(&mut model, "blk.0.ffn_down.weight", 5, 0x7e00, f32::NAN);
     model.write(&dir.join("down.gguf"));
@@ -147,7 +146,7 @@ fn what_is_not_finite_is_named() {
         "imatrix -m down.gguf -f t.txt -c 64 --checkpoint-every 0",
         &parts,
     );
-    // The last norm and the output matrix are only met where they are asked for.
+    // The last norm and the output matrix are only used on request.
     let mut model = models::shortened(2);
     spoil(&mut model, "output_norm.weight", 0, 0x7e00, f32::NAN);
     model.write(&dir.join("last.gguf"));
@@ -166,7 +165,7 @@ fn what_is_not_finite_is_named() {
 }
 
 #[test]
-fn files_that_cannot_be_merged() {
+fn unmergeable_files() {
     let dir = place();
     let dir = dir.path();
     succeeds(
@@ -196,7 +195,7 @@ fn files_that_cannot_be_merged() {
         "imatrix --in-file three.gguf,other.gguf -o o.gguf",
         &["other.gguf: ", sizes[1], sizes[2]],
     );
-    // Against the model, before the text is even read.
+    // Compared with the model before the text is read.
     let parts = ["three.gguf, against m.gguf: ", "'blk.2.", "no such tensor"];
     fails(
         dir,

@@ -1,5 +1,5 @@
-//! Statistics of two of llama-perplexity's own logits files (the same text through a model and a
-//! quantized one), beside what `llama-perplexity --kl-divergence` prints:
+//! Statistics of two logits files of llama-perplexity (the same text with a model and a quantized one), beside the
+//! output of `llama-perplexity --kl-divergence`:
 //!
 //! QUANTIER_LOGITS_BASE=base.kld QUANTIER_LOGITS=quantized.kld \
 //!     cargo test --release --test suite logits_vs_reference:: -- --ignored --nocapture
@@ -28,8 +28,8 @@ fn statistics_of_two_logits_files() {
             let stored = score::Distribution::of_stored(&b).unwrap();
             let logits = score::Distribution::of_logits(&o).unwrap();
             rows.push(score::compare(&stored, &logits, label).unwrap());
-            // Encoding what was decoded gives the same codes, so the same values up to the last
-            // bits of scale and min.
+            // Encoding a decoded row gives the same codes, so the same values up to the last bits
+            // of scale and min.
             encode(&b, 0.0, &mut again);
             let scale = f32::from_le_bytes(again[..4].try_into().unwrap());
             let min = f32::from_le_bytes(again[4..8].try_into().unwrap());

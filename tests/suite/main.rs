@@ -1,4 +1,4 @@
-//! The tests of the program, in one test program, so that it is linked once.
+//! The tests of the program, in one binary, so that it is linked once.
 //!
 //! ```text
 //! cargo test --release --test suite                      all of them

@@ -1,5 +1,5 @@
-//! The block for a further token of Qwen 3.5: what its linears read, against what follows from norms
-//! alone. `scripts/parity-nextn.py` compares all of them with PyTorch.
+//! The block for a further token of Qwen 3.5: inputs of its linears, against values that follow
+//! from norms alone. `scripts/parity-nextn.py` compares all of them with PyTorch.
 
 use super::convert::{FFN, HIDDEN, Model};
 use super::support::program::{json, succeeds};
@@ -39,7 +39,7 @@ fn with_block() -> TempDir {
     let mut rng = Rng::new(5);
     for (name, (_, shape, bytes)) in &mut model.tensors {
         let mut weight = || match shape.len() {
-            // Most norms are stored less 1.
+            // Most norms are stored minus 1.
             1 if name.ends_with("linear_attn.norm.weight") => 1.0,
             1 => 0.0,
             _ => 0.2 * rng.gaussian(),
@@ -54,7 +54,7 @@ fn with_block() -> TempDir {
     dir
 }
 
-/// The mean squares of what a linear of the block reads, and how many rows it reads.
+/// Mean squares of the input of a linear of the block, and its number of rows.
 fn read(imatrix: &Imatrix, linear: &str) -> (Vec<f64>, i64) {
     let entry = &imatrix.entries[&format!("blk.1.{linear}.weight")];
     let rows = entry.counts[0];
@@ -70,14 +70,14 @@ fn imatrix(dir: &Path, more: &str) -> Imatrix {
 }
 
 #[test]
-fn the_projection_reads_each_token_and_what_came_before() {
+fn projection_reads_each_token_and_its_predecessor() {
     let dir = with_block();
     let imatrix = imatrix(dir.path(), "--no-ppl");
     let positions = (CHUNKS * CONTEXT) as i64;
     let (sums, rows) = read(&imatrix, "nextn.eh_proj");
     assert_eq!((sums.len() as u64, rows), (2 * HIDDEN, positions));
     let (tokens, before) = sums.split_at(HIDDEN as usize);
-    // A normalized row has squares of 1 on average; nothing is in front of a chunk's first position.
+    // A normalized row has mean square 1; a chunk's first position has no predecessor.
     let near = |found: &[f64], rows: usize| {
         let expected = rows as f64 * HIDDEN as f64;
         let found: f64 = found.iter().sum();
@@ -103,7 +103,7 @@ fn the_projection_reads_each_token_and_what_came_before() {
 }
 
 #[test]
-fn all_linears_of_the_block_are_covered_whatever_else_is_computed() {
+fn all_linears_of_the_block_are_always_covered() {
     let dir = with_block();
     let bare = imatrix(dir.path(), "--no-ppl");
     for linear in [

@@ -1,5 +1,5 @@
-//! Go templates of chat templates of every family: what Go's own text/template makes of them is
-//! what Jinja makes of the model's template. Without Go the pieces alone are compared;
+//! Go templates of chat templates of every family: Go's text/template must render the same as Jinja
+//! with the model's template. Without Go, only the pieces are compared;
 //! `scripts/ollama-templates.sh` installs it.
 
 use quantier::publish::chat::{ChatTemplate, Message};
@@ -44,7 +44,7 @@ fn parsed(name: &str) -> ChatTemplate {
 }
 
 #[test]
-fn every_family_is_recognised() {
+fn families_are_recognized() {
     for (name, family, stops) in FAMILIES {
         let turns = Turns::of(&parsed(name)).unwrap_or_else(|what| panic!("{name}: {what}"));
         assert_eq!(
@@ -75,7 +75,7 @@ fn every_family_is_recognised() {
 }
 
 #[test]
-fn what_is_no_row_of_like_turns_is_refused() {
+fn nonuniform_conversations_are_refused() {
     assert!(Turns::of(&parsed("counts")).is_err());
     let of =
         |source: &str| Turns::of(&ChatTemplate::parse(source, "<s>", "</s>").unwrap()).unwrap_err();
@@ -130,7 +130,7 @@ func main() {
 }
 "#;
 
-/// What Go renders; None where there is no Go.
+/// Output of Go; `None` without Go.
 fn rendered_by_go(cases: &serde_json::Value) -> Option<Vec<Vec<String>>> {
     if Command::new("go").arg("version").output().is_err() {
         assert!(
@@ -161,7 +161,7 @@ fn rendered_by_go(cases: &serde_json::Value) -> Option<Vec<Vec<String>>> {
 }
 
 #[test]
-fn go_renders_what_jinja_renders() {
+fn go_and_jinja_render_identically() {
     let mut cases = Vec::new();
     let mut expected = Vec::new();
     for (name, ..) in FAMILIES {
@@ -172,7 +172,7 @@ fn go_renders_what_jinja_renders() {
             .iter()
             .map(|turns| template.prompt(turns, true).unwrap())
             .collect();
-        // Contents that Go must not touch, and more turns than the check has.
+        // Contents that Go must not change, and more turns than the program's own check.
         let odd = [
             "{{ .Role }} \"x\" \\n",
             "a\n\n  b\t<|x|>",
@@ -188,7 +188,7 @@ fn go_renders_what_jinja_renders() {
                 .collect(),
         );
         rendered.push(template.prompt(all.last().unwrap(), true).unwrap());
-        // An answer that is to be continued: all up to the end of what it says.
+        // An answer to be continued: everything up to its end.
         let begun = [
             Message::new("user", "Count."),
             Message::new("assistant", "One, two,"),
@@ -204,7 +204,7 @@ fn go_renders_what_jinja_renders() {
         ));
         all.push(begun.to_vec());
         if turns.system == System::None {
-            // The system's text is not lost: it stands before the first question.
+            // The system text is kept: it precedes the first question.
             let led = [
                 Message::new("system", "Be kind."),
                 Message::new("user", "Hello"),

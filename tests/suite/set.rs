@@ -1,4 +1,4 @@
-//! `quantier set` from outside.
+//! Tests of `quantier set`.
 
 use crate::support::gguf::Tiny;
 use crate::support::program::{
@@ -31,13 +31,13 @@ fn with_model() -> TempDir {
     dir
 }
 
-/// A key's type and value.
+/// Type and value of a key.
 fn key(dir: &Path, file: &str, key: &str) -> Json {
     ran(dir, &format!("inspect --json {file}"))["metadata"][key].clone()
 }
 
 #[test]
-fn a_chat_template_is_tried() {
+fn chat_templates_are_tested() {
     let dir = with_model();
     let notes = |template: &str| {
         fs::write(dir.path().join("t.jinja"), template).unwrap();
@@ -64,7 +64,7 @@ fn a_chat_template_is_tried() {
 }
 
 #[test]
-fn a_copy_has_the_new_keys_and_the_old_tensors() {
+fn copies_have_new_keys_and_old_tensors() {
     let dir = with_model();
     let template = "{% for m in messages %}\n{{ m.content }}\n{% endfor %}\n";
     fs::write(dir.path().join("t.jinja"), template).unwrap();
@@ -110,7 +110,7 @@ fn a_copy_has_the_new_keys_and_the_old_tensors() {
         read(dir.path(), "m.gguf") == before,
         "the input is what it was"
     );
-    // What diff says is what was set, and not one tensor.
+    // diff reports exactly the edits, and no tensor.
     let diff = quantier("diff m.gguf n.gguf --json")
         .current_dir(dir.path())
         .assert()
@@ -132,10 +132,10 @@ fn keys_keep_their_places_and_edits_can_be_undone() {
     succeeds(dir.path(), "set m.gguf -o n.gguf --name other --bos 2");
     succeeds(dir.path(), "set n.gguf -o back.gguf --name tiny --bos 0");
     assert!(read(dir.path(), "back.gguf") == read(dir.path(), "m.gguf"));
-    // Nothing new: the very file.
+    // No change: the same bytes.
     succeeds(dir.path(), "set m.gguf -o same.gguf --name tiny");
     assert!(read(dir.path(), "same.gguf") == read(dir.path(), "m.gguf"));
-    // Another alignment moves the tensors, and they stay what they are.
+    // Another alignment moves the tensors without changing them.
     succeeds(
         dir.path(),
         "set m.gguf -o wide.gguf --key general.alignment=u32:4096",
@@ -148,7 +148,7 @@ fn keys_keep_their_places_and_edits_can_be_undone() {
 }
 
 #[test]
-fn in_place_only_the_bytes_of_values_change() {
+fn in_place_edits_change_only_value_bytes() {
     let dir = with_model();
     let before = read(dir.path(), "m.gguf");
     let shown = succeeds(
@@ -164,20 +164,20 @@ fn in_place_only_the_bytes_of_values_change() {
         4
     );
     assert_eq!(key(dir.path(), "m.gguf", "general.name")["value"], "abcd");
-    // The same as the copy.
+    // The same result as the copy.
     with_tokens().write(&dir.path().join("o.gguf"));
     succeeds(
         dir.path(),
         "set o.gguf -o copy.gguf --eos 4 --add-bos false --name abcd",
     );
     assert!(read(dir.path(), "copy.gguf") == after);
-    // Again, there is nothing to do.
+    // Repeated, there is nothing to do.
     let again = succeeds(dir.path(), "set m.gguf --in-place --eos 4");
     assert!(again.contains("0 bytes changed"), "{again}");
 }
 
 #[test]
-fn in_place_nothing_moves() {
+fn in_place_edits_that_change_the_layout_are_refused() {
     let dir = with_model();
     let before = read(dir.path(), "m.gguf");
     fs::write(dir.path().join("t.jinja"), "{{ a longer one }}").unwrap();
@@ -200,7 +200,7 @@ fn in_place_nothing_moves() {
             "'general.name' would have 4 bytes (u32) in place of 12 (str)",
         ),
         ("--eos 3 --pad 3", "padding_token_id"),
-        // As many bytes, but lengths among them: half of this would be unreadable.
+        // As many bytes, but including lengths: half of this edit would be unreadable.
         (
             r#"--key tokenizer.ggml.tokens=str[]:["<s","></s>","a","b","c","d"]"#,
             "'tokenizer.ggml.tokens' would have",
@@ -216,10 +216,10 @@ fn in_place_nothing_moves() {
     }
 }
 
-/// Whenever a run is killed, the file is one of those that the writes lead through, and each of
-/// them can be read.
+/// After a kill at any time, the file is one of the states between writes, all of which are
+/// readable.
 #[test]
-fn a_kill_in_the_middle_of_an_edit_in_place_leaves_a_readable_file() {
+fn killed_in_place_edits_leave_readable_files() {
     let dir = with_model();
     for round in 0..40 {
         let (eos, add) = (2 + round % 4, round % 2 == 0);
@@ -254,7 +254,7 @@ fn a_kill_in_the_middle_of_an_edit_in_place_leaves_a_readable_file() {
 }
 
 #[test]
-fn a_dry_run_shows_and_changes_nothing() {
+fn dry_run_of_set_changes_nothing() {
     let dir = with_model();
     let before = read(dir.path(), "m.gguf");
     for how in ["", "--in-place", "-o n.gguf"] {
@@ -271,7 +271,7 @@ fn a_dry_run_shows_and_changes_nothing() {
 }
 
 #[test]
-fn edits_that_make_no_sense() {
+fn invalid_edits() {
     let dir = with_model();
     for (edit, part) in [
         (
@@ -314,7 +314,7 @@ fn edits_that_make_no_sense() {
         "set m.gguf -o n.gguf --eos 9 --remove nothing",
         &["cannot be 9", "no key 'nothing'"],
     );
-    // What is only unwise can be had.
+    // Unwise edits are possible with --force.
     succeeds(
         dir.path(),
         "set m.gguf -o n.gguf --force --key llama.block_count=u64:3 --eos 6",
@@ -353,7 +353,7 @@ fn wrong_usage() {
 }
 
 #[test]
-fn files_that_cannot_be_read_or_must_not_be_replaced() {
+fn unreadable_inputs_and_protected_outputs() {
     let dir = with_model();
     let before = read(dir.path(), "m.gguf");
     fail_each(
@@ -393,7 +393,7 @@ fn files_that_cannot_be_read_or_must_not_be_replaced() {
 }
 
 #[test]
-fn a_split_model_keeps_its_cut() {
+fn split_models_stay_split() {
     let dir = with_model();
     succeeds(dir.path(), "split m.gguf s --split-max-tensors 9");
     fails(

@@ -1,4 +1,4 @@
-//! `quantier split` and `quantier merge` from outside.
+//! Tests of `quantier split` and `quantier merge`.
 
 use crate::support::gguf::Tiny;
 use crate::support::program::{
@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Keys and values of one file, and how many tensors it has.
+/// Keys and values of a file, and its number of tensors.
 fn keys(path: &Path) -> (Vec<(String, String)>, usize) {
     let bytes = fs::read(path).unwrap();
     let header = quantier::format::gguf::parse(&bytes).unwrap();
@@ -22,7 +22,7 @@ fn keys(path: &Path) -> (Vec<(String, String)>, usize) {
 }
 
 #[test]
-fn shards_merge_to_the_file_that_was_split() {
+fn merged_shards_equal_the_original() {
     let dir = tempfile::tempdir().unwrap();
     let whole = fs::read(refmodel()).unwrap();
     for options in [
@@ -61,7 +61,7 @@ fn shards_merge_to_the_file_that_was_split() {
             );
             let (keys, tensors) = keys(&dir.path().join(paths[no]));
             assert_eq!(file["tensors"], tensors);
-            // As llama-gguf-split orders them.
+            // In the order of llama-gguf-split.
             let last: Vec<_> = keys[keys.len() - 3..]
                 .iter()
                 .map(|(k, v)| format!("{k} {v}"))
@@ -104,7 +104,7 @@ fn shards_merge_to_the_file_that_was_split() {
 }
 
 #[test]
-fn what_a_merge_leaves_can_be_split_and_merged_again() {
+fn merged_files_can_be_split_again() {
     let dir = with_model();
     succeeds(dir.path(), "split m.gguf a --split-max-tensors 5");
     succeeds(dir.path(), "merge a-00001-of-00005.gguf once.gguf");
@@ -131,7 +131,7 @@ fn what_a_merge_leaves_can_be_split_and_merged_again() {
             "shard {no}"
         );
     }
-    // A split model is split anew as a whole.
+    // A split model is split again as a whole.
     succeeds(
         dir.path(),
         "split a-00003-of-00005.gguf c --split-max-tensors 12",
@@ -147,7 +147,7 @@ fn what_a_merge_leaves_can_be_split_and_merged_again() {
 }
 
 #[test]
-fn one_shard_is_a_split_model_too() {
+fn single_shards_are_split_models() {
     let dir = with_model();
     succeeds(dir.path(), "split m.gguf s");
     succeeds(
@@ -158,12 +158,12 @@ fn one_shard_is_a_split_model_too() {
     fails(
         dir.path(),
         "merge m.gguf x.gguf",
-        &["m.gguf", "no shard of a split model", "split.count"],
+        &["m.gguf", "not a shard of a split model", "split.count"],
     );
 }
 
 #[test]
-fn a_dry_run_writes_nothing_and_tells_the_truth() {
+fn dry_run_of_split_is_exact_and_writes_nothing() {
     let dir = with_model();
     let before = listing(dir.path());
     let planned = json(
@@ -185,7 +185,7 @@ fn a_dry_run_writes_nothing_and_tells_the_truth() {
 }
 
 #[test]
-fn an_alignment_of_its_own_stays_with_the_first_shard() {
+fn custom_alignment_stays_with_the_first_shard() {
     let dir = tempfile::tempdir().unwrap();
     let aligned = Tiny {
         metadata: model().metadata,
@@ -207,7 +207,7 @@ fn an_alignment_of_its_own_stays_with_the_first_shard() {
 }
 
 #[test]
-fn tensors_that_are_larger_than_a_shard_may_be() {
+fn tensors_above_the_shard_limit() {
     let dir = with_model();
     // token_embd.weight, the first, has 256 x 12 weights of four bytes; ffn_down, among the later
     // ones, 512 x 5.
@@ -250,7 +250,7 @@ fn wrong_usage() {
 }
 
 #[test]
-fn what_is_there_is_replaced_only_on_demand() {
+fn existing_shards_are_replaced_only_on_request() {
     let dir = with_model();
     fs::write(dir.path().join("s-00002-of-00003.gguf"), b"precious").unwrap();
     fails(
@@ -270,7 +270,7 @@ fn what_is_there_is_replaced_only_on_demand() {
         "merge s-00001-of-00003.gguf out.gguf --force --no-split-keys",
     );
     assert!(read(dir.path(), "out.gguf") == read(dir.path(), "m.gguf"));
-    // An input is never replaced, whatever is demanded.
+    // An input is never replaced, even with --force.
     let shard = read(dir.path(), "s-00002-of-00003.gguf");
     fail_each(
         dir.path(),
@@ -289,7 +289,7 @@ fn what_is_there_is_replaced_only_on_demand() {
 }
 
 #[test]
-fn shards_that_do_not_belong_together() {
+fn unrelated_shards() {
     let dir = with_model();
     succeeds(dir.path(), "split m.gguf s --split-max-tensors 9");
     let name = |no: u32| format!("s-0000{no}-of-00003.gguf");
@@ -320,7 +320,7 @@ fn shards_that_do_not_belong_together() {
         &["s-00002-of-00003.gguf", "shard 2", "'split.no' says 3"],
     );
 
-    // Cut short, in the header and in the data.
+    // Truncated in the header and in the data.
     put(3, &keep[2]);
     for len in [0, 40, keep[1].len() / 3, keep[1].len() - 100] {
         put(2, &keep[1][..len]);
@@ -344,7 +344,7 @@ fn shards_that_do_not_belong_together() {
         &["split.tensors.count"],
     );
     assert!(error.contains("one model"), "{error}");
-    // Of the same model, cut elsewhere: tensors come twice.
+    // Of the same model, split elsewhere: tensors are repeated.
     put(3, &keep[2]);
     put(2, &read(dir.path(), "other-00002-of-00003.gguf"));
     fail_each(
@@ -361,10 +361,10 @@ fn shards_that_do_not_belong_together() {
 }
 
 #[test]
-fn a_full_disk_leaves_nothing() {
+fn full_disk_leaves_no_files() {
     let dir = tempfile::tempdir().unwrap();
     sparse(&dir.path().join("big.gguf"), 1 << 20);
-    // A tensor of 2^40 bytes: no disk here has room for it, and that is known before anything is
+    // A tensor of 2^40 bytes: no disk here has room for it, which is detected before anything is
     // copied.
     let begun = Instant::now();
     fails(
@@ -373,7 +373,7 @@ fn a_full_disk_leaves_nothing() {
         &["s-00001-of-00001.gguf", "bytes"],
     );
     assert!(begun.elapsed() < Duration::from_secs(10));
-    // The disk that is always full.
+    // An always full device.
     let dir = with_model();
     succeeds(dir.path(), "split m.gguf s --split-max-tensors 9");
     fails(
@@ -383,14 +383,14 @@ fn a_full_disk_leaves_nothing() {
     );
 }
 
-/// More than the limit in the middle of the third shard: the first two are complete by then, and go
-/// too.
+/// A file size limit in the middle of the third shard: the first two are complete by then, and are
+/// removed too.
 #[test]
-fn a_write_that_fails_in_the_middle_leaves_nothing() {
+fn failed_writes_leave_no_files() {
     let dir = with_model();
     let before = listing(dir.path());
-    // Blocks of 1024 bytes; the limit is on each file, and the first shard, which has the metadata,
-    // stays below.
+    // Blocks of 1024 bytes; the limit is per file, and the first shard, which has the metadata,
+    // stays below it.
     let mut grown = model();
     let last = grown.tensors.len() - 1;
     grown.tensors[last] = (
@@ -413,7 +413,7 @@ fn a_write_that_fails_in_the_middle_leaves_nothing() {
 }
 
 #[test]
-fn a_split_that_is_killed_can_be_run_again() {
+fn killed_splits_can_be_repeated() {
     let dir = tempfile::tempdir().unwrap();
     sparse(&dir.path().join("big.gguf"), 3000);
     let partial = dir.path().join("s-00001-of-00001.gguf.partial");
@@ -444,7 +444,7 @@ fn hundreds_of_shards() {
         "merge s-00300-of-00300.gguf back.gguf --no-split-keys",
     );
     assert!(read(dir.path(), "back.gguf") == read(dir.path(), "m.gguf"));
-    // More open files than the system grants.
+    // More open files than the system allows.
     let before = listing(dir.path());
     let line = "ulimit -n 64; exec $quantier split m.gguf t --split-max-tensors 1";
     let ran = bash(dir.path(), line).code(1);

@@ -1,4 +1,4 @@
-//! Broken and unusual inputs, one test for each kind: docs/unusual-inputs.md names them.
+//! Broken and unusual inputs, one test for each kind, listed in docs/unusual-inputs.md.
 
 use super::convert::{FFN, HIDDEN, Model, VOCAB, fails, plan, quantier, weights};
 use super::support::gguf::Tiny;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use tempfile::TempDir;
 
-/// What `convert` prints on standard error when it succeeds.
+/// Standard error of a successful `convert`.
 #[track_caller]
 fn told(dir: &Path, args: &[&str]) -> String {
     let output = quantier(dir, args).output().unwrap();
@@ -18,7 +18,7 @@ fn told(dir: &Path, args: &[&str]) -> String {
     error
 }
 
-/// What the program prints on standard error when it succeeds.
+/// Standard error of a successful command.
 #[track_caller]
 fn warned(dir: &Path, args: &str) -> String {
     program::stderr(dir, args, 0)
@@ -31,7 +31,7 @@ fn has(text: &str, parts: &[&str]) {
         .for_each(|part| assert!(text.contains(part), "{part:?} is not in: {text}"));
 }
 
-/// The metadata of the file that `convert` wrote.
+/// Metadata of the file that `convert` wrote.
 fn metadata(dir: &Path) -> Metadata<'static> {
     let model = gguf::Model::open(&dir.join("out.gguf")).unwrap();
     model.metadata().clone()
@@ -52,7 +52,7 @@ fn in_directory(files: &[(&str, &[u8])]) -> TempDir {
     dir
 }
 
-/// The tokenizer of testdata/bpe in place of SentencePiece's, with these tokens added to it.
+/// Replaces the SentencePiece tokenizer by that of testdata/bpe with added tokens.
 pub(super) fn with_byte_level(dir: &Path, added: &[(&str, u64)]) {
     let _ = std::fs::remove_file(dir.join("tokenizer.model"));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/bpe");
@@ -72,7 +72,7 @@ pub(super) fn with_byte_level(dir: &Path, added: &[(&str, u64)]) {
 }
 
 #[test]
-fn rows_must_be_as_many_as_tokens() {
+fn row_counts_must_equal_the_token_count() {
     let mut model = Model::llama();
     model.config["vocab_size"] = json!(VOCAB + 4);
     model.add("lm_head.weight", &[VOCAB - 1, HIDDEN]);
@@ -83,7 +83,7 @@ fn rows_must_be_as_many_as_tokens() {
         "token_embd.weight",
     ];
     fails(model.write().path(), &[], &parts);
-    // Padding up to vocab_size is the reference's way.
+    // Padding up to vocab_size, as in the reference.
     let mut model = Model::llama();
     model.config["vocab_size"] = json!(VOCAB + 4);
     model.add("model.embed_tokens.weight", &[VOCAB + 4, HIDDEN]);
@@ -100,7 +100,7 @@ fn rows_must_be_as_many_as_tokens() {
 }
 
 #[test]
-fn missing_tensors_are_all_listed() {
+fn all_missing_tensors_are_listed() {
     let mut model = Model::llama();
     let names = [
         "model.layers.0.input_layernorm.weight",
@@ -123,7 +123,7 @@ fn missing_tensors_are_all_listed() {
 }
 
 #[test]
-fn a_file_without_a_norm_does_not_run() {
+fn files_without_a_norm_do_not_run() {
     let text = include_bytes!("../../testdata/texts/evaluation.txt");
     for name in [
         "blk.0.attn_norm.weight",
@@ -145,7 +145,7 @@ fn a_file_without_a_norm_does_not_run() {
 }
 
 #[test]
-fn an_output_matrix_must_be_what_the_config_says() {
+fn output_matrix_must_match_the_config() {
     let mut model = Model::llama();
     model.config["tie_word_embeddings"] = json!(false);
     let parts = ["tie_word_embeddings is false", "no lm_head.weight"];
@@ -175,7 +175,7 @@ fn an_output_matrix_must_be_what_the_config_says() {
 }
 
 #[test]
-fn an_imatrix_of_another_model_is_refused() {
+fn imatrix_of_another_model_is_refused() {
     let dir = with_model();
     super::support::gguf::imatrix().write(&dir.path().join("i.gguf"));
     let parts = [
@@ -190,7 +190,7 @@ fn an_imatrix_of_another_model_is_refused() {
 }
 
 #[test]
-fn matrices_that_an_imatrix_lacks_are_named() {
+fn matrices_missing_in_the_imatrix_are_named() {
     let dir = with_model();
     let part = importance(|name| name != "blk.1.attn_q.weight" && name != "output.weight");
     part.weights("far.weight.in_sum2", &[4, 1], [1.0; 4])
@@ -211,7 +211,7 @@ fn matrices_that_an_imatrix_lacks_are_named() {
     );
 }
 
-/// The test model in f32, with one weight that is too large for f16.
+/// The test model in f32, with one weight beyond f16.
 fn too_large() -> Model {
     let mut model = Model::llama();
     for (dtype, _, bytes) in model.tensors.values_mut() {
@@ -224,7 +224,7 @@ fn too_large() -> Model {
 }
 
 #[test]
-fn weights_beyond_f16_are_told() {
+fn weights_beyond_f16_are_reported() {
     let dir = too_large().write();
     let part = "blk.0.ffn_up.weight, row 5, holds 70000, which becomes infinite in f16";
     fails(dir.path(), &["--check"], &[part, "--outtype bf16 keeps it"]);
@@ -242,25 +242,25 @@ fn weights_beyond_f16_are_told() {
 }
 
 #[test]
-fn a_checkpoint_beyond_f16_is_quantized_by_way_of_bf16() {
+fn checkpoints_beyond_f16_are_quantized_via_bf16() {
     let dir = too_large().write();
     let told = warned(dir.path(), "quantize . out.gguf Q8_0");
     has(
         &told,
         &[
             "blk.0.ffn_up.weight, row 5, holds 70000",
-            "the checkpoint is taken as bf16",
+            "the checkpoint is read as bf16",
         ],
     );
     let found = weights(dir.path(), "blk.0.ffn_up.weight")[5 * HIDDEN as usize + 3];
     assert!((found - 70_000.0).abs() < 300.0, "{found}");
-    // Where f16 holds everything, it is what the reference takes.
+    // If f16 holds all weights, it is chosen as in the reference.
     let dir = Model::llama().write();
     assert!(!warned(dir.path(), "quantize . out.gguf Q8_0").contains("bf16"));
 }
 
 #[test]
-fn directories_that_are_no_checkpoint_say_what_they_are() {
+fn other_directories_are_explained() {
     let adapter = br#"{"base_model_name_or_path": "org/base"}"#;
     for (file, bytes, parts) in [
         (
@@ -296,7 +296,7 @@ fn a_stale_index_is_named() {
 }
 
 #[test]
-fn of_a_tensor_in_two_files_that_of_the_index_is_taken() {
+fn index_decides_between_duplicate_tensors() {
     const TWICE: &str = "model.norm.weight";
     let model = Model::llama();
     let mut other = Model::llama();
@@ -305,7 +305,7 @@ fn of_a_tensor_in_two_files_that_of_the_index_is_taken() {
     for (named, first) in [(1, 0.0), (2, 0.0)] {
         let dir = model.write_without_weights();
         let files = [1, 2].map(|n| format!("model-0000{n}-of-00002.safetensors"));
-        // The file that the index names for it has zeros.
+        // The tensor has zeros in the file that the index names.
         let [a, b] = match named {
             1 => [&other, &model],
             _ => [&model, &other],
@@ -332,7 +332,7 @@ fn of_a_tensor_in_two_files_that_of_the_index_is_taken() {
 }
 
 #[test]
-fn a_whole_file_may_be_named_like_a_shard() {
+fn whole_files_may_be_named_like_shards() {
     let name = "m-00001-of-00003.gguf";
     let dir = in_directory(&[(name, &shortened(1).bytes())]);
     succeeds(dir.path(), &format!("quantize {name} q.gguf Q8_0"));
@@ -348,7 +348,7 @@ fn a_whole_file_may_be_named_like_a_shard() {
 }
 
 #[test]
-fn shards_that_were_joined_byte_by_byte_are_recognized() {
+fn concatenated_shards_are_recognized() {
     let shard = |no| {
         let model = match no {
             0 => shortened(1),
@@ -360,12 +360,12 @@ fn shards_that_were_joined_byte_by_byte_are_recognized() {
             .bytes()
     };
     let dir = in_directory(&[("m.gguf", &[shard(0), shard(1)].concat())]);
-    let parts = ["several shards one behind the other", "quantier merge"];
+    let parts = ["several shards, joined byte by byte", "quantier merge"];
     program::fails(dir.path(), "quantize m.gguf q.gguf Q8_0", &parts);
 }
 
 #[test]
-fn a_pattern_that_matches_nothing_is_told() {
+fn unmatched_patterns_are_reported() {
     let dir = with_model();
     let run = |pattern: &str| {
         warned(
@@ -382,7 +382,7 @@ fn a_pattern_that_matches_nothing_is_told() {
 }
 
 #[test]
-fn pruned_layers_leave_the_lists_of_layers() {
+fn pruning_shortens_per_layer_lists() {
     let list = |values: &[u32]| {
         let values = values.iter().map(|n| Gguf::U32(*n));
         Gguf::Array(Array::of_values(ValueType::U32, values))
@@ -410,7 +410,7 @@ fn pruned_layers_leave_the_lists_of_layers() {
 }
 
 #[test]
-fn numbers_that_are_not_finite_are_read() {
+fn nonfinite_config_numbers_are_read() {
     let dir = Model::llama().write();
     let path = dir.path().join("config.json");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -454,7 +454,7 @@ fn matrices_of_8_bits_need_scales() {
 }
 
 #[test]
-fn gpt2_has_the_sizes_of_its_config() {
+fn gpt2_sizes_match_the_config() {
     const LENGTH: u64 = 24;
     let config = json!({
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1,
@@ -479,7 +479,7 @@ fn gpt2_has_the_sizes_of_its_config() {
     );
 }
 
-/// Writes a Qwen 3.5 that `change` has changed.
+/// Writes a changed Qwen 3.5.
 fn qwen35(change: impl FnOnce(&mut Model)) -> TempDir {
     let mut model = Model::qwen35();
     change(&mut model);
@@ -490,7 +490,7 @@ fn qwen35(change: impl FnOnce(&mut Model)) -> TempDir {
 
 const QWEN35: [&str; 5] = ["--pre", "qwen2", "--no-nextn", "--outtype", "f32"];
 
-/// The two numbers of a tensor, in bf16.
+/// Replaces the two numbers of a tensor, in bf16.
 fn numbers(model: &mut Model, name: &str, numbers: [f32; 2]) {
     let bytes = numbers.map(|x| (x.to_bits() >> 16) as u16);
     let bytes = bytes.iter().flat_map(|half| half.to_le_bytes());
@@ -498,13 +498,13 @@ fn numbers(model: &mut Model, name: &str, numbers: [f32; 2]) {
 }
 
 #[test]
-fn decays_that_are_not_finite_are_refused() {
+fn nonfinite_decays_are_refused() {
     let nan = [1.0, f32::NAN];
     let infinite = [f32::INFINITY, 1.0];
     for (tensor, of_heads, parts) in [
         ("A_log", nan, ["A_log", "number 1 is NaN"]),
         ("A_log", infinite, ["A_log", "number 0 is inf"]),
-        // e^89 is beyond f32.
+        // e^89 overflows f32.
         ("A_log", [89.0, 1.0], ["number 0 is 89", "would be -inf"]),
         ("dt_bias", nan, ["dt_bias", "number 1 is NaN"]),
         ("dt_bias", infinite, ["dt_bias", "number 0 is inf"]),
@@ -513,7 +513,7 @@ fn decays_that_are_not_finite_are_refused() {
         fails(dir.path(), &QWEN35, &parts);
         fails(dir.path(), &QWEN35, &["linear_attn", "download it again"]);
     }
-    // A state that never forgets, and the most that f32 holds.
+    // A state without decay, and the largest decay that f32 holds.
     let dir = qwen35(|model| numbers(model, "A_log", [f32::NEG_INFINITY, 88.5]));
     told(dir.path(), &QWEN35);
     let decay = weights(dir.path(), "blk.0.ssm_a");
@@ -537,7 +537,7 @@ fn parts_of_a_delta_net_must_add_up() {
     };
     let heads = field("linear_num_key_heads", json!(3));
     wrong(&heads, &["linear_num_key_heads", "no multiple of 3"]);
-    // All of whose tensors fit, and which llama.cpp does not run.
+    // All tensors match, but llama.cpp does not run such a model.
     let shorter = |model: &mut Model| {
         field("linear_value_head_dim", json!(16))(model);
         rows("in_proj_qkv.weight", &[96, HIDDEN])(model);
@@ -592,14 +592,14 @@ fn qwen3(tied: bool) -> Model {
 }
 
 #[test]
-fn a_reranker_has_a_classifier_in_place_of_an_output_matrix() {
+fn rerankers_have_a_classifier_instead_of_an_output_matrix() {
     for tied in [true, false] {
         let mut model = qwen3(tied);
         let dir = model.write();
         let tokens = [("no", 500), ("yes", 503)];
         with_byte_level(dir.path(), &tokens);
         let args = ["--pre", "qwen2", "--outtype", "f32"];
-        // Without a sign of it, the model is a language model.
+        // Otherwise, the model is a language model.
         told(dir.path(), &args);
         assert_eq!(metadata(dir.path()).get("qwen3.pooling_type"), None);
 
@@ -632,7 +632,7 @@ fn a_reranker_has_a_classifier_in_place_of_an_output_matrix() {
 }
 
 #[test]
-fn tokens_that_only_tokenizer_json_adds_are_told() {
+fn tokens_only_in_tokenizer_json_are_reported() {
     let mut model = Model::llama();
     model.config["vocab_size"] = json!(VOCAB + 2);
     model.add("model.embed_tokens.weight", &[VOCAB + 2, HIDDEN]);
@@ -660,7 +660,7 @@ fn tokens_that_only_tokenizer_json_adds_are_told() {
 }
 
 #[test]
-fn the_pooling_module_matters_only_to_families_that_write_it() {
+fn pooling_module_affects_only_families_that_write_it() {
     let write = |dir: &Path| {
         let modules =
             json!([{ "type": "sentence_transformers.models.Pooling", "path": "1_Pooling" }]);
@@ -683,7 +683,7 @@ fn the_pooling_module_matters_only_to_families_that_write_it() {
 }
 
 #[test]
-fn messages_lead_on() {
+fn messages_state_a_remedy() {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n";
     let dir = with_model();
     std::fs::write(dir.path().join("i.gguf"), pointer).unwrap();
@@ -702,7 +702,7 @@ fn messages_lead_on() {
 }
 
 #[test]
-fn a_quantization_config_beside_plain_weights_is_named() {
+fn quantization_configs_beside_plain_weights_are_reported() {
     let mut model = Model::llama();
     model.config["quantization_config"] = json!({ "quant_method": "bitsandbytes" });
     let parts = [
@@ -713,7 +713,7 @@ fn a_quantization_config_beside_plain_weights_is_named() {
 }
 
 #[test]
-fn a_chat_template_that_is_dropped_is_told() {
+fn dropped_chat_templates_are_reported() {
     let dir = Model::llama().write();
     std::fs::write(dir.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
     has(
@@ -729,7 +729,7 @@ fn a_chat_template_that_is_dropped_is_told() {
 }
 
 #[test]
-fn a_rope_type_without_a_counterpart_is_told() {
+fn rope_types_without_counterpart_are_reported() {
     let mut model = Model::llama();
     model.config["rope_scaling"] = json!({ "rope_type": "dynamic", "factor": 2.0 });
     has(
@@ -741,7 +741,7 @@ fn a_rope_type_without_a_counterpart_is_told() {
 }
 
 #[test]
-fn an_old_file_with_single_experts_is_recognized() {
+fn old_files_with_single_experts_are_recognized() {
     let experts = |model: Tiny| {
         (0..2).fold(model, |model, expert| {
             ["gate", "up", "down"].iter().fold(model, |model, name| {
@@ -770,7 +770,7 @@ fn an_old_file_with_single_experts_is_recognized() {
 }
 
 #[test]
-fn popular_models_that_cannot_be_converted_are_refused_by_name() {
+fn unsupported_popular_models_are_refused_by_name() {
     let mut model = Model::llama();
     model.config["architectures"] = json!(["OPTForCausalLM"]);
     model.config["model_type"] = json!("opt");

@@ -1,8 +1,8 @@
-//! Vocabularies and general metadata against files that the reference's converter wrote.
+//! Vocabularies and general metadata against files of the reference's converter.
 //!
-//! `QUANTIER_VOCABULARIES` names a directory in which every checkpoint `NAME/` has the file
-//! `NAME.gguf` that the converter wrote for it with `--vocab-only`. `QUANTIER_PRE` names the
-//! pre-tokenizer of all of them, if it is not empty.
+//! `QUANTIER_VOCABULARIES` names a directory in which every checkpoint `NAME/` has a file
+//! `NAME.gguf` written by the converter with `--vocab-only`. `QUANTIER_PRE` names the pre-tokenizer
+//! of all of them, if not empty.
 
 use quantier::convert::general::General;
 use quantier::format::gguf::{Files, Model, Value};
@@ -41,7 +41,7 @@ fn kind(class: &str) -> VocabKind {
 
 type Entries = Vec<(String, Value<'static>)>;
 
-/// Ours, and what is said about it.
+/// Our entries with their notes.
 fn ours(dir: &Path) -> Result<(Entries, Vec<String>), String> {
     let config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
@@ -61,7 +61,7 @@ fn ours(dir: &Path) -> Result<(Entries, Vec<String>), String> {
     Ok((entries, vocabulary.notes))
 }
 
-/// Whether a key is written by what is tested here.
+/// True for keys within the scope of this test.
 fn concerns(key: &str) -> bool {
     let others = [
         "general.architecture",
@@ -116,7 +116,7 @@ fn first_difference(ours: &Entries, theirs: &Entries) -> Option<String> {
 
 #[test]
 #[ignore = "needs files that the reference wrote: see the top of this file"]
-fn vocabularies_equal_the_references() {
+fn vocabularies_match_the_reference() {
     let root = std::env::var_os("QUANTIER_VOCABULARIES").map(PathBuf::from);
     let root = root.expect("QUANTIER_VOCABULARIES names the directory with the checkpoints");
     let mut differing = 0;

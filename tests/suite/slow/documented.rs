@@ -1,9 +1,10 @@
-//! Every command of README.md, docs/ and the examples of `--help` runs, as it is written there.
+//! Every command of README.md, docs/ and the examples of `--help` runs as written.
 //!
-//! Each page gets a directory in which its commands run from top to bottom, in bash. What they name
-//! is there: the repository's testdata/ with one layer of the reference model, small models and
-//! texts in place of other people's, a Hub on this machine for `hf://`; `/tmp` is a directory of the test. A file of defaults keeps the
-//! jobs small. A command that is neither run nor listed with its reason is a failure.
+//! Each page gets a directory in which its commands run from top to bottom, in bash, with the files
+//! that they name: the repository's testdata/ with one layer of the reference model, small models
+//! and texts in place of other people's, a local Hub for `hf://`; `/tmp` is a directory of the
+//! test. A configuration file keeps the jobs small. A command that neither runs nor is listed with
+//! a reason is a failure.
 
 use crate::support::hub::Hub;
 use crate::support::models;
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-/// Pages whose commands count the reference model's tensors, or name files after its size.
+/// Pages whose commands depend on the size of the reference model or its number of tensors.
 const WHOLE_MODEL: [&str; 2] = ["docs/files.md", "docs/first-ten-minutes.md"];
 
 /// First words of commands that are run.
@@ -37,7 +38,7 @@ const RUN: [&str; 10] = [
 /// Start of a command that stands for `quantier`.
 const CARGO_RUN: &str = "cargo run --release -- ";
 
-/// How commands begin that are not run, and why.
+/// Prefixes of commands that are not run, with reasons.
 const NOT_RUN: [(&str, &str); 4] = [
     (
         "cargo build",
@@ -51,13 +52,13 @@ const NOT_RUN: [(&str, &str); 4] = [
     ("hf upload", "it needs the Hub and an account"),
 ];
 
-/// Sizes that fit the model that a page names, and those that fit the small one in its place.
+/// Sizes for a page's model, and the replacements for the small one.
 const SIZES: [(&str, &str); 2] = [
     ("--size 2.2GiB", "--size 2MiB"),
     ("--size 400MiB", "--size 2MiB"),
 ];
 
-/// What keeps `make` small: seconds instead of minutes, by defaults that any user could have.
+/// Defaults that keep `make` small: seconds instead of minutes.
 const DEFAULTS: &str = "
 [make]
 file = \"small/calibration.txt\"
@@ -68,26 +69,26 @@ eval-chunks = 2
 draws = 1
 ";
 
-/// Where shells and man look for what is installed.
+/// Installation directories for shell completions and manual pages.
 const INSTALLED: [&str; 4] = [
     ".local/share/bash-completion/completions",
     ".zfunc",
     ".config/fish/completions",
     ".local/share/man/man1",
 ];
-/// Stands for what only shows what it gets.
+/// Replaces programs that only display their input.
 const SHOWS: &str = "#!/bin/sh\nexec cat >/dev/null\n";
-/// Stands for GNU parallel: the last word before `:::` with each word behind it in place of {}.
+/// Replaces GNU parallel: the last word before `:::` with each word after it in place of {}.
 const PARALLEL: &str = "#!/bin/bash
 while [ \"$1\" != ::: ]; do command=$1; shift; done; shift
 for word; do bash -euc \"${command//\\{\\}/$word}\" || exit; done
 ";
-/// Stands for Slurm: eight tasks, one after the other.
+/// Replaces Slurm: eight sequential tasks.
 const SBATCH: &str = "#!/bin/bash
 shift
 for task in 0 1 2 3 4 5 6 7; do SLURM_ARRAY_TASK_ID=$task SLURM_CPUS_PER_TASK=2 bash -eu \"$1\" || exit; done
 ";
-/// The name of a script that a page shows.
+/// Name of a script on a page.
 const SCRIPT: &str = "imatrix.sbatch";
 
 fn root() -> &'static Path {
@@ -111,7 +112,7 @@ fn pages() -> Vec<(String, String)> {
         .collect()
 }
 
-/// The examples of a command's help, as a page's block has them.
+/// Examples of a command's help, like a block of a page.
 fn examples(help: &str) -> String {
     let all = help.split_once("\nExamples:\n").map_or("", |(_, all)| all);
     let lines = all
@@ -129,7 +130,7 @@ fn blocks(page: &str) -> impl Iterator<Item = &str> {
         .map(|rest| rest.split("```").next().unwrap())
 }
 
-/// The commands of a block: lines, with those that go on put together.
+/// The commands of a block: lines, with continuation lines joined.
 fn commands(block: &str) -> Vec<String> {
     let lines = block.replace("\\\n", " ");
     let line = |line: &str| {
@@ -138,7 +139,7 @@ fn commands(block: &str) -> Vec<String> {
     lines.lines().filter_map(line).collect()
 }
 
-/// What the pages' commands find around them.
+/// Environment for the pages' commands.
 struct Place {
     dir: tempfile::TempDir,
     hub: Hub,
@@ -173,7 +174,7 @@ impl Place {
         fs::write(at("small/calibration.txt"), first(&calibration, 6_000)).unwrap();
         fs::write(at("small/evaluation.txt"), first(&evaluation, 5_000)).unwrap();
         fs::write(at("defaults.toml"), DEFAULTS).unwrap();
-        // Long enough for the 200 chunks and a few that are shared out between machines.
+        // Long enough for the 200 chunks and a few more that are split over machines.
         let twice = calibration.repeat(2);
         fs::write(at("small/long.txt"), first(&twice, twice.len() / 6 * 5)).unwrap();
         let model = models::shortened(1).set("general.description", Value::str("small"));
@@ -229,7 +230,7 @@ impl Place {
         Place { dir, hub }
     }
 
-    /// A page's own directory, with all that commands name.
+    /// A page's own directory, with everything that its commands name.
     fn of_page(&self, page: &str) -> PathBuf {
         let here = self.dir.path().join(page.replace(['/', ' '], "-"));
         fs::create_dir_all(here.join("target/release")).unwrap();
@@ -280,18 +281,18 @@ impl Place {
             ("model-Q4_K_M.gguf", small("Q4_K_M.gguf")),
             ("model-Q6_K.gguf", small("Q6_K.gguf")),
         ] {
-            // Of a model, a name of its own: a command may replace it, and others have it still.
+            // Models are hard links: a command may replace one without affecting others.
             match is.starts_with(self.dir.path()) && is.is_file() {
                 true => fs::hard_link(is, here.join(name)).unwrap(),
                 false => symlink(is, here.join(name)).unwrap(),
             }
         }
-        // One that may be changed in place.
+        // A copy that may be changed in place.
         fs::copy(model(), here.join("model.gguf")).unwrap();
         here
     }
 
-    /// Runs a command; it must succeed.
+    /// Runs a command, which must succeed.
     #[track_caller]
     fn runs(&self, here: &Path, page: &str, command: &str) {
         let path = format!(
@@ -325,7 +326,7 @@ impl Place {
         let begun = Instant::now();
         let output = bash.current_dir(here).output().unwrap();
         eprintln!("{:6.1} s  {page}: {command}", begun.elapsed().as_secs_f64());
-        // Two models differ: no failure.
+        // diff exits with 1 if two models differ.
         let differs = command.starts_with("quantier diff ") && output.status.code() == Some(1);
         assert!(
             output.status.success() || differs,
@@ -336,7 +337,7 @@ impl Place {
     }
 }
 
-/// Runs the commands of a page; returns how many, and which of `NOT_RUN` it has.
+/// Runs the commands of a page; returns their number, and the entries of `NOT_RUN` in it.
 fn run_page<'b>(
     place: &Place,
     page: &str,
@@ -362,7 +363,7 @@ fn run_page<'b>(
                 RUN.contains(&first) || command.starts_with(CARGO_RUN),
                 "{page}: {command}\nneither run nor listed with a reason in NOT_RUN"
             );
-            // What a page says again, such as to go on after a kill, has run.
+            // Repeated commands of a page, such as resuming after a kill, have run.
             let line = command.split("   # ").next().unwrap().to_owned();
             if !ran.contains(&line) {
                 place.runs(&here, page, &command);
@@ -374,7 +375,7 @@ fn run_page<'b>(
 }
 
 #[test]
-fn every_command_of_the_pages_runs() {
+fn documented_commands_run() {
     let place = Place::new();
     let (mut all, mut listed) = (0, Vec::new());
     for (page, text) in pages() {
@@ -398,7 +399,7 @@ fn every_command_of_the_pages_runs() {
 }
 
 #[test]
-fn every_example_of_the_help_runs() {
+fn help_examples_run() {
     let place = Place::new();
     let help = |args: &str| succeeds(place.dir.path(), &format!("{args} --help"));
     let all = help("");
@@ -423,7 +424,7 @@ fn every_example_of_the_help_runs() {
     }
 }
 
-/// The files of the page's first table exist.
+/// Checks that the files of the page's first table exist.
 fn has_listed_files(made: &Path, page: &str) {
     let rows = page
         .lines()
@@ -436,7 +437,7 @@ fn has_listed_files(made: &Path, page: &str) {
         .flat_map(|cell| cell.split('`').skip(1).step_by(2))
         .collect();
     assert!(names.len() >= 5, "{names:?}");
-    // One layer of the model has its own size, and is nearest to another preset than all of them.
+    // One layer of the model has another size, and another nearest preset, than the whole.
     let unlabelled = |name: &str| match (name.split_once('-'), name.find(".gguf")) {
         (Some((start, rest)), Some(end)) if rest.contains("bpw-") => {
             format!("{start}{}", &name[end..])
@@ -456,7 +457,7 @@ fn has_listed_files(made: &Path, page: &str) {
 }
 
 #[test]
-fn the_pages_lead_to_each_other() {
+fn links_between_pages_are_valid() {
     let index = fs::read_to_string(root().join("docs/README.md")).unwrap();
     for (page, text) in pages() {
         let name = page.trim_start_matches("docs/");
@@ -464,7 +465,7 @@ fn the_pages_lead_to_each_other() {
             page == "README.md" || name == "README.md" || index.contains(&format!("]({name})")),
             "{page} is not listed"
         );
-        // Links to files, but for addresses and places in the same page.
+        // Links to files, except for URLs and anchors in the same page.
         for target in text
             .split("](")
             .skip(1)
@@ -483,7 +484,7 @@ fn the_pages_lead_to_each_other() {
 }
 
 #[test]
-fn every_architecture_is_listed() {
+fn all_architectures_are_listed() {
     let page = fs::read_to_string(root().join("docs/architectures.md")).unwrap();
     for architecture in quantier::arch::ARCHITECTURES {
         let name = format!("| `{}` |", architecture.name);

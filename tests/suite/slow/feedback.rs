@@ -1,5 +1,4 @@
-//! Rounding with error feedback from outside: covariances, files, proofs, and what `make` does with
-//! them.
+//! Rounding with error feedback: Hessians, files, proofs, and its use by `make`.
 
 use crate::support::program::{
     divergence, fails, json, place, proven, quantier, read, stderr, succeeds, types,
@@ -9,7 +8,7 @@ use serde_json::Value as Json;
 use std::fs;
 use tempfile::TempDir;
 
-/// The trained model and two texts, with importance matrix and covariances.
+/// The trained model and two texts, with importance matrix and Hessians.
 fn measured() -> TempDir {
     let dir = place();
     succeeds(
@@ -22,7 +21,7 @@ fn measured() -> TempDir {
 const FEEDBACK: &str = "quantize --imatrix imatrix.gguf --rounding feedback --covariance cov";
 
 #[test]
-fn fewer_nats_at_the_same_types_and_bytes() {
+fn feedback_lowers_the_divergence_at_equal_size() {
     let dir = measured();
     let dir = dir.path();
     for (name, bound) in [("Q2_K", 0.8), ("Q4_K_M", 0.8), ("IQ2_S", 0.8)] {
@@ -44,7 +43,7 @@ fn fewer_nats_at_the_same_types_and_bytes() {
 }
 
 #[test]
-fn threads_change_no_byte_and_the_file_says_how_it_was_rounded() {
+fn feedback_is_independent_of_threads_and_recorded_in_the_file() {
     let dir = measured();
     let dir = dir.path();
     succeeds(dir, &format!("{FEEDBACK} m.gguf one.gguf Q3_K_M 1"));
@@ -68,7 +67,7 @@ fn threads_change_no_byte_and_the_file_says_how_it_was_rounded() {
 }
 
 #[test]
-fn what_cannot_be_rounded_so_is_said() {
+fn tensors_without_feedback_are_reported() {
     let dir = measured();
     let dir = dir.path();
     fails(
@@ -87,7 +86,7 @@ fn what_cannot_be_rounded_so_is_said() {
         .current_dir(dir)
         .assert()
         .code(2);
-    // A covariance that is damaged.
+    // A damaged Hessian.
     let file = fs::read_dir(dir.join("cov"))
         .unwrap()
         .map(|e| e.unwrap().path());
@@ -114,7 +113,7 @@ fn what_cannot_be_rounded_so_is_said() {
 }
 
 #[test]
-fn too_few_tokens_are_told_and_do_no_harm() {
+fn too_few_tokens_are_reported_and_harmless() {
     let dir = place();
     let dir = dir.path();
     succeeds(
@@ -122,7 +121,7 @@ fn too_few_tokens_are_told_and_do_no_harm() {
         "imatrix m.gguf -f cal.txt -c 128 --chunks 3 --process-output --no-ppl --covariance cov -o imatrix.gguf",
     );
     let told = stderr(dir, &format!("{FEEDBACK} m.gguf fed.gguf Q3_K_M"), 0);
-    // Two chunks of 128 were summed, and the third was held out.
+    // Two chunks of 128 were summed, the third was held out.
     assert!(
         told.contains("256 tokens, 768 channels") && told.contains("at least 878 tokens"),
         "{told}"
@@ -135,8 +134,7 @@ fn too_few_tokens_are_told_and_do_no_harm() {
     assert!(fed < plain, "{fed} nats with feedback, {plain} without");
 }
 
-/// Files of `make` are rounded with feedback unless it is told otherwise; another run takes what is
-/// there.
+/// Files of `make` are rounded with feedback by default; another run reuses existing results.
 #[test]
 fn make_rounds_with_feedback() {
     let dir = place();

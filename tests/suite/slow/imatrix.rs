@@ -1,4 +1,4 @@
-//! `quantier imatrix` from outside: what it writes, in one run or in several.
+//! Output of `quantier imatrix`, from one run or several.
 
 use crate::support::models;
 use crate::support::program::{json, killed_when, listing, start, stderr, succeeds};
@@ -28,28 +28,27 @@ fn names(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Layers that are done by what `out.gguf.resume` says, and the first chunk of its group.
+/// Finished layers according to `out.gguf.resume`, and the first chunk of its group.
 fn kept(dir: &Path) -> Option<[u64; 2]> {
     let bytes = fs::read(dir.join("out.gguf.resume")).ok()?;
     let number = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
     Some([number(40)?, number(72)?])
 }
 
-/// Kills a run as soon as its state is beyond `reached`; says whether it was killed before it
-/// ended.
+/// Kills a run once its snapshot is beyond `reached`; returns false if it ended before.
 fn killed_after(dir: &Path, args: &str, [layers, start]: [u64; 2]) -> bool {
     let ready = || kept(dir).is_some_and(|[done, first]| (first, done) >= (start, layers));
     killed_when(dir, args, ready)
 }
 
 #[test]
-fn a_killed_run_goes_on_and_writes_the_same_file() {
+fn killed_runs_resume_and_write_the_same_file() {
     let dir = place();
     let dir = dir.path();
     let args = "imatrix -m m.gguf -f t.txt -c 64 --process-output";
     let want = json(dir, &format!("{args} -o want.gguf --json"));
     let run = format!("{args} --checkpoint-every 0 -o out.gguf");
-    // Once after every layer, each time from where the one before was.
+    // Once after every layer, each time resuming from the previous kill.
     let kills = (1..=6)
         .filter(|layers| killed_after(dir, &run, [*layers, 0]))
         .count();
@@ -60,7 +59,7 @@ fn a_killed_run_goes_on_and_writes_the_same_file() {
     assert!(bytes(dir, "out.gguf") == bytes(dir, "want.gguf"));
     assert_eq!(names(dir), ["m.gguf", "out.gguf", "t.txt", "want.gguf"]);
 
-    // At any moment, within layers and while files are written.
+    // At any time, within layers and while files are written.
     fs::remove_file(dir.join("out.gguf")).unwrap();
     let begun = Instant::now();
     succeeds(dir, &run);
@@ -78,14 +77,14 @@ fn a_killed_run_goes_on_and_writes_the_same_file() {
 }
 
 #[test]
-fn a_killed_run_in_groups_goes_on_too() {
+fn killed_runs_in_groups_resume() {
     let dir = place();
     let dir = dir.path();
     let args = "imatrix -m m.gguf -f t.txt -c 64 --chunks 20";
     let want = json(dir, &format!("{args} -o want.gguf --json"));
     let run = format!("{args} --save-frequency 8 --checkpoint-every 0 -o out.gguf");
     assert!(killed_after(dir, &run, [3, 8]), "it ended before");
-    // Spilled activations are kept like those in memory.
+    // Spilled activations are saved like those in memory.
     let told = json(dir, &format!("{run} --json --max-memory 0"));
     assert!(told["resumed"]["chunk"].as_u64() >= Some(8), "{told}");
     assert_eq!(told["perplexity"], want["perplexity"]);
@@ -104,7 +103,7 @@ fn a_killed_run_in_groups_goes_on_too() {
 }
 
 #[test]
-fn what_another_job_kept_is_not_used() {
+fn snapshots_of_other_jobs_are_ignored() {
     let dir = place();
     let dir = dir.path();
     let run = "imatrix -m m.gguf -f t.txt -c 64 --chunks 6 -o out.gguf";
@@ -130,7 +129,7 @@ fn what_another_job_kept_is_not_used() {
     assert!(bytes(dir, "out.gguf.resume") == others);
     let want = bytes(dir, "out.gguf");
 
-    // A damaged one is found out, and is of no use to anybody.
+    // A damaged snapshot is detected, and unusable for any job.
     let mut damaged = others.clone();
     let middle = damaged.len() / 2;
     damaged[middle] ^= 1;
@@ -139,7 +138,7 @@ fn what_another_job_kept_is_not_used() {
     assert!(bytes(dir, "out.gguf") == want);
     assert_eq!(names(dir), ["m.gguf", "out.gguf", "t.txt"]);
 
-    // The model has been written again: the same name and size, another time.
+    // The model was written again: same name and size, another time.
     fs::remove_file(dir.join("m.gguf")).unwrap();
     fs::copy(models::refmodel_path(), dir.join("m.gguf")).unwrap();
     fs::write(dir.join("out.gguf.resume"), others).unwrap();
@@ -147,7 +146,7 @@ fn what_another_job_kept_is_not_used() {
 }
 
 #[test]
-fn snapshots_are_what_a_shorter_run_writes_and_change_nothing() {
+fn intermediate_files_equal_those_of_shorter_runs() {
     let dir = place();
     let dir = dir.path();
     let run = |rest: &str| {
@@ -164,7 +163,7 @@ fn snapshots_are_what_a_shorter_run_writes_and_change_nothing() {
     assert!(bytes(dir, "out.gguf.at_3") == bytes(dir, "three.gguf"));
     assert!(bytes(dir, "out.gguf.at_6") == bytes(dir, "six.gguf"));
     assert!(!dir.join("out.gguf.at_7").exists());
-    // One chunk at a time is split over threads within; on top of a file, the count goes on.
+    // A single chunk is split over threads; merged with a file, the count continues.
     run("--chunks 2 --chunk 3 --save-frequency 1 --in-file three.gguf -o more.gguf");
     run("--chunks 5 -o five.gguf");
     assert!(dir.join("more.gguf.at_4").exists());
@@ -176,8 +175,8 @@ fn snapshots_are_what_a_shorter_run_writes_and_change_nothing() {
     close(&more, &five);
 }
 
-/// The same counts, and sums that differ by what f32 rounds away: half a unit in the last place per
-/// part and for the whole.
+/// Checks for equal counts, and sums that differ only by f32 rounding: half a unit in the last
+/// place per part and for the whole.
 #[track_caller]
 fn close(a: &Imatrix, b: &Imatrix) {
     assert_eq!((a.chunk_count, a.chunk_size), (b.chunk_count, b.chunk_size));
@@ -192,7 +191,7 @@ fn close(a: &Imatrix, b: &Imatrix) {
 }
 
 #[test]
-fn shards_merge_into_what_one_run_writes() {
+fn merged_parts_equal_a_single_run() {
     let dir = place();
     let dir = dir.path();
     let run = |rest: &str| {
@@ -217,10 +216,10 @@ fn shards_merge_into_what_one_run_writes() {
     let merged = Imatrix::read(&dir.join("merged.gguf")).unwrap();
     close(&merged, &whole);
     assert_eq!(merged.datasets, ["t.txt"; 3]);
-    // Whole numbers survive any order: a merge of one file is that file.
+    // Whole numbers survive any order: a merge of one file is the same file.
     succeeds(dir, "imatrix --in-file whole.gguf -o again.gguf");
     assert!(bytes(dir, "again.gguf") == bytes(dir, "whole.gguf"));
-    // In the old format and back: the means stay.
+    // In the old format and back: the means are preserved.
     succeeds(
         dir,
         "imatrix --in-file whole.gguf --output-format dat -o whole.dat",
@@ -235,7 +234,7 @@ fn shards_merge_into_what_one_run_writes() {
 }
 
 #[test]
-fn several_texts_give_their_chunks_one_after_another() {
+fn several_texts_are_chunked_in_sequence() {
     let dir = place();
     let dir = dir.path();
     fs::write(dir.join("short.txt"), &models::text()[..1500]).unwrap();
@@ -247,13 +246,13 @@ fn several_texts_give_their_chunks_one_after_another() {
     let read = |name: &str| Imatrix::read(&dir.join(name)).unwrap();
     close(&read("merged.gguf"), &read("both.gguf"));
     assert_eq!(read("both.gguf").datasets, ["short.txt", "t.txt"]);
-    // A text without chunks in the range is no part of the file.
+    // A text without chunks in the range is not recorded.
     run("-f short.txt -f t.txt --chunk 12 --chunks 2 -o late.gguf");
     assert_eq!(read("late.gguf").datasets, ["t.txt"]);
 }
 
 #[test]
-fn a_run_tells_what_it_found() {
+fn run_reports_its_results() {
     let dir = place();
     let dir = dir.path();
     let text = succeeds(
@@ -276,7 +275,7 @@ fn a_run_tells_what_it_found() {
         Some(42)
     );
     assert_eq!(shown["output"], serde_json::Value::Null);
-    // What is measured on the way is what `perplexity` measures.
+    // The perplexity of the run equals that of `perplexity`.
     let ours = json(dir, "imatrix m.gguf -f t.txt -c 64 --chunks 4 --json");
     let theirs = json(dir, "perplexity -m m.gguf -f t.txt -c 64 --chunks 4 --json");
     assert_eq!(ours["perplexity"], theirs["perplexity"], "{theirs}");
@@ -284,7 +283,7 @@ fn a_run_tells_what_it_found() {
 }
 
 #[test]
-fn experts_that_the_text_does_not_reach_are_told() {
+fn experts_without_tokens_are_reported() {
     let dir = place();
     let dir = dir.path();
     models::experts().write(&dir.join("e.gguf"));
@@ -318,7 +317,7 @@ fn experts_that_the_text_does_not_reach_are_told() {
         (counts.len(), counts.iter().sum::<i64>(), counts[3]),
         (4, 256, 0)
     );
-    // Sums of experts are merged and kept like all others.
+    // Sums of experts are merged and saved like all others.
     let want = bytes(dir, "imatrix.gguf");
     succeeds(
         dir,

@@ -1,5 +1,5 @@
-//! `quantier make` and `quantier frontier` from outside, on the small trained model and on tiny
-//! ones made of it.
+//! Tests of `quantier make` and `quantier frontier`, on the small trained model and tiny variants
+//! of it.
 
 use crate::support::gguf::Tiny;
 use crate::support::program::{json, killed_when, listing, quantier, start, stderr, succeeds};
@@ -18,10 +18,10 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 
-/// Short chunks, few of them, few types: a run takes seconds.
+/// Few short chunks and few types, for runs of seconds.
 const SMALL: &str = "-c 64 --score-chunks 2 --score-positions 64 --eval-chunks 2 -f cal.txt --eval eval.txt \
                      --types q2_K,q3_K,q4_K,q6_K,q8_0,q5_0";
-/// The same with slow types at every position.
+/// The same with slow types at all positions.
 const SLOW: &str = "-c 64 --score-chunks 8 --score-positions 0 --eval-chunks 2 -f cal.txt --eval eval.txt \
                     --types iq1_s,iq1_m,iq2_xxs,iq2_xs,q8_0";
 
@@ -29,7 +29,7 @@ fn refmodel() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/refmodel-f16.gguf")
 }
 
-/// Some text that repeats nothing word by word.
+/// Pseudo-random text.
 fn text(seed: u64, words: usize) -> String {
     const WORDS: [&str; 16] = [
         "the", "river", "was", "old", "and", "a", "house", "stood", "near", "it", "with", "many",
@@ -44,7 +44,7 @@ fn text(seed: u64, words: usize) -> String {
     all
 }
 
-/// A directory with the model, linked, and both texts.
+/// A directory with a link to the model, and both texts.
 fn place() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(refmodel(), dir.path().join("m.gguf")).unwrap();
@@ -57,7 +57,7 @@ fn make(dir: &Path, rest: &str) -> String {
     succeeds(dir, &format!("make m.gguf {SMALL} {rest}"))
 }
 
-/// The command must fail with exit code 1 and say all of `parts`, and leave everything as it was.
+/// The command must fail with exit code 1 and all of `parts`, and leave everything unchanged.
 #[track_caller]
 fn fails(dir: &Path, args: &str, parts: &[&str]) -> String {
     let before = listing(dir);
@@ -119,7 +119,7 @@ fn times(dir: &Path) -> BTreeMap<PathBuf, SystemTime> {
 }
 
 #[test]
-fn files_are_what_was_asked_for_and_proven() {
+fn files_match_their_budgets_and_are_measured() {
     let dir = place();
     make(dir.path(), "--bpw 3.2 --bpw 4.5 --bpw 6.6 -o out");
     let out = dir.path().join("out");
@@ -152,8 +152,7 @@ fn files_are_what_was_asked_for_and_proven() {
             "{} is larger than {bpw}",
             file.name
         );
-        // The recipe says what is in the file, and what it says is predicted by the sum of its
-        // tensors.
+        // The recipe matches the file, and its prediction is the sum over its tensors.
         let recipe = fs::read_to_string(recipe_of(path)).unwrap();
         assert_eq!(recipe.lines().count(), file.recipe.len());
         let mut nats = 0.0;
@@ -195,8 +194,8 @@ fn files_are_what_was_asked_for_and_proven() {
             .all(|w| w[0].bytes < w[1].bytes && w[0].nats > w[1].nats)
     );
 
-    // The quantizer alone, with recipe, importance matrix, covariances, text and gradients, comes
-    // to the same bytes.
+    // The quantizer alone, with recipe, importance matrix, Hessians, text and gradients, writes the
+    // same bytes.
     for (path, file) in files.iter().zip(&frontier.files) {
         let label = file
             .name
@@ -221,7 +220,7 @@ fn files_are_what_was_asked_for_and_proven() {
         );
     }
 
-    // Once more changes nothing, and another budget needs no new measurement.
+    // A repetition changes nothing, and another budget needs no new measurement.
     let (before, contents) = (times(&out.join("work")), fs::read(&files[0]).unwrap());
     make(dir.path(), "--bpw 3.2 --bpw 4.5 --bpw 6.6 -o out");
     assert_eq!(times(&out.join("work")), before);
@@ -242,13 +241,13 @@ fn files_are_what_was_asked_for_and_proven() {
     make(dir.path(), "--bpw 5 --pin output=q6_K -o out");
     let scores = out.join("work/scores.json");
     assert_eq!(times(&out.join("work"))[&scores], before[&scores]);
-    // A new run elsewhere comes to the same file.
+    // A new run elsewhere makes the same file.
     make(dir.path(), "--bpw 3.2 -o other");
     assert!(fs::read(&models(&dir.path().join("other"))[0]).unwrap() == contents);
 }
 
 #[test]
-fn the_frontier_alone_writes_no_model() {
+fn frontier_writes_no_model() {
     let dir = place();
     succeeds(dir.path(), &format!("frontier m.gguf {SMALL} -o out"));
     let out = dir.path().join("out");
@@ -273,7 +272,7 @@ fn the_frontier_alone_writes_no_model() {
 }
 
 #[test]
-fn a_dry_run_counts_and_writes_nothing() {
+fn dry_run_plans_and_writes_nothing() {
     let dir = place();
     let before = listing(dir.path());
     let told = json(
@@ -296,7 +295,7 @@ fn a_dry_run_counts_and_writes_nothing() {
         stages[1]["seconds"].as_f64().unwrap() > 0.0
             && told["memory_bytes"].as_u64().unwrap() > 1 << 20
     );
-    // What error feedback takes, and what is left without it.
+    // The cost of error feedback, and the cost without it.
     let stage = |told: &serde_json::Value, name: &str, of: &str| {
         let stages = told["stages"].as_array().unwrap();
         stages
@@ -339,7 +338,7 @@ fn a_dry_run_counts_and_writes_nothing() {
         there <= bytes && bytes < there + there / 4,
         "{bytes} were expected and {there} came"
     );
-    // An importance matrix that is given has no covariances.
+    // A given importance matrix has no Hessians.
     let given = |rounding: &str| {
         let args = format!(
             "make m.gguf {SMALL} --bpw 4.5 --imatrix out/imatrix.gguf --rounding {rounding} -o new --dry-run --json"
@@ -380,7 +379,7 @@ fn a_dry_run_counts_and_writes_nothing() {
 }
 
 #[test]
-fn budgets_that_cannot_be_met() {
+fn impossible_budgets() {
     let dir = place();
     let run = |rest: &str, parts: &[&str]| {
         fails(
@@ -389,7 +388,7 @@ fn budgets_that_cannot_be_met() {
             parts,
         )
     };
-    // q2_K is 2.625 bits, q8_0 8.5: both bounds are named.
+    // q2_K has 2.625 bits, q8_0 8.5: both bounds are named.
     run(
         "--bpw 1.5",
         &["1.5 bits per weight is less than", "(2.6", "(8.5"],
@@ -407,7 +406,10 @@ fn budgets_that_cannot_be_met() {
         "--fit 1MiB --ctx 512",
         &["memory of 1048576 bytes for 512 tokens is less than"],
     );
-    run("--kld 0.1 --score imatrix", &["--kld 0.1 asks for nats"]);
+    run(
+        "--kld 0.1 --score imatrix",
+        &["--kld 0.1 is a budget in nats"],
+    );
     run(
         "--bpw 4 --pin nothing_like_it=q8_0",
         &["covers none", "the nearest name is"],
@@ -434,7 +436,7 @@ fn budgets_that_cannot_be_met() {
 }
 
 #[test]
-fn texts_that_cannot_be_used() {
+fn unusable_texts() {
     let dir = place();
     let write = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
     write("short.txt", text(3, 20).as_bytes());
@@ -482,7 +484,7 @@ fn texts_that_cannot_be_used() {
 }
 
 #[test]
-fn models_and_places_that_cannot_be_used() {
+fn unusable_models_and_directories() {
     let dir = place();
     let run = |args: &str, parts: &[&str]| fails(dir.path(), args, parts);
     run(
@@ -534,8 +536,7 @@ fn models_and_places_that_cannot_be_used() {
     run(&with("cal.txt"), &["cal.txt"]);
 }
 
-/// The small trained model in F32, to be changed: tensors that `change` gives nothing for are left
-/// out.
+/// The small trained model in F32 with changes: tensors are omitted if `change` returns `None`.
 fn changed(change: impl Fn(&str, Vec<f32>) -> Option<Vec<f32>>) -> Tiny {
     let model = crate::support::models::refmodel();
     let mut tiny = Tiny {
@@ -563,7 +564,7 @@ fn noise(seed: u64, dims: &[u64]) -> Vec<f32> {
 }
 
 #[test]
-fn a_model_that_cannot_run_is_chosen_for_by_weighted_error() {
+fn unsupported_models_use_weighted_errors() {
     let dir = place();
     succeeds(dir.path(), "imatrix m.gguf -f cal.txt -c 64 -o i.gguf");
     succeeds(
@@ -592,7 +593,7 @@ fn a_model_that_cannot_run_is_chosen_for_by_weighted_error() {
     }
     let frontier = frontier_of(&dir.path().join("out"));
     assert!(frontier.files[0].measured.is_none() && frontier.files[0].bytes > 0);
-    // The same types, but for the name of the architecture, as where the model runs.
+    // The same types as for the runnable model, except for the architecture's name.
     make(
         dir.path(),
         "--bpw 4 --imatrix i.gguf --score imatrix -o runs",
@@ -603,7 +604,7 @@ fn a_model_that_cannot_run_is_chosen_for_by_weighted_error() {
 }
 
 #[test]
-fn gradients_that_are_no_numbers_are_named() {
+fn nonfinite_gradients_are_named() {
     let dir = place();
     // All activations are zero, and every norm multiplies gradients by 1e19.
     let zero = |name: &str, weights: Vec<f32>| match name {
@@ -630,7 +631,7 @@ fn gradients_that_are_no_numbers_are_named() {
 }
 
 #[test]
-fn a_tensor_that_meets_nothing_is_told_and_kept() {
+fn tensor_without_statistics_is_reported_and_unchanged() {
     let dir = place();
     let model = changed(|_, weights| Some(weights)).weights(
         "blk.0.idle.weight",
@@ -658,7 +659,7 @@ fn a_tensor_that_meets_nothing_is_told_and_kept() {
     run("--pin idle=q4_K", "q4_K");
 }
 
-/// A Mixture-of-Experts model of two layers: the small trained model with four random experts in
+/// A mixture-of-experts model of two layers: the small trained model with four random experts in
 /// place of each FFN.
 fn experts() -> Tiny {
     const LAYERS: [&str; 2] = ["blk.0.", "blk.1."];
@@ -693,12 +694,13 @@ fn experts() -> Tiny {
 }
 
 #[test]
-fn experts_of_a_layer_are_chosen_for_together() {
+fn experts_of_a_layer_share_a_type() {
     let dir = place();
     experts().write(&dir.path().join("moe.gguf"));
     let run = |rest: &str| json(dir.path(), &format!("make moe.gguf {SMALL} {rest} --json"));
     let plan = run("--bpw 5 -o out --dry-run");
-    // Attention, three tensors of four experts in two layers, embedding and output; routers stay.
+    // Attention, three tensors of four experts in two layers, embedding and output, without
+    // routers.
     assert_eq!(
         (plan["tensors"].as_u64(), plan["matrices"].as_u64()),
         (Some(16), Some(34)),
@@ -732,13 +734,13 @@ fn experts_of_a_layer_are_chosen_for_together() {
     );
 }
 
-/// The arguments of a run that saves its state after every layer.
+/// The arguments of a run with snapshots after every layer.
 fn run(out: &str, settings: &str) -> String {
     format!("make m.gguf {settings} --bpw 3.2 --bpw 5 --checkpoint-every 0 -o {out}")
 }
 
 #[test]
-fn a_killed_run_goes_on_and_comes_to_the_same() {
+fn killed_make_resumes_with_the_same_result() {
     let dir = place();
     let whole = start(dir.path(), &run("whole", SMALL))
         .wait_with_output()
@@ -746,7 +748,8 @@ fn a_killed_run_goes_on_and_comes_to_the_same() {
     assert!(whole.status.success());
     let whole = dir.path().join("whole");
     let layers_done = |state: &Path| fs::read(state).ok().map(|bytes| bytes[40]);
-    // Killed as soon as the state of so many layers is there, one run after another in one place.
+    // Killed once the snapshot of a number of layers exists, one run after another in one
+    // directory.
     let state = dir.path().join("out/work/scores.resume");
     let mut kills = 0;
     for wanted in [0, 2, 5] {
@@ -780,7 +783,7 @@ fn a_killed_run_goes_on_and_comes_to_the_same() {
 }
 
 #[test]
-fn a_run_that_is_asked_to_stop_keeps_what_it_has() {
+fn stopped_make_keeps_its_results() {
     let dir = place();
     for after in [30, 300, 900] {
         let child = start(dir.path(), &run("out", SLOW));
@@ -797,7 +800,7 @@ fn a_run_that_is_asked_to_stop_keeps_what_it_has() {
             "{:?} to stop",
             asked.elapsed()
         );
-        // Before there is a handler, the signal ends the program at once.
+        // Without a handler yet, the signal ends the program at once.
         if let Some(code) = ended.status.code() {
             assert_eq!(code, 1, "{error}");
             assert!(

@@ -1,11 +1,10 @@
-//! What `make` does after its files are measured: nearer to a wish, better by swaps, beside the
-//! presets.
+//! Work of `make` after its files are measured: divergence targets, swaps, comparison with presets.
 
 use crate::support::program::{json, listing};
 use std::path::{Path, PathBuf};
 
-/// A quick run on the model of testdata: few chunks, few types, no pass over the text for each
-/// file. A budget of the preset makes the scale known.
+/// A quick run on the model of testdata: few chunks, few types, no sequential pass. A budget of a
+/// preset's size sets the scale.
 fn make(dir: &Path, more: &str) -> serde_json::Value {
     let model = format!("{}/testdata/refmodel-f16.gguf", env!("CARGO_MANIFEST_DIR"));
     let quick =
@@ -22,7 +21,7 @@ fn file<'f>(frontier: &'f serde_json::Value, budget: &str) -> &'f serde_json::Va
 }
 
 #[test]
-fn files_are_proven_and_improved() {
+fn files_are_measured_and_refined() {
     let dir = tempfile::tempdir().unwrap();
     let first = make(dir.path(), "--bpw 4.5 --like Q4_K_M --compare like");
     let preset = first["presets"]
@@ -59,7 +58,7 @@ fn files_are_proven_and_improved() {
     );
     assert!(!out.join("work/presets").exists());
 
-    // A wish for nats is met by the measurement, not by the prediction, and one file is left of it.
+    // A budget in nats is met by measurement, not by prediction, and replaces the file.
     let at = file(&first, "--bpw 4.5")["measured"]["kld"]
         .as_f64()
         .unwrap();
@@ -68,7 +67,7 @@ fn files_are_proven_and_improved() {
     let met = file(&second, &wish)["measured"]["kld"].as_f64().unwrap() / (at * 1.5);
     assert!((0.85..1.05).contains(&met), "{met}");
     assert_eq!(ggufs(&out).len(), 4, "{:?}", listing(&out));
-    // The next run begins where this one ended.
+    // The next run starts from this result.
     let again = make(dir.path(), &wish);
     assert_eq!(again["files"], second["files"]);
     let stages = again["stages"].as_array().unwrap();
@@ -115,8 +114,8 @@ fn a_sweep_agrees_with_the_second_order() {
         };
         tensors.filter_map(of).collect()
     };
-    // Errors of values at several positions meet in the same output; the second order leaves out
-    // what they have in common.
+    // Errors of values at several positions affect the same output; the second order omits their
+    // correlation.
     for (part, least) in [("attn_v", 0.1), ("ffn_down", 0.4)] {
         let (sweep, second) = (nats(&sweep, part), nats(&second, part));
         assert_eq!((sweep.len(), second.len()), (6, 6));

@@ -1,5 +1,5 @@
-//! Tests that take longer than a few seconds: whole runs of the engine, and of `make`. `cargo fast`
-//! leaves them out.
+//! Tests that take longer than a few seconds: whole runs of the engine and of `make`. `cargo fast`
+//! skips them.
 
 #[cfg(unix)]
 mod documented;

@@ -1,4 +1,4 @@
-//! `quantier publish` and `quantier make --variants --publish` from outside.
+//! Tests of `quantier publish` and `quantier make --variants --publish`.
 
 use crate::support::models;
 use crate::support::program::{json, listing, quantier, stderr, succeeds};
@@ -13,10 +13,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use tempfile::TempDir;
 
-/// Short chunks, few of them, few types: a run takes seconds.
+/// Few short chunks and few types, for runs of seconds.
 const SMALL: &str = "-c 64 --score-chunks 2 --score-positions 64 --eval-chunks 2 --types q2_K,q3_K,q4_K,q6_K,q8_0,q5_0";
 
-/// A name that is hard on Markdown, YAML, shells and addresses alike.
+/// A name with special characters of Markdown, YAML, shells and URLs.
 const ODD: &str = "Tést 'model' #1 [a](b) no";
 
 fn text(seed: u64, words: usize) -> String {
@@ -63,7 +63,7 @@ fn make(dir: &Path, rest: &[&str]) -> String {
     String::from_utf8(command.assert().success().get_output().stderr.clone()).unwrap()
 }
 
-/// The values of a card's front matter; lists with `, ` between.
+/// The values of a card's front matter; lists joined with `, `.
 fn front_matter(card: &str) -> BTreeMap<String, String> {
     let yaml = card
         .strip_prefix("---\n")
@@ -106,7 +106,7 @@ fn decoded(address: &str) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// Names and SHA-256 of all files but the sums, which must say the same.
+/// Names and SHA-256 of all files except the checksums, which must match.
 fn checked_sums(dir: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for (path, _) in listing(dir) {
@@ -138,7 +138,7 @@ fn checked_sums(dir: &Path) -> BTreeMap<String, String> {
     found
 }
 
-/// No file may tell where it was made.
+/// Files must not contain the path where they were made.
 fn names_no_path(dir: &Path, made_in: &Path) {
     let secret = [
         made_in.to_str().unwrap().to_owned(),
@@ -170,7 +170,7 @@ fn names_no_path(dir: &Path, made_in: &Path) {
 }
 
 #[test]
-fn what_was_made_is_ready_for_the_hub() {
+fn publication_is_ready_for_the_hub() {
     let dir = place();
     let said = [
         "--variants",
@@ -240,7 +240,7 @@ fn what_was_made_is_ready_for_the_hub() {
     assert_eq!(rows.len(), frontier.files.len(), "{card}");
     for (row, file) in rows.iter().zip(&frontier.files) {
         let address = row.split_once("](").unwrap().1.split_once(") |").unwrap().0;
-        // The name has brackets of its own, quoted.
+        // The name has escaped brackets of its own.
         let address = address.rsplit_once("](").map_or(address, |(_, last)| last);
         assert_eq!(decoded(address), file.name, "{row}");
         assert!(
@@ -249,7 +249,7 @@ fn what_was_made_is_ready_for_the_hub() {
         );
         let cells = row.replace("\\|", "").matches('|').count();
         assert_eq!(cells, 10, "{row}");
-        // The same bytes under a second name, and the first is still there.
+        // The same bytes under a second name; the first still exists.
         let (made, published) = (
             dir.path().join("out").join(&file.name),
             out.join(&file.name),
@@ -297,7 +297,7 @@ fn what_was_made_is_ready_for_the_hub() {
     assert!(card.contains("llama-quantize --imatrix imatrix.gguf"));
     names_no_path(&out, dir.path());
 
-    // The command of the card makes the same files again.
+    // The command on the card makes the same files again.
     let command = card
         .lines()
         .find(|line| line.starts_with("quantier make "))
@@ -330,7 +330,7 @@ fn what_was_made_is_ready_for_the_hub() {
 }
 
 #[test]
-fn nothing_is_overwritten_unasked_and_nothing_is_lost() {
+fn existing_files_are_replaced_only_on_request() {
     let dir = place();
     make(dir.path(), &["--bpw", "4.5", "--bpw", "6"]);
     let fails = |args: &str, code: i32, part: &str| {
@@ -346,7 +346,7 @@ fn nothing_is_overwritten_unasked_and_nothing_is_lost() {
         2,
         "expected a name on the Hub, like org/name",
     );
-    fails("publish out -o m.gguf", 1, "no directory");
+    fails("publish out -o m.gguf", 1, "not a writable directory");
     fs::write(dir.path().join("bad.md"), "a\n{{ b }").unwrap();
     fails(
         "publish out -o hub --template bad.md",
@@ -374,7 +374,7 @@ fn nothing_is_overwritten_unasked_and_nothing_is_lost() {
     fails("publish out -o hub", 1, "--force");
     make_fails_early(dir.path());
 
-    // One file less, another card, and a file that is none of ours.
+    // One file less, another card, and an unrelated file.
     fs::write(hub.join("LICENSE"), "text").unwrap();
     make(dir.path(), &["--bpw", "4.5"]);
     fs::write(
@@ -413,14 +413,14 @@ fn nothing_is_overwritten_unasked_and_nothing_is_lost() {
     let card = fs::read_to_string(hub.join("README.md")).unwrap();
     assert!(card.ends_with(&format!("1 file, {}\n", one[0].0)), "{card}");
 
-    // A model that was changed since is not published under old figures.
+    // A model that was changed meanwhile is not published with old measurements.
     let made = dir.path().join("out").join(&one[0].0);
     let bytes = fs::read(&made).unwrap();
     fs::write(&made, &bytes[..bytes.len() - 1]).unwrap();
-    fails("publish out -o other", 1, "frontier.json says");
+    fails("publish out -o other", 1, "in frontier.json");
 }
 
-/// `make --publish` refuses before it measures what `publish` would refuse after.
+/// `make --publish` refuses before measuring what `publish` would refuse afterwards.
 fn make_fails_early(dir: &Path) {
     fs::create_dir(dir.join("out/publish")).unwrap();
     fs::write(dir.join("out/publish/mine"), "").unwrap();
@@ -433,7 +433,7 @@ fn make_fails_early(dir: &Path) {
 }
 
 #[test]
-fn the_template_can_be_printed_and_given_back() {
+fn printed_template_can_be_used() {
     let printed = succeeds(Path::new("."), "publish --print-template");
     assert!(
         printed.starts_with("{#\n")

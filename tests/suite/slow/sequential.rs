@@ -1,4 +1,4 @@
-//! Rounding one tensor behind the other: both models side by side, files, and runs that are killed.
+//! Sequential rounding: both models in parallel, files, and killed runs.
 
 use crate::support::program::{
     divergence, fails, json, killed_when, place, proven, quantier, read, refmodel, succeeds, types,
@@ -21,10 +21,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-/// What whole matrices meet, by name and chunk.
+/// Inputs of whole matrices, by name and chunk.
 type Met = BTreeMap<(String, usize), Vec<f32>>;
 
-/// Notes what a run shows.
+/// Records the inputs shown in a run.
 struct Watcher<'c> {
     catalog: &'c Catalog,
     met: Mutex<Met>,
@@ -44,7 +44,7 @@ impl Tap for Watcher<'_> {
 
 impl Observer for Watcher<'_> {}
 
-/// "Rounds" to numbers that have nothing to do with the weights, and notes what it is shown.
+/// Replaces weights by unrelated numbers instead of rounding them, and records the inputs.
 struct Changer<'c> {
     changed: &'c [Replaced],
     waiting: Mutex<BTreeMap<usize, [Vec<f32>; 2]>>,
@@ -106,7 +106,7 @@ impl SequentialRounder for Changer<'_> {
     }
 }
 
-/// What matrices meet in a run, the output matrix among them.
+/// Inputs of the matrices in a run, including the output matrix.
 fn met(engine: &Engine<'_>, chunks: &[Vec<u32>]) -> Met {
     let watcher = Watcher {
         catalog: engine.catalog(),
@@ -123,11 +123,11 @@ fn met(engine: &Engine<'_>, chunks: &[Vec<u32>]) -> Met {
     watcher.met.into_inner().unwrap()
 }
 
-/// Each matrix meets what it meets in a run of the model as it is, and in one of the model with all
-/// weights replaced, though here those of later matrices are not known yet; with memory for
-/// nothing, too.
+/// Each matrix gets the inputs of a run of the original model, and of a run of the model with all
+/// weights replaced, although weights of later matrices are not known yet; also without memory for
+/// activations.
 #[test]
-fn both_models_go_through_the_text_as_each_does_alone() {
+fn parallel_models_match_separate_runs() {
     let dir = tempfile::tempdir().unwrap();
     let chunks: Vec<Vec<u32>> = (0..3u32)
         .map(|c| (0..24).map(|i| (i * 37 + c * 1009) % 4096).collect())
@@ -180,7 +180,7 @@ fn both_models_go_through_the_text_as_each_does_alone() {
             let mut compared = 0;
             for (found, wanted) in found.iter().zip(&wanted) {
                 for (of, rows) in wanted {
-                    // Those of a shared expert's second half are not shown.
+                    // Inputs of a shared expert's second half are not shown.
                     let Some(found) = found.get(of) else { continue };
                     assert!(found == rows, "{name}: {of:?}");
                     compared += 1;
@@ -202,7 +202,7 @@ const QUANTIZE: &str =
     "quantize --imatrix imatrix.gguf --rounding feedback --covariance cov -c 128";
 
 #[test]
-fn fewer_nats_again_at_the_same_types() {
+fn sequential_rounding_lowers_the_divergence() {
     let dir = place();
     let dir = dir.path();
     succeeds(dir, IMATRIX);
@@ -234,7 +234,7 @@ fn fewer_nats_again_at_the_same_types() {
 }
 
 #[test]
-fn threads_and_memory_change_no_byte() {
+fn sequential_rounding_is_independent_of_threads_and_memory() {
     let dir = place();
     let dir = dir.path();
     succeeds(dir, IMATRIX);
@@ -252,8 +252,8 @@ fn threads_and_memory_change_no_byte() {
     assert!(read(dir, "also.gguf") == read(dir, "alone.gguf"));
 }
 
-/// An embedding that is the output matrix too is rounded before anything is met; experts for what
-/// each meets by itself.
+/// An embedding tied to the output matrix is rounded before any activations; experts are rounded on
+/// their own inputs.
 #[test]
 fn experts_and_tied_embeddings() {
     let dir = place();
@@ -288,7 +288,7 @@ fn experts_and_tied_embeddings() {
 }
 
 #[test]
-fn what_does_not_go_together_is_said() {
+fn contradictory_options_are_refused() {
     let dir = place();
     let dir = dir.path();
     quantier("quantize --propagate cal.txt m.gguf x.gguf Q4_K")
@@ -325,9 +325,9 @@ fn what_does_not_go_together_is_said() {
     assert!(!dir.join("x.gguf").exists());
 }
 
-/// What is summed of gradients is what the backward stream gives, chunk by chunk.
+/// Sums of gradients equal the gradients of the backward pass, chunk by chunk.
 #[test]
-fn gradients_are_those_of_the_backward_stream() {
+fn gradient_sums_match_the_backward_pass() {
     let dir = tempfile::tempdir().unwrap();
     let source = Source::open(Path::new(&refmodel())).unwrap();
     let input = source.reader(&convert::Job::default()).unwrap();
@@ -402,9 +402,9 @@ fn gradients_are_those_of_the_backward_stream() {
 
 const SMALL: &str = "-c 128 --score-chunks 2 --eval-chunks 12 -f cal.txt --eval eval.txt --types q2_K,q3_K,q4_K,q6_K,q8_0";
 
-/// Files of `make` are rounded so unless it is told otherwise.
+/// Files of `make` are rounded sequentially by default.
 #[test]
-fn make_propagates() {
+fn make_rounds_sequentially() {
     let dir = place();
     let dir = dir.path();
     let made = |rest: &str| -> Frontier {
@@ -465,7 +465,7 @@ fn make_propagates() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// Layers that are done by what a file's state says.
+/// Finished layers according to a file's snapshot.
 fn layers_done(work: &Path) -> Option<u8> {
     let state = fs::read_dir(work)
         .ok()?
@@ -477,7 +477,7 @@ fn layers_done(work: &Path) -> Option<u8> {
 }
 
 #[test]
-fn a_killed_run_goes_on_and_writes_the_same_file() {
+fn killed_runs_resume_and_write_the_same_file() {
     let dir = place();
     let dir = dir.path();
     let run = |out: &str| format!("make m.gguf {SMALL} --bpw 3.2 --checkpoint-every 0 -o {out}");
@@ -486,7 +486,7 @@ fn a_killed_run_goes_on_and_writes_the_same_file() {
     for wanted in [1, 3, 5] {
         let ready = || layers_done(&dir.join("out/work")).is_some_and(|done| done >= wanted);
         kills += usize::from(killed_when(dir, &run("out"), ready));
-        // A block that is not as it was: its tensor, and all behind it, are rounded again.
+        // A changed block: its tensor, and all later ones, are rounded again.
         if wanted == 3 {
             let work = fs::read_dir(dir.join("out/work"))
                 .unwrap()
@@ -515,7 +515,7 @@ fn a_killed_run_goes_on_and_writes_the_same_file() {
     };
     assert!(file("out") == file("whole"));
 
-    // Another recipe: nothing is left of a file that a killed run was at.
+    // Another recipe: nothing remains of the file of a killed run.
     let other = |bpw: &str| format!("make m.gguf {SMALL} --bpw {bpw} --snapshot-every 0 -o out");
     killed_when(dir, &other("3.7"), || {
         layers_done(&dir.join("out/work")).is_some()

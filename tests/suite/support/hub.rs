@@ -1,6 +1,6 @@
-//! A Hub on this machine: two servers, as the real one has them. The first knows models and small
-//! files and sends whoever wants a large one on to the second, a store, which has another origin.
-//! Each can be told to misbehave.
+//! A local Hub with two servers, like the real one. The first serves models and small files and
+//! redirects requests for large files to the second, a storage server of another origin. Both can
+//! be made to misbehave.
 
 use quantier_core::rng::Rng;
 use sha2::{Digest, Sha256};
@@ -10,13 +10,13 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-/// Files from this size on are in the store.
+/// Files from this size on are on the storage server.
 pub const LARGE: usize = 32 << 10;
 
-/// What a server was asked.
+/// A recorded request.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// Whether it was the store.
+    /// True for requests to the storage server.
     pub store: bool,
     pub method: String,
     pub path: String,
@@ -24,39 +24,39 @@ pub struct Asked {
     pub token: Option<String>,
 }
 
-/// What the servers have, what they were asked, and what they do wrong.
+/// Files, recorded requests and misbehaviour of the servers.
 pub struct State {
     pub model: String,
     /// Other models with the same files.
     pub others: Vec<String>,
     pub revisions: Vec<String>,
     pub files: BTreeMap<String, Vec<u8>>,
-    /// In place of the names of `files`.
+    /// Replaces the names of `files` in listings.
     pub listing: Option<Vec<String>>,
     pub asked: Vec<Asked>,
     /// The next answers of the Hub: status, headers.
     pub answers: VecDeque<(u16, &'static str)>,
-    /// The next answers of the store.
+    /// The next answers of the storage server.
     pub store_answers: VecDeque<(u16, &'static str)>,
-    /// The token that the Hub wants.
+    /// The token required by the Hub.
     pub token: Option<String>,
-    /// So many bodies end at a random byte.
+    /// Number of bodies that end at a random byte.
     pub cuts: u32,
     pub rng: Rng,
-    /// Whether the listing may be one of them.
+    /// True if listings can be cut too.
     pub cuts_listing: bool,
     pub ignores_ranges: bool,
-    /// Put into bodies from here on instead of what is right, by the store.
+    /// Bodies of the storage server are wrong from this byte on.
     pub wrong_from: Option<usize>,
-    /// What HEAD says is the size, for every large file.
+    /// Size stated in answers to HEAD, for all large files.
     pub said_size: Option<u64>,
-    /// After so many answers of the store, all files have other bytes.
+    /// Number of answers of the storage server after which all files change.
     pub changes_after: Option<usize>,
-    /// The store's own name for a version of a file changes with every answer.
+    /// True if the storage server's ETag changes with every answer.
     pub store_versions: bool,
-    /// Bytes of bodies that the store has sent.
+    /// Bytes of bodies sent by the storage server.
     pub sent: u64,
-    /// Where large files are; the store unless something else is told.
+    /// Redirect target of large files; the storage server by default.
     pub location: Option<String>,
 }
 
@@ -99,7 +99,7 @@ impl Hub {
             std::thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
                     let (state, store) = (state.clone(), store.clone());
-                    // A client that goes away in the middle is no failure of the server.
+                    // A disconnected client is not an error of the server.
                     std::thread::spawn(move || serve(stream, &state, is_store, &store));
                 }
             });
@@ -111,13 +111,13 @@ impl Hub {
         self.state.lock().unwrap()
     }
 
-    /// What was asked since the last call.
+    /// Requests since the last call.
     pub fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut self.state().asked)
     }
 }
 
-/// The SHA-256 of large files and a mark of small ones, as the Hub's ETags are.
+/// An ETag like the Hub's: the SHA-256 of large files, a short hash of small ones.
 pub fn etag(bytes: &[u8]) -> String {
     let sum: String = Sha256::digest(bytes)
         .iter()
@@ -132,7 +132,7 @@ pub fn etag(bytes: &[u8]) -> String {
 
 fn serve(stream: TcpStream, state: &Mutex<State>, is_store: bool, store: &str) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
-    // Connections are kept open, as a real server does it.
+    // Connections are kept open, as in real servers.
     while let Some(asked) = read(&mut reader, is_store) {
         let mut state = state.lock().unwrap();
         state.asked.push(asked.clone());
@@ -325,7 +325,7 @@ fn stored(state: &mut State, asked: &Asked) -> Answer {
     answer
 }
 
-/// All of a file, or what the range asks for.
+/// The whole file, or the requested range.
 fn part(state: &State, asked: &Asked, bytes: &[u8]) -> Answer {
     let from = asked.range.as_ref().and_then(|r| {
         r.strip_prefix("bytes=")?

@@ -1,4 +1,4 @@
-//! Models that run: the small trained Llama, and what can be made of it.
+//! Runnable models: the small trained Llama, and variants of it.
 
 use super::gguf::Tiny;
 use quantier::format::gguf::{Model, Tensor, Value};
@@ -10,7 +10,7 @@ pub fn refmodel_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/refmodel-f16.gguf")
 }
 
-/// The same, to be changed.
+/// The same, for changes.
 pub fn refmodel() -> Tiny {
     let model = Model::open(&refmodel_path()).unwrap();
     let tensor = |t: &Tensor| (t.info.clone(), t.data().to_vec());
@@ -20,7 +20,7 @@ pub fn refmodel() -> Tiny {
     }
 }
 
-/// The first `layers` layers of it.
+/// Its first `layers` layers.
 pub fn shortened(layers: u32) -> Tiny {
     let mut model = refmodel().set("llama.block_count", Value::U32(layers));
     let block = |name: &str| {
@@ -33,8 +33,8 @@ pub fn shortened(layers: u32) -> Tiny {
     model
 }
 
-/// Two layers of it with four experts, of which each token meets one, and none the last: its
-/// router's row is zero, and those of the first two are opposites.
+/// Two layers of it with four experts. Each token is routed to one, none to the last, whose router
+/// row is zero; those of the first two are opposites.
 pub fn experts() -> Tiny {
     const HIDDEN: u64 = 256;
     const LENGTH: u64 = 64;

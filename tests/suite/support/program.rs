@@ -11,11 +11,11 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Every row of the model is one superblock.
+/// Every row of the model is one super-block.
 pub const WIDTH: u64 = 256;
 pub const LAYERS: u32 = 3;
 
-/// The path of the built program.
+/// Path of the built program.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_quantier");
 
 /// The program with arguments given as one string, separated by blanks.
@@ -27,19 +27,19 @@ pub fn quantier(args: &str) -> Command {
     command
 }
 
-/// An empty file of defaults, so that those of whoever runs the tests do not count.
+/// An empty configuration file, to ignore that of the developer.
 pub fn no_defaults() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite/support/no-defaults.toml")
 }
 
-/// Runs the program in a directory; it must succeed. Returns what it printed.
+/// Runs the program in a directory; it must succeed. Returns its output.
 #[track_caller]
 pub fn succeeds(dir: &Path, args: &str) -> String {
     let output = quantier(args).current_dir(dir).assert().success();
     String::from_utf8(output.get_output().stdout.clone()).unwrap()
 }
 
-/// As [`succeeds`], with the JSON that it printed.
+/// As [`succeeds`], with JSON output.
 #[track_caller]
 pub fn json(dir: &Path, args: &str) -> serde_json::Value {
     serde_json::from_str(&succeeds(dir, args)).expect("JSON")
@@ -52,8 +52,8 @@ pub fn stderr(dir: &Path, args: &str, code: i32) -> String {
     String::from_utf8(output.get_output().stderr.clone()).unwrap()
 }
 
-/// Runs the program in a directory; it must fail with exit code 1 and one error that has all of
-/// `parts`. Nothing may be in the directory afterwards that was not there before.
+/// Runs the program in a directory; it must fail with exit code 1 and one error with all of
+/// `parts`, and leave no new files.
 #[track_caller]
 pub fn fails(dir: &Path, args: &str, parts: &[&str]) -> String {
     let before = listing(dir);
@@ -76,7 +76,7 @@ pub fn fails(dir: &Path, args: &str, parts: &[&str]) -> String {
     error
 }
 
-/// As [`fails`], one run for each row.
+/// As [`fails`], one run per row.
 #[track_caller]
 pub fn fail_each(dir: &Path, rows: &[(&str, &[&str])]) {
     for (args, parts) in rows {
@@ -84,8 +84,8 @@ pub fn fail_each(dir: &Path, rows: &[(&str, &[&str])]) {
     }
 }
 
-/// Runs the program in a directory, once for each row; each must fail with exit code 2 and an error
-/// that has all of the row's parts, and change nothing.
+/// Runs the program in a directory once per row; each run must fail with exit code 2 and an error
+/// with all of the row's parts, and change nothing.
 #[track_caller]
 pub fn usage_errors(dir: &Path, rows: &[(&str, &[&str])]) {
     let before = listing(dir);
@@ -112,7 +112,7 @@ pub fn bash(dir: &Path, line: &str) -> Assert {
         .assert()
 }
 
-/// Starts the program in a directory; its standard error can be read.
+/// Starts the program in a directory; its standard error is piped.
 pub fn start(dir: &Path, args: &str) -> Child {
     std::process::Command::new(BINARY)
         .args(args.split_whitespace())
@@ -124,7 +124,7 @@ pub fn start(dir: &Path, args: &str) -> Child {
         .unwrap()
 }
 
-/// Starts the program and kills it once `ready` holds; says whether it still ran then.
+/// Starts the program and kills it once `ready` is true; returns false if it ended before.
 #[track_caller]
 pub fn killed_when(dir: &Path, args: &str, mut ready: impl FnMut() -> bool) -> bool {
     let mut child = start(dir, args);
@@ -144,7 +144,7 @@ pub fn killed_when(dir: &Path, args: &str, mut ready: impl FnMut() -> bool) -> b
     false
 }
 
-/// A directory with [`model`] in it, `m.gguf`.
+/// A directory with [`model`] as `m.gguf`.
 pub fn with_model() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     model().write(&dir.path().join("m.gguf"));
@@ -156,7 +156,7 @@ pub fn read(dir: &Path, name: &str) -> Vec<u8> {
     std::fs::read(dir.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
-/// The path of the trained model in testdata/.
+/// Path of the trained model in testdata/.
 pub fn refmodel() -> String {
     format!("{}/testdata/refmodel-f16.gguf", env!("CARGO_MANIFEST_DIR"))
 }
@@ -220,7 +220,7 @@ pub fn model() -> Tiny {
     })
 }
 
-/// An importance matrix for all its matrices that `wanted` lets through.
+/// An importance matrix for all its matrices accepted by `wanted`.
 pub fn importance(wanted: impl Fn(&str) -> bool) -> Tiny {
     let mut rng = Rng::new(8);
     let mut file = super::gguf::imatrix();
@@ -236,7 +236,7 @@ pub fn importance(wanted: impl Fn(&str) -> bool) -> Tiny {
     file
 }
 
-/// A model of so many MiB of zeros, most of which the disk never sees.
+/// A sparse file with a model of `mib` MiB of zeros.
 pub fn sparse(path: &Path, mib: u64) {
     let rows = mib * (1 << 20) / 2 / WIDTH;
     let mut file = head().zeros("blk.0.ffn_up.weight", &[WIDTH, 1], GgmlType::F16);
@@ -252,7 +252,7 @@ pub fn sparse(path: &Path, mib: u64) {
         .unwrap();
 }
 
-/// A directory with the trained model, and two texts that have no paragraph in common.
+/// A directory with the trained model, and two texts without common paragraphs.
 pub fn place() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(refmodel(), dir.path().join("m.gguf")).unwrap();
@@ -262,7 +262,7 @@ pub fn place() -> TempDir {
     dir
 }
 
-/// The mean divergence of a file there from the model, on the second text.
+/// Mean divergence of a file from the model, on the second text.
 pub fn divergence(dir: &Path, file: &str) -> f64 {
     let found = json(
         dir,
@@ -292,8 +292,8 @@ pub fn types(dir: &Path, file: &str) -> Vec<(String, serde_json::Value)> {
         .collect()
 }
 
-/// Tensors of the first output that were rounded with error feedback, of what `quantize --json`
-/// prints; none may be worse than the reference's rounding.
+/// Number of tensors with error feedback in the first output of `quantize --json`; none may be
+/// worse than the reference's rounding.
 #[track_caller]
 pub fn proven(printed: &serde_json::Value) -> usize {
     let proofs = printed["outputs"][0]["feedback"].as_array().unwrap();

@@ -1,8 +1,8 @@
-//! Texts to be measured, made up.
+//! Generated texts.
 
 use quantier_core::rng::Rng;
 
-/// Sentences, of at least so many bytes.
+/// Sentences of at least `bytes` bytes.
 pub fn prose(bytes: usize) -> String {
     const WORDS: [&str; 32] = [
         "the", "a", "river", "mill", "stone", "old", "slowly", "turned", "under", "bridge", "and",
@@ -21,7 +21,7 @@ pub fn prose(bytes: usize) -> String {
     text
 }
 
-/// Lines of sums, of at least so many bytes.
+/// Lines of sums, at least `bytes` bytes.
 pub fn numbers(bytes: usize) -> String {
     let mut rng = Rng::new(12);
     let mut text = String::new();
@@ -32,7 +32,7 @@ pub fn numbers(bytes: usize) -> String {
     text
 }
 
-/// Tokens without a pattern, of a vocabulary of 4096.
+/// Pseudo-random tokens of a vocabulary of 4096.
 pub fn tokens(count: usize) -> Vec<u32> {
     let mut rng = Rng::new(7);
     (0..count).map(|_| rng.below(4096) as u32).collect()
