@@ -9,7 +9,7 @@
 #
 # On Debian, as root, it installs what it needs: a compiler (rustc-web, with the standard library for arm64 unpacked into
 # the cache), a linker, the C library and qemu-user. On aarch64 itself it runs the same tests without all that.
-# QUANTIER_AARCH64 (default: $XDG_CACHE_HOME/quantier/aarch64) says where the standard library is kept.
+# QUANTIER_AARCH64 is the directory of the standard library (default: $XDG_CACHE_HOME/quantier/aarch64).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,7 +33,7 @@ install() {
 }
 [ ${#packages[@]} -eq 0 ] || install "${packages[@]}"
 
-# The standard library must be of the compiler's own version.
+# The standard library must have the compiler's version.
 version=$(/usr/bin/rustc --version | cut -d' ' -f2)
 sysroot=$cache/$version
 if [ ! -e "$sysroot/ready" ]; then

@@ -1,4 +1,4 @@
-"""The measurements of bench-convert.sh: makes the checkpoint, runs the commands in turn, prints what they took."""
+"""Measurements of bench-convert.sh: makes the checkpoint, runs the commands in turn, prints time and memory."""
 
 import filecmp
 import json
@@ -38,7 +38,7 @@ def make(folder):
 
 
 def measure(command):
-    """Seconds on the clock, largest resident memory in MiB."""
+    """Wall time in seconds, and peak resident memory in MiB."""
     start = time.perf_counter()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     errors = child.stderr.read()
@@ -89,7 +89,7 @@ def main():
             if i >= times:
                 continue
             out.unlink(missing_ok=True)
-            # What others have written is on the disk before the clock starts.
+            # Earlier output is flushed to disk before the clock starts.
             os.sync()
             warm()
             loads.append(os.getloadavg()[0])

@@ -5,8 +5,8 @@
 #   scripts/bench-convert.sh [ROUNDS]     default: 5; every round runs every command once, the slow Python ones in
 #                                         the first three rounds only
 #
-# Prints the median and the range of the wall time and the largest resident memory of every command, the ratios that
-# matter, the machine's load, and whether our files are identical to the reference's. Exit code 1 if one is not.
+# Prints the median and the range of the wall time and the peak resident memory of every command, the relevant ratios,
+# the machine's load, and whether our files are identical to the reference's. Exit code 1 if one is not.
 #
 # QUANTIER         the program (default: target/release/quantier, built if it is not there)
 # QUANTIER_BENCH   where the files go, about 6 GB (default: a temporary directory, removed afterwards)

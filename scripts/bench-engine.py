@@ -1,4 +1,4 @@
-"""The measurements of bench-engine.sh: makes the models, runs the commands in turn, prints what they took."""
+"""Measurements of bench-engine.sh: makes the models, runs the commands in turn, prints time and memory."""
 
 import os
 import re
@@ -17,7 +17,7 @@ LIMIT = int(os.environ.get("LIMIT", "1536"))
 
 
 class Run:
-    """What a command took."""
+    """Time and memory of a command."""
 
     def __init__(self, seconds, cpu, rss, own, read, output):
         self.seconds, self.cpu, self.rss, self.own, self.read, self.output = seconds, cpu, rss, own, read, output
@@ -29,7 +29,7 @@ def field(text, name):
 
 
 def run(command, group=None):
-    """Runs a command, in a control group if there is one. Memory is in MiB, `own` that without mapped files."""
+    """Runs a command, in a control group if given. Memory is in MiB; `own` excludes mapped files."""
     enter = (lambda: Path(group, "cgroup.procs").write_text(str(os.getpid()))) if group else None
     start = time.perf_counter()
     child = subprocess.Popen([str(c) for c in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

@@ -8,8 +8,8 @@
 #
 #   scripts/bench-engine.sh [ROUNDS [PART..]]     default: 3 rounds of imatrix and kld
 #
-# Prints wall time, tokens per second, processor time, peak memory (all of it, and without the pages of mapped files) of
-# every command, the ratios that matter, the processor and the machine's load.
+# Prints wall time, tokens per second, processor time, peak memory (total, and without mapped files) of every command,
+# the relevant ratios, the processor and the machine's load.
 #
 # QUANTIER          the program (default: target/release/quantier, built if it is not there)
 # QUANTIER_BENCH    where the files go, about 3 GB, with `memory` 9 GB (default: a temporary directory, removed

@@ -1,4 +1,4 @@
-"""The evidence of bench-feedback.sh: quantizes, measures, prints Markdown."""
+"""Evidence of bench-feedback.sh: quantizes, measures, prints Markdown."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ KINDS = ["c4", "code", "technical", "multilingual"]
 OTHERS = ["wiki", "groups_merged"]
 CALIBRATION_BYTES = 60_000
 EXPERTS_BYTES = 12_000
-# Of a text, at its end, which nothing calibrates on.
+# End of a text, held out from calibration.
 JUDGED_BYTES = int(os.environ.get("JUDGED_BYTES", "24000"))
 WIKI_BYTES = int(os.environ.get("WIKI_BYTES", "200000"))
 TYPES = os.environ.get("TYPES", "q4_0 q4_1 q5_0 q5_1 q8_0 q1_0 q2_0 tq1_0 tq2_0 mxfp4 nvfp4 iq4_nl iq4_xs q2_K q3_K q4_K q5_K "
@@ -22,20 +22,20 @@ COUNTS = [int(count) for count in os.environ.get("COUNTS", "5000 20000 80000 320
 COUNTED_TYPES = ["q4_K", "q2_K", "iq2_s"]
 EXPERT_TYPES = ["q4_K", "q2_K", "iq2_s"]
 ROUNDINGS = ["reference", "feedback", "propagated", "both"]
-# How `make` is told.
+# Options of `make`.
 MAKE = {"reference": ["--rounding", "reference"], "feedback": ["--no-propagate"], "propagated": ["--one-sided"], "both": []}
-# The most of the reference's divergence that each is to have.
+# Maximum ratio of the divergence to the reference's, by case.
 TARGETS = {"q4_K": 0.45, "q2_K": 0.55, **dict.fromkeys(["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"], 0.7)}
 
 
 class Bench:
-    """Where things are, and what has been made already."""
+    """Paths, and results made so far."""
 
     def __init__(self, options):
         self.quantier, self.reference = options.quantier.resolve(), options.reference
         self.work, self.texts = options.work.resolve(), options.texts
         self.model = Path("testdata/refmodel-f16.gguf").resolve()
-        # By directory, what its covariances are of: texts, and the most chunks of each.
+        # By directory, the texts of its Hessians with the maximum number of chunks of each.
         self.sources = {}
         for name in [*KINDS, *OTHERS]:
             if not self.text(name).exists():
@@ -45,15 +45,15 @@ class Bench:
         return self.texts / f"{name}.txt"
 
     def calibration(self, size=CALIBRATION_BYTES):
-        """The beginnings of the texts that calibrate."""
+        """The beginnings of the calibration texts."""
         return [cut(self.text(name), self.work / f"calibration-{size}-{name}.txt", 0, size) for name in KINDS]
 
     def judged(self, name):
-        """The end of a text."""
+        """The end of a text, for evaluation."""
         return cut(self.text(name), self.work / f"judged-{name}.txt", -JUDGED_BYTES, JUDGED_BYTES)
 
     def collected(self, name, model, texts, *more):
-        """Importance matrix and covariances of texts, in a directory; and how many tokens these had."""
+        """Importance matrix and Hessians of texts, in a directory; and the number of tokens of these."""
         folder = self.work / name
         self.sources[folder] = (texts, more)
         log = folder / "log.txt"
@@ -67,7 +67,7 @@ class Bench:
         return folder, chunks * CTX
 
     def gradients(self, name, model, texts):
-        """Covariances of gradients, as `quantier frontier` leaves them; of one type, since only they are wanted."""
+        """Output Hessians, written by `quantier frontier`; with one type, as its scores are not used."""
         folder = self.work / name
         if not (folder / "frontier.json").exists():
             named = [part for text in texts for part in ("-f", text)]
@@ -75,7 +75,7 @@ class Bench:
         return folder / "work/gradients"
 
     def quantized(self, model, collected, kind, rounding, embeddings, gradients=None):
-        """All layers' matrices and the output in one type; and what error feedback did to each."""
+        """All layers' matrices and the output in one type; and the effect of error feedback on each."""
         path = collected / f"{kind}-{rounding}.gguf"
         plan = path.with_suffix(".json")
         if not path.exists():
@@ -107,7 +107,7 @@ class Bench:
         found = json.loads(made(self.work / f"{name}.json", measure).read_text())
         per_text = {}
         for model in found["models"]:
-            # Of a single text there are no parts.
+            # A single text has no parts.
             parts = model.get("texts") or [{"text": str(texts[0]), "statistics": model["statistics"]}]
             klds = {Path(part["text"]).stem.removeprefix("judged-"): part["statistics"]["kld"] for part in parts}
             per_text[Path(model["model"])] = {text: (kld["value"], kld["uncertainty"]) for text, kld in klds.items()}
@@ -116,13 +116,13 @@ class Bench:
 
 
 def nats(of):
-    """Four digits of it, but no exponent."""
+    """Four significant digits, without an exponent."""
     value, _ = of
     return f"{value:.{max(3, 3 - math.floor(math.log10(value)))}f}"
 
 
 def errors(found):
-    """How large the standard errors are, in percent of what they belong to."""
+    """Standard errors, in percent of their values."""
     relative = [uncertainty / value for of in found.values() for value, uncertainty in of.values()]
     return f"{min(relative):.1%} to {max(relative):.1%}"
 
@@ -168,7 +168,7 @@ def tokens(bench):
     gradients = bench.gradients("gradients", bench.model, bench.calibration())
     for count in COUNTS:
         chunks = max(1, round(count / CTX / len(KINDS)))
-        # What is judged on does not calibrate, whatever the number of chunks.
+        # Evaluation text is never used for calibration, whatever the number of chunks.
         sources = []
         for name in KINDS:
             size = bench.text(name).stat().st_size - 2 * JUDGED_BYTES
@@ -190,7 +190,7 @@ def tokens(bench):
         for count in COUNTS:
             line = [kind, str(sets[count][1])]
             each = [found[files[count, kind, rounding]] for rounding in ROUNDINGS]
-            # Every chunk has as many positions, so the mean over texts weighs them by their chunks.
+            # Every chunk has as many positions, so the mean over texts is weighted by their chunks.
             weights = {k: rows[k] for k in KINDS}
             mean = lambda of: sum(of[k][0] * w for k, w in weights.items()) / sum(weights.values())
             for of_text in [[mean(of) for of in each], *([of[text][0] for of in each] for text in OTHERS)]:

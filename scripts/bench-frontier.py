@@ -1,4 +1,4 @@
-"""The evidence of bench-frontier.sh: makes the files, lets llama-perplexity judge them, prints Markdown."""
+"""Evidence of bench-frontier.sh: makes the files, evaluates them by llama-perplexity, prints Markdown."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from bench import THREADS, cut, fail, geometric_mean, machine, made, run, stages
 
 CTX = 512
 PRESETS = ["IQ2_XXS", "IQ2_M", "Q2_K", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K"]
-# llama-quantize makes these with an importance matrix only.
+# llama-quantize makes these only with an importance matrix.
 NEED_IMATRIX = {"IQ2_XXS", "IQ2_M", "IQ3_XXS"}
 QUICK_PRESETS = ["Q2_K", "Q4_K_M", "Q6_K"]
 SIZES = ["2", "2.5", "3", "3.25", "3.75", "4.25", "5", "6", "7", "8"]
@@ -20,12 +20,12 @@ QUICK_SIZES = ["2.5", "3.5", "4.5", "6"]
 EVALUATION = "wiki.txt"
 CALIBRATION_BYTES = 60_000
 TRIES = 8
-# llama-perplexity ends without waiting for the thread that prints its log; this makes the end of any process take longer.
+# llama-perplexity exits without waiting for the thread that prints its log; this delays the exit of any process.
 LINGER = "#include <unistd.h>\n__attribute__((destructor)) static void linger(void) { sleep(3); }\n"
 
 
 class Bench:
-    """Where things are, and what has been measured already."""
+    """Paths, and measurements made so far."""
 
     def __init__(self, options):
         self.quantier, self.reference = options.quantier.resolve(), options.reference.resolve()
@@ -42,7 +42,7 @@ class Bench:
 
     @property
     def theirs(self):
-        """The importance matrix of llama-imatrix, on all calibration texts behind each other."""
+        """The importance matrix of llama-imatrix, on the concatenated calibration texts."""
         text = self.work / "calibration.txt"
         text.write_bytes(b"".join(part.read_bytes() for part in self.calibration))
         return made(self.work / "theirs.imatrix.gguf", lambda path: run(
@@ -106,7 +106,7 @@ class Bench:
         return made(self.work / "base.kld", make)
 
     def linger(self):
-        """What llama-perplexity is started with, so that the thread that prints its log has time to."""
+        """Environment of llama-perplexity that gives the thread with its log time to print."""
         def make(path):
             source = self.work / "linger.c"
             source.write_text(LINGER)
@@ -115,11 +115,11 @@ class Bench:
         return {**os.environ, "LD_PRELOAD": str(made(self.work / "linger.so", make))}
 
     def judge(self, path):
-        """Mean divergence, its uncertainty, 99.9th percentile (nats), same top token (percent): of llama-perplexity.
+        """llama-perplexity's mean divergence, uncertainty, 99.9th percentile (nats), and same top token (percent).
 
-        Its last lines can be lost as it ends. Then it is asked again; each figure is one that it has printed
-        itself, in any of the runs, which all compute the same. The same top token also stands, with as many digits, at the
-        end of the line of the last chunk, which comes right before the statistics.
+        Its last lines can be lost as it exits. Then it is run again; each value was printed by one of the runs, which all
+        compute the same. The same top token is also, with as many digits, at the end of the line of the last chunk, just
+        before the statistics.
         """
         kept = path.with_name(path.name + ".judged.json")
         if kept.exists():
@@ -147,7 +147,7 @@ def likes(bench):
 
 
 def file_of(frontier, preset, most):
-    """The file for a preset's budget; where one file serves two budgets, that one."""
+    """The file for a preset's budget, also if it serves another budget too."""
     files = [f for f in frontier["files"] if f["budget"] == f"--like {preset}"]
     files = files or [f for f in frontier["files"] if f["bytes"] <= most][-1:]
     return files[0] if files else fail(f"there is no file for --like {preset}")

@@ -1,4 +1,4 @@
-"""The tables of bench-quantize.sh: from criterion's estimates, and of whole files."""
+"""Tables of bench-quantize.sh: from criterion's estimates, and of whole files."""
 
 import filecmp
 import json

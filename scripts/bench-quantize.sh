@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures quantizing beside the reference:
+# Measures quantization beside the reference:
 #
 #   blocks   weights per second of one core, every type: plain, AVX2 (or NEON) and the real ggml on the same rows, with
 #            importance weights; and bytes per second of dequantized f32 beside a plain copy (cargo bench --bench blocks)
@@ -27,7 +27,7 @@ if [[ $parts == *files* ]]; then
     [ -x "$synthetic" ] || cargo build --release --quiet --example synthetic
     work_in "${QUANTIER_BENCH:-}"
     [ -e "$work/f16.gguf" ] || "$synthetic" --engine 1b testdata/refmodel-f16.gguf "$work/f16.gguf" >/dev/null
-    # One chunk is enough: speed does not depend on what the importance weights are.
+    # One chunk is enough: speed does not depend on the importance weights.
     [ -e "$work/imatrix.gguf" ] || "$quantier" imatrix -m "$work/f16.gguf" -f README.md -c 128 --chunks 1 --no-ppl \
         -o "$work/imatrix.gguf" >/dev/null
     python3 scripts/bench-quantize.py files "$quantier" "$reference/llama-quantize" "$work"

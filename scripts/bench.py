@@ -1,4 +1,4 @@
-"""What the evidence scripts share: running commands, cutting texts, Markdown."""
+"""Common parts of the evidence scripts: running commands, cutting texts, Markdown."""
 
 import math
 import os
@@ -17,7 +17,7 @@ def fail(text):
 
 
 def run(command, check=True, env=None):
-    """Runs a command and tells on standard error what it was and how long it took; its errors follow its output."""
+    """Runs a command; prints it and its duration on standard error; its errors follow its output."""
     command = [str(c) for c in command]
     start = time.time()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -30,7 +30,7 @@ def run(command, check=True, env=None):
 
 
 def made(path, make):
-    """A file, made beside and renamed if it is not there yet."""
+    """Path of a file, which is made under a temporary name and renamed unless it exists."""
     if not path.exists():
         beside = path.with_name("unfinished-" + path.name)
         beside.unlink(missing_ok=True)
@@ -42,7 +42,7 @@ def made(path, make):
 
 
 def cut(source, path, first, size):
-    """Bytes of a text, whole characters only: `size` from `first` on, which counts from the end where it is negative."""
+    """Part of a text in whole characters: `size` bytes from `first` on; a negative `first` counts from the end."""
     data = source.read_bytes()
     first = first if first >= 0 else max(0, len(data) + first)
     path.write_bytes(data[first:first + size].decode(errors="ignore").encode())
@@ -62,7 +62,7 @@ def table(header, rows):
 
 
 def machine(quantier):
-    """Prints the day, the machine, how busy it is, and the program."""
+    """Prints the date, the machine, its load, and the program."""
     name = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     version = run([quantier, "--version"]).stdout.strip()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
@@ -71,7 +71,7 @@ def machine(quantier):
 
 
 def stages_table(stages):
-    """Prints time and memory of every stage of `quantier make`: name of a run -> `stages` of its frontier.json."""
+    """Prints time and memory of every stage of `quantier make`, given `stages` of its frontier.json by name of the run."""
     rows = []
     for name, done in stages.items():
         for stage in done:

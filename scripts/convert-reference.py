@@ -4,11 +4,11 @@
     convert-reference.py SOURCE < JOBS
 
 SOURCE is the reference's directory; every line of JOBS is the arguments of one conversion, separated by tabs.
-With QUANTIER_ONLY_VOCABULARY in the environment, no class writes the parameters of its model: what is compared then is the
-vocabulary, and its configuration need not be complete.
+With QUANTIER_ONLY_VOCABULARY in the environment, classes write no parameters of their models: then only the vocabulary is
+compared, and the configuration may be incomplete.
 
-Nothing else of the reference is changed but one answer: it cannot know the hash of a tiny vocabulary, so it is told the
-name of the pre-tokenizer, which the environment's QUANTIER_PRE holds (default: gpt-2; if it is empty, nothing is
+The reference is unchanged except for one function: it cannot know the hash of a tiny vocabulary, so the pre-tokenizer's
+name is given in the environment's QUANTIER_PRE (default: gpt-2; if empty, nothing is
 changed).
 """
 
@@ -17,7 +17,7 @@ import os
 import sys
 import traceback
 
-# Checkpoints whose tensors' values the reference cannot read lazily ("Tensor.item() cannot be called on meta tensors").
+# Checkpoints with tensor values that the reference cannot read lazily ("Tensor.item() cannot be called on meta tensors").
 EAGER = {"jais"}
 
 
@@ -35,7 +35,7 @@ def main():
     from conversion.base import ModelBase, TextModel
 
     if told := os.environ.get("QUANTIER_PRE", "gpt-2"):
-        # Kimi's ranks have one pre-tokenizer, and the reference takes no other.
+        # Kimi's ranks have one pre-tokenizer; the reference accepts no other.
         def pre(self, tokenizer):
             return "kimi-k2" if "Kimi" in type(self).__name__ and hasattr(tokenizer, "eos_id") else told
 
@@ -60,7 +60,7 @@ def main():
         except Exception:
             traceback.print_exc()
             print(f"failed: {line}", file=sys.stderr)
-        # Flags that the program leaves at the class of the model.
+        # The program stores these flags in the model's class.
         if {"--mtp", "--no-nextn", "--no-mtp"} & set(sys.argv):
             for cls in subclasses(ModelBase):
                 for flag in {"no_mtp", "mtp_only"} & vars(cls).keys():

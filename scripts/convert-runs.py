@@ -21,7 +21,7 @@ from pathlib import Path
 GENERATED = 16
 TRIES = 8
 PROMPT = "Hello world"
-# A text of every sort that a pre-tokenizer or a normalizer treats by a rule of its own.
+# A text with a sample of every kind of text that pre-tokenizers or normalizers treat specially.
 PROBE = """Hello, world! The quick brown fox jumps over 13 lazy dogs; it's 3.14159, isn't it? We'll see: they've 1000000.
     def probe(x, y=[1, 2]):\n\treturn x ** 2 if x != y else {"key": 'value'}  # a comment, HTTPServer_v2 && ||\r\n
 Runs  of   spaces     and\t\ttabs,\n\n\n\nand lines.   \n   \n of the and on the other, of anding \\n <not> a <|token|>
@@ -32,7 +32,7 @@ One <s> two</s> three <unk>four  <|im_start|>user\nhi<|im_end|>\n<|im_end|><s></
 
 
 def run(program, *arguments):
-    """The outcome of a program that gets nothing from the keyboard."""
+    """Result of a program without input."""
     return subprocess.run([program, *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True,
                           text=True, errors="replace", timeout=300)
 
@@ -43,11 +43,11 @@ def last_line(text):
 
 
 def generates(bin, file):
-    """What is wrong with a file, None if it loads and generates; and how often it had to be run again to see that.
+    """The fault of a file, None if it loads and generates; and the number of repeated runs.
 
-    The reference now and then ends before the last of what it logs is out: the count of the tokens, and the last of
-    them. So the count is checked where it is there; else a text behind the prompt will do, and without either it is
-    run again.
+    The reference sometimes exits before the end of its log is printed: the token count, and the last tokens. So the
+    count is checked if present; otherwise a text after the prompt suffices, and without either the program is run
+    again.
     """
     for again in range(TRIES):
         done = run(bin / "llama-completion", "-m", file, "-p", PROMPT, "-n", GENERATED, "-no-cnv", "--temp", 0,
@@ -56,7 +56,7 @@ def generates(bin, file):
             errors = re.findall(r" E (.*)", done.stderr)
             return f"exit code {done.returncode}: {errors[0] if errors else last_line(done.stderr)}", again
         if runs := re.search(r" eval time = .* / +(\d+) runs", done.stderr):
-            # The first token comes from the evaluation of the prompt.
+            # The first token comes from evaluating the prompt.
             count = int(runs[1]) + 1
             return None if count == GENERATED else f"generates {count} tokens instead of {GENERATED}", again
         _, prompt, text = done.stdout.partition(PROMPT)
@@ -73,19 +73,19 @@ def reference_ids(bin, file, probe):
 
 
 def own_tokenizers(checkpoint):
-    """The checkpoint's tokenizer as transformers reads it: the implementation in Rust and, with a tokenizer.model,
-    the one upon sentencepiece."""
+    """The checkpoint's tokenizer in transformers: the implementation in Rust and, with a tokenizer.model, the one based
+    on sentencepiece."""
     from transformers import AutoTokenizer
 
     kinds = [True, False] if (checkpoint / "tokenizer.model").exists() else [True]
     if not any((checkpoint / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
-        # Files that only a class beside the checkpoint reads, such as PLaMo's; scripts/vocabularies.py tries those.
+        # Files that only a class beside the checkpoint reads, such as PLaMo's; scripts/vocabularies.py tests those.
         return []
     return [AutoTokenizer.from_pretrained(checkpoint, use_fast=fast) for fast in kinds]
 
 
 def difference(checkpoint, got):
-    """Where the ids differ from those of the checkpoint's tokenizer, and how many there are."""
+    """First difference to the ids of the checkpoint's tokenizer, and the number of these ids."""
     for tokenizer in own_tokenizers(checkpoint):
         want = tokenizer.encode(PROBE)
         if want != got:

@@ -6,10 +6,10 @@
     scripts/dry-run.py testdata/refmodel-f16.gguf --bpw 4.25
     scripts/dry-run.py SmolLM2-135M-Instruct-f16.gguf --bpw 4.25 -f calibration.txt
 
-Runs the dry run, then the run itself in a new directory, and prints both side by side. The run needs an idle machine: its
-times are those of the wall clock. Its peak memory is the largest resident set of the process, less that of
+Runs the dry run, then the run itself in a new directory, and prints both side by side. The run needs an idle machine: it
+measures wall time. Its peak memory is the peak resident set of the process, minus that of
 `quantier --version` and the mapped model. Exit code 1 if the time or the memory is off by more than the bounds. Needs
-Python's standard library alone.
+only Python's standard library.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(command):
-    """The standard output of a command, and the largest resident set of its process in bytes."""
+    """Standard output of a command, and peak resident set of its process in bytes."""
     read, write = os.pipe()
     actions = [(os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_CLOSE, read), (os.POSIX_SPAWN_CLOSE, write)]
     pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
@@ -37,7 +37,7 @@ def run(command):
 
 
 def size(path):
-    """Bytes of a model: a file, or a directory of them."""
+    """Size of a model in bytes: a file, or a directory of files."""
     files = path.glob("*.safetensors") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Makes a Mixture of Experts of a Llama in F16: every expert is its feed-forward part with noise of its own.
+"""Makes a mixture of experts from a Llama in F16: every expert is its feed-forward network with added noise.
 
     experts.py MODEL.gguf OUT.gguf
 
-What is said about such a model means more than of random weights: it speaks as well as the model that it was made of. Needs
+Results on such a model are more meaningful than on random weights: it predicts text as well as the original. Needs
 the gguf package.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 EXPERTS, USED = 4, 2
-# Standard deviation of the noise, in that of the matrix.
+# Standard deviation of the noise, relative to that of the matrix.
 NOISE = 0.2
 SEED = 7
 
@@ -39,7 +39,7 @@ def main():
         noise = rng.standard_normal((EXPERTS, *data.shape)) * (NOISE * data.astype(np.float64).std())
         writer.add_tensor(f"{prefix}.{last}_exps.weight", (data[None].astype(np.float64) + noise).astype(np.float16))
         if last == "ffn_gate":
-            # The normalized activations have about the length sqrt(columns): logits of about 1.
+            # The normalized activations have a length of about sqrt(columns): logits of about 1.
             columns = data.shape[1]
             router = rng.standard_normal((EXPERTS, columns)) / np.sqrt(columns)
             writer.add_tensor(f"{prefix}.ffn_gate_inp.weight", router.astype(np.float32))

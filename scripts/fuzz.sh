@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Fuzzes the readers of untrusted files, each target for so many seconds (60 unless told), from the seeds in
-# fuzz/seeds. What is found lies in fuzz/artifacts/TARGET; make a test of it.
+# Fuzzes the readers of untrusted files, each target for SECONDS (default: 60), starting from the seeds in
+# fuzz/seeds. Findings are in fuzz/artifacts/TARGET; make a test of each.
 #
 #     scripts/fuzz.sh [SECONDS] [TARGET...]
 #
 # Needs cargo-fuzz (cargo install cargo-fuzz). Works with the stable toolchain: the sanitizer's compiler flags are
-# unlocked for these builds alone.
+# unlocked only for these builds.
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 seconds=${1:-60}

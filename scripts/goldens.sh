@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Renews the golden files from the reference, and from nothing else.
+# Renews the golden files, only from the reference.
 #
 #   scripts/goldens.sh     writes crates/blocks/testdata/blocks.golden with the real ggml's quantizers, and
 #                          testdata/convert.sha256 and crates/tokenizer/testdata with the real convert_hf_to_gguf.py

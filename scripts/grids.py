@@ -3,12 +3,12 @@
 
     scripts/grids.py "$(scripts/reference.sh --source)"
 
-The points of every codebook ascend, so a codebook is a set, and is stored as one: bit i of the file says whether
-point number i belongs to it. A point's number is read in base 3 (eight levels from 0 to 2) or 8 (four levels from 0
-to 7), first level lowest. Bytes are written as hex, bit 0 lowest, in lines of 60 bytes.
+The points of every codebook ascend, so a codebook is stored as a set: bit i of the file is set if
+point number i belongs to it. A point's number has its levels as digits in base 3 (eight levels from 0 to 2) or 8 (four
+levels from 0 to 7), first level lowest. Bytes are written as hex, bit 0 lowest, in lines of 60 bytes.
 
-Two things are checked on the way: that the points do ascend, and that the reference's other tables, from which it
-dequantizes, list the same points in the same order.
+Two checks: the points do ascend, and the reference's other tables, used for dequantization,
+list the same points in the same order.
 """
 
 import re

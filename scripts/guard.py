@@ -5,15 +5,15 @@
     scripts/guard.py --write [PROGRAM]    renews testdata/guard.sha256
     scripts/guard.py --print [PROGRAM]    prints the table
 
-    QUANTIER_GUARD=refmodel,ways,experts scripts/guard.py    these models only
+    QUANTIER_GUARD=refmodel,ways,experts scripts/guard.py    only these models
 
 PROGRAM is target/release/quantier by default. The models are random ones of every kind (dense, tied, experts, windows,
 fused matrices, biases, transposed) and the reference model. The outputs are converted files, importance matrices and
 Hessians, files of both roundings, recipes and frontier.json without times and versions.
 
-A change that moves no byte keeps the table. Lines marked `sums` depend on the order of floating-point sums, and so on the
+A change that keeps all bytes keeps the table. Lines marked `sums` depend on the order of floating-point sums, and so on the
 vector instructions of the CPU; they are compared only on a CPU with the instructions named in the table's first line.
-Needs Python's standard library alone.
+Needs only Python's standard library.
 """
 
 import hashlib
@@ -34,18 +34,18 @@ TEXTS = ROOT / "testdata" / "texts"
 HIDDEN, HEADS, KV_HEADS, HEAD, LAYERS, FFN = 256, 4, 2, 64, 2, 512
 SPM_VOCAB, BPE_VOCAB = 4096, 512
 POOL = 1 << 18
-# What a Hessian file says of its job (path and time of the model), and the checksum of that: key, type, length, hex digits.
+# Fields of a Hessian file that describe its job (path and time of the model), and their checksum: key, type, length, hex digits.
 JOB = re.compile(rb"covariance\.(key|checksum)\x08\0\0\0.{8}[0-9a-f]{64}", re.DOTALL)
 
 
 def cpu():
-    """The vector instructions that decide the order of sums in a matrix product."""
+    """Vector instructions that determine the order of sums in a matrix product."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     return next((name for name in ("avx512f", "fma") if f" {name} " in flags), "other")
 
 
 class Weights:
-    """Gaussian BF16 weights, cut from one pool at offsets that follow from the tensor's name."""
+    """Gaussian BF16 weights, slices of one pool at offsets derived from the tensor's name."""
 
     def __init__(self):
         rng = random.Random(1)
@@ -59,7 +59,7 @@ class Weights:
         for n in shape:
             count *= n
         if "norm" in name or "ln_" in name:
-            # Around 1, in steps that BF16 has.
+            # Around 1, exact in BF16.
             return b"".join(struct.pack("<f", 1.0 + (i * 7 % 16 - 8) / 64)[2:] for i in range(count))
         rng = random.Random(name)
         out = bytearray()
@@ -237,18 +237,19 @@ def write_checkpoint(directory, made, weights):
         file.write(struct.pack("<Q", len(text)) + text + b"".join(data))
 
 
-# Settings in frontier.json that have been reworded since the sums were recorded: (today, then).
+# Settings in frontier.json that were reworded since the sums were recorded: (current, former).
 REWORDED = (
     (r'"scored positions"', '"positions judged on"'),
     (r'"sequential(?:, two-sided)? error feedback(?=[;"])',
      '"error feedback, each matrix behind those that were rounded before it'),
     (r"; the output error on held-out text is (\S+) times that of reference rounding \((\S+) to (\S+) per tensor\)",
      r"; on held-out text the errors of products are \1 times those of plain rounding (\2 to \3, tensor by tensor)"),
+    (r"with llama\.cpp only", "by llama.cpp alone"),
 )
 
 
 def without_times(text):
-    """frontier.json without what differs from run to run."""
+    """frontier.json without varying fields."""
     for today, then in REWORDED:
         text = re.sub(today, then, text)
 
@@ -278,7 +279,7 @@ class Guard:
         self.add(name, JOB.sub(b"", (self.work / name).read_bytes()), exact)
 
     def directory(self, name):
-        """All files below but for the index, which has checksums of whole files, job and all."""
+        """All files below, except the index with checksums of whole files, which include the job."""
         for path in sorted((self.work / name).rglob("*")):
             relative = str(path.relative_to(self.work))
             if path.is_file() and path.name != "index.gguf":
@@ -328,7 +329,7 @@ class Guard:
         self.add(f"{out}/frontier.json", found.encode())
 
     def ways(self):
-        """The other ways of rounding and judging, on the reference model."""
+        """The other options of rounding and scoring, on the reference model."""
         common = ("make", "refmodel/f16.gguf", "--bpw", "3.5", "-f", "cal.txt", "--eval", "eval.txt", "-c", "64",
                   "--eval-chunks", "8", "--score-chunks", "4", "--types", "q4_k,q2_k,iq3_s", "--name", "m", "-t", "2")
         for name, args in {

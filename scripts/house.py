@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Checks the rules of the house that no compiler checks.
+"""Checks rules of the project beyond the compiler's.
 
     scripts/house.py [--binary PATH] [--counts] [RULE ...]
 
-Rules: crates, modules, names, dimensions, parameters, words. Without any, all of them. `words` reads
-help texts too if the program is given by --binary. With --counts, findings are counted by file
-instead of listed. Exits with 1 if there is a finding.
+Rules: crates, modules, names, dimensions, parameters, words. All of them by default. `words` includes
+help texts if --binary gives the program. With --counts, findings are counted by file
+instead of listed. Exit code 1 if there is a finding.
 """
 
 import argparse
@@ -18,15 +18,15 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# From the bottom up: each may import those before it.
+# From the bottom up: each may import the previous ones.
 CRATES = """core blocks gguf tokenizer arch allocate round engine report hub quantier""".split()
 
-# Modules of the program, from the bottom up: each may import those before it.
+# Modules of the program, from the bottom up: each may import the previous ones.
 MODULES = """
     text convert input sensitivity quantize verify diff edit make publish cli
 """.split()
 
-# Parts of tensor names in string literals, and what is done to names.
+# Parts of tensor names in string literals, and operations on names.
 NAMES = re.compile(
     r"""
       " [^"\n]* (?: \b blk \. | (?: attn | ffn | ssm ) _ [a-z] | _ (?: exps | shexp ) \b | token_embd | position_embd
@@ -35,7 +35,7 @@ NAMES = re.compile(
     """,
     re.VERBOSE,
 )
-# Files that may read names, and why.
+# Files that may read names, with reasons.
 NAMES_ALLOWED = {
     "crates/arch/": "the one place that knows names",
     "src/convert/": "rules from a checkpoint's names to those of a GGUF",
@@ -47,7 +47,7 @@ NAMES_ALLOWED = {
     "crates/report/src/page.rs": "names cut short",
 }
 
-# A third dimension taken for the number of experts.
+# A third dimension used as the number of experts.
 DIMENSIONS = re.compile(r"\.four\(\)\s*\[\s*[23]\s*\]|dims\(\)\s*\.len\(\)\s*(?:>|>=|<|==)|dims\(\)?\s*\[\s*2|, matrices, _\]")
 DIMENSIONS_ALLOWED = {
     "crates/arch/": "the catalog",
@@ -58,7 +58,7 @@ DIMENSIONS_ALLOWED = {
 
 MOST_PARAMETERS = 5
 
-# The right column of the glossary, as far as a pattern can tell.
+# The glossary's discouraged words, as patterns.
 WORDS = {
     r"\bcovarianc\w*": "input Hessian, output Hessian",
     r"\bwhat (?:it|they|each|is|was|a \w+|the \w+|matrices|linears|tensors) (?:meets?|met)\b": "input",
@@ -95,12 +95,12 @@ TOKEN = re.compile(
 
 
 def blank(text):
-    """As many lines of nothing."""
+    """Blank text with the same line breaks."""
     return re.sub(r"[^\n]", " ", text)
 
 
 def code_of(path, strings):
-    """A file without comments and tests; without the contents of strings too, unless they are wanted."""
+    """Contents of a file without comments and tests, and without string contents unless `strings`."""
 
     def kept(match):
         kind = match.lastgroup if match.lastgroup != "hashes" else "raw"
@@ -122,7 +122,7 @@ PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
 def closing(text, at):
-    """The position behind the bracket that closes the one at `at`."""
+    """The position after the closing bracket for the opening one at `at`."""
     depth = 0
     for position in range(at, len(text)):
         if text[position] in PAIRS:
@@ -199,7 +199,7 @@ def dimensions():
 
 
 def top_level(text):
-    """The parts between commas that no bracket holds."""
+    """The parts between commas outside of brackets."""
     parts, depth, start = [], 0, 0
     text = text.replace("->", "  ").replace("=>", "  ")
     for at, letter in enumerate(text):
@@ -246,7 +246,7 @@ def parameters():
 
 
 def texts(binary):
-    """Names and contents of what users read."""
+    """Names and contents of texts for users."""
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         yield name_of(path), path.read_text()
     for path in sorted((ROOT / "crates/report/src").rglob("*")):

@@ -5,7 +5,7 @@
 #
 # QUANTIER         the program (default: target/release/quantier, built first)
 # QUANTIER_MODEL   the base, a GGUF (default: testdata/refmodel-f16.gguf)
-# QUANTIER_CHUNKS  the most chunks of 512 tokens of each text (default: all)
+# QUANTIER_CHUNKS  maximum number of chunks of 512 tokens per text (default: all)
 # QUANTIER_TYPES   the types (default: Q2_K Q3_K_M Q4_K_M Q5_K_M Q6_K Q8_0)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +25,7 @@ for type in "${types[@]}"; do
     files+=("$work/$type.gguf")
 done
 
-# What llama-perplexity says; its last lines are lost now and then, so it is asked until it says it.
+# Output of llama-perplexity; its last lines are sometimes lost, so it is run until they are printed.
 divergence() {
     local found
     for _ in $(seq 20); do

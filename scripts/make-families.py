@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""`quantier make --bpw 4.5` end to end on a tiny random model of every family: convert, measure, round, prove; then the
+"""`quantier make --bpw 4.5` end to end on a tiny random model of every family: convert, measure, round, evaluate; then the
 file must load and generate in llama-completion.
 
     scripts/make-families.py [NAME ...]      all checkpoints of scripts/checkpoints.py, or those named
@@ -21,18 +21,18 @@ HERE = Path(__file__).resolve().parent
 TEXTS = HERE.parent / "testdata" / "texts"
 PROGRAM = os.environ.get("QUANTIER", HERE.parent / "target" / "release" / "quantier")
 BPW = 4.5
-# Where tables that stay in f32, or a block for a further token, are most of so small a model.
+# Families with tables in f32, or a block for a further token, that dominate so small a model.
 OTHER_BPW = {"starcoder": 7.5, "glm-ocr": 6.0, "exaone45": 6.0, "exaone45-shared": 6.0,
              "gpt2": 7.5, "gpt2-bare": 7.5, "gpt2-bin": 7.5, "mpt-positions": 10.0}
-# Rows of their down matrices are no whole blocks of any type: these matrices stay in f32.
+# Rows of their down matrices fit no block type: these matrices stay in f32.
 UNBLOCKED = {name: 16.0 for name in ("qwen2", "internvl", "qwen2vl", "qwen25vl", "qwen2-bin-tied")}
-# Not causal, or no model for text: they are converted, and not measured.
+# Not causal, or not text models: converted, but not measured.
 UNMEASURED = {"llada", "dream", "qwen3-reranker", "qwen3-reranker-untied",
               # llama.cpp never finishes a token of it.
               "plamo2"}
-# Without blocks for multi-token prediction, which others of their kind have.
+# Without the blocks for multi-token prediction of similar checkpoints.
 WITHOUT_MTP = {"qwen35-without-mtp", "qwen35-promised", "minicpmv46"}
-# A few chunks, and types of few and of many bits: it is the way that is tried, not the result.
+# A few chunks, and types of few and of many bits: the test is that it runs, not the result.
 SETTINGS = ["-f", TEXTS / "calibration.txt", "--eval", TEXTS / "evaluation.txt", "-c", 128, "--score-chunks", 2,
             "--eval-chunks", 2]
 TYPES = "IQ2_S,Q3_K,IQ4_NL,Q4_K,Q6_K,Q8_0"

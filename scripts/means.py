@@ -7,7 +7,7 @@
 import numpy as np
 import torch
 
-# Below and at one vector, remainders of every kind, several levels of the cascade, and a matrix.
+# Below and at one vector, remainders of all kinds, several levels of the cascade, and a matrix.
 COUNTS = [64, 100, 4096, 4103, 65536, 131327, 1638400]
 
 

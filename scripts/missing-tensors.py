@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Checks that `quantier convert` refuses a checkpoint without one of its tensors exactly where the reference has no use for
-what it makes of it: its converter fails, or llama-completion does not load the file.
+"""Checks that `quantier convert` refuses a checkpoint with a missing tensor exactly where the reference fails too:
+its converter fails, or llama-completion does not load the file.
 
     scripts/missing-tensors.py [NAME ...]     every kind of checkpoint of scripts/checkpoints.py, or those named
 
-Each tensor is left out in turn, of those that differ by their numbers alone the last one. One line per checkpoint, one for
-each tensor about which the verdicts differ; the last line is `N agree, M differ`. Exit code 1 if any differs. QUANTIER is
+Each tensor is removed in turn; of tensors that differ only by their numbers, the last one. One line per checkpoint, one for
+each tensor with different verdicts; the last line is `N agree, M differ`. Exit code 1 if any differs. QUANTIER is
 the program (default: target/release/quantier). The reference must be built (scripts/reference.sh --python).
 """
 
@@ -18,12 +18,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = os.environ.get("QUANTIER", HERE.parent / "target" / "release" / "quantier")
-# The same tensors as another checkpoint, other files or another type of weights; no model of its own; or not converted by
+# Excluded: the same tensors as another checkpoint, in other files or another type; no model of its own; or not converted by
 # the reference.
 OTHERS = re.compile(r"-(bin|f16|f32|fp8|yarn|deep|long|reranker|embedding|promised|loops)|^Card-|^mistral-format|^(baichuan|exaone)$")
-# Families that one process of the reference converts: it takes long to begin.
+# Number of families that one process of the reference converts, as it starts slowly.
 TOGETHER = 6
-# Where ours refuses, and llama.cpp runs a model that is another one than the checkpoint's: pattern of names -> reason.
+# Cases that Quantier refuses, but where llama.cpp runs a model other than the checkpoint's: pattern of names -> reason.
 STRICTER = {
     r"\.act_fn\.": "each becomes a number of a list, in which those of later layers move up",
     r"^mtp\.layers\..*(\.[qkv]_proj\.weight|experts\.gate_up_proj)$|\.layers\.2\.self_attn\.[qkv]_proj\.weight$":
@@ -45,12 +45,12 @@ def out_of(*command):
 
 
 def kinds(names):
-    """Of names that differ by their numbers alone, the last one."""
+    """The last one of names that differ only by their numbers."""
     return list({re.sub(r"\d+", "{}", name): name for name in sorted(names)}.values())
 
 
 def without(folder, made, tensors, name):
-    """A checkpoint like that in `folder`, in `made`, without a tensor."""
+    """A copy of the checkpoint in `folder`, in `made`, without a tensor."""
     from safetensors.torch import save_file
 
     made.mkdir(parents=True)
@@ -72,7 +72,7 @@ class Reference:
         self.source = next(self.bin.parents[1].glob("*/vendor/llama.cpp"))
 
     def convert(self, jobs):
-        """Converts checkpoints to files; those that fail have none."""
+        """Converts checkpoints to files; failures have none."""
         lines = "".join(f"{checkpoint}\t--outfile\t{file}\t--outtype\tf16\n" for checkpoint, file in jobs)
         _, _, error = say(sys.executable, HERE / "convert-reference.py", self.source, input=lines)
         for line in error.splitlines():
@@ -91,7 +91,7 @@ def ours(checkpoint, file):
 
 
 def cut(name, work):
-    """Checkpoints of a family, the first of which is whole, by the tensor that is left out, and files to be made."""
+    """Checkpoints of a family by missing tensor, the first of them complete, and the files to make."""
     import checkpoints
 
     checkpoints.make(work, name, True)
@@ -105,7 +105,7 @@ def cut(name, work):
 
 
 def verdicts(jobs, reference, work):
-    """The number of tensors of which the verdicts agree, and what is wrong with the others."""
+    """The number of tensors with equal verdicts, and the differences."""
     agree, wrong = 0, []
     for tensor, (checkpoint, file) in jobs.items():
         runs, (converts, error) = reference.runs(file), ours(checkpoint, work / "ours.gguf")

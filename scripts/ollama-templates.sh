@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Renders the Go templates that Modelfiles get with Go's own text/template, against what Jinja makes of the models' chat
-# templates. Installs Go by apt where it is missing and apt is there.
+# Renders the Go templates of Modelfiles with Go's own text/template, and compares them with Jinja's rendering of the models'
+# chat templates. Installs Go by apt if it is missing and apt is present.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if ! command -v go >/dev/null; then

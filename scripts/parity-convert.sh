@@ -22,7 +22,7 @@ cd "$(dirname "$0")/.."
 bin=$(scripts/reference.sh)
 python=$(scripts/reference.sh --python)
 source=$(scripts/reference.sh --source)
-# Both sides are told the pre-tokenizer: the reference cannot know the hashes of tiny vocabularies.
+# Both sides are given the pre-tokenizer: the reference cannot know the hashes of tiny vocabularies.
 export QUANTIER_PRE=gpt-2
 export QUANTIER_REFMODEL=${QUANTIER_REFMODEL:-$PWD/testdata/refmodel}
 
@@ -50,15 +50,15 @@ cases() {
             printf '%s-vocab\t%s\tout.gguf\t--vocab-only\t--mistral-format\n' "$name" "$name"
             continue
         fi
-        # The reference wants a block for further tokens, and files without one do not run, unless it is told that
-        # there is none.
+        # The reference requires a block for further tokens, and files without one do not run, unless it is disabled by
+        # an option.
         more=
         case $name in qwen35-without-mtp | qwen35-promised | minicpmv46) more=$'\t--no-nextn' ;; esac
         for type in f32 f16 bf16 q8_0 auto; do
             printf '%s-%s\t%s\tout.gguf\t--outtype\t%s%s\n' "$name" "$type" "$name" "$type" "$more"
         done
         case $name in
-            # Some rows of qwen2 are no whole blocks.
+            # Some rows of qwen2 are not whole blocks.
             refmodel | llama-f32 | mixtral | qwen2 | gemma1 | gpt2 | llama-bin-f16 | bitnet)
                 for type in tq1_0 tq2_0; do
                     printf '%s-%s\t%s\t{ftype}-{FTYPE}.gguf\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
@@ -109,9 +109,9 @@ cases | while IFS=$'\t' read -r case name output arguments; do
     mkdir -p "$work/expected/$case" "$work/ours/$case"
     printf '%s\t--outfile\t%s\t%s\n' "$work/checkpoints/$name" "$work/expected/$case/$output" "$arguments"
 done >"$work/jobs"
-# PyTorch's sums follow the number of threads in their last bits; BitNet's scales are such sums.
+# PyTorch's sums depend on the number of threads in their last bits; BitNet's scales are such sums.
 export OMP_NUM_THREADS=1
-# Mistral's own format needs a package that others must not see.
+# Mistral's own format needs a package that must be hidden from the others.
 convert() {
     { grep -v mistral-format "$work/jobs" || true; } | "$python" scripts/convert-reference.py "$source"
     if grep -q mistral-format "$work/jobs"; then
@@ -134,7 +134,7 @@ if [ -n "${QUANTIER_WRITE_GOLDENS:-}" ]; then
 fi
 
 identical=0 different=0
-# Whether both sides made the same files of a case, by names and bytes.
+# True if both sides made the same files of a case, by names and bytes.
 compare() {
     [ -n "$(ls "$work/expected/$1")" ] && diff -r "$work/expected/$1" "$work/ours/$1"
 }
@@ -151,8 +151,8 @@ while IFS=$'\t' read -r case name output arguments; do
 done < <(cases)
 echo "$identical identical, $different different"
 
-# Of a split model, the first file is opened. A vocabulary alone cannot generate, nor a draft model, nor a reranker, nor a
-# big-endian file here.
+# A split model is opened by its first file. Vocabulary-only files, draft models, rerankers and big-endian files cannot
+# generate here.
 cases | while IFS=$'\t' read -r case name output arguments; do
     # llama.cpp never finishes a token of PLaMo 2: it rotates heads by 0 numbers, without end.
     [[ $name != *-reranker* && $name != plamo2 ]] || continue

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The cases of scripts/parity-engine.sh, which see."""
+"""The cases of scripts/parity-engine.sh; see there."""
 
 import argparse
 import json
@@ -12,16 +12,16 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-# What may differ: perplexity, sums over their tensor's mean, KL divergence; all as fractions.
+# Tolerances: perplexity, sums relative to their tensor's mean, KL divergence; all as fractions.
 PPL, SUMS, KLD = 0.0005, 0.002, 0.02
-# The reference looks GELU up in a table of f16. Phi-2's sums are off by 0.200% for it, and by 0.011% with such a table;
+# The reference uses a table of GELU in f16. Phi-2's sums differ by 0.200% because of it, and by 0.011% with such a table;
 # those of GPT-NeoX and Falcon (0.391%, 0.335%) were not tried with one.
 SUMS_OF_TABLE = {"phi2": 0.005, "gptneox": 0.005, "falcon": 0.005, "falcon-groups": 0.005}
-# Half the last digit of a divergence that the reference prints, which is more than KLD of the smallest ones.
+# Half the last digit of a divergence that the reference prints, which exceeds the tolerance of the smallest ones.
 PRINTED = 0.5e-6
 
-# Case -> (checkpoint, tokens in a chunk, chunks). Where a window or a stretched context begins to matter, chunks are
-# longer than it.
+# Case -> (checkpoint, tokens per chunk, chunks). Chunks are longer than the start of a window or of a stretched
+# context.
 CASES = {name: (name, 512, 4) for name in (
     "llama", "llama3", "llama-yarn", "mistral", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3-yarn", "qwen3moe",
     "phi3", "phi3-long", "olmo", "olmo2", "granite", "starcoder2", "gpt2", "gpt2-bare", "smollm3", "smollm3-deep",
@@ -44,13 +44,13 @@ CASES |= {name: (name, 1024, 3) for name in ("gemma1", "gemma2", "gemma3", "gemm
 # Ministral's queries grow from position 1024 on.
 CASES |= {"ministral3": ("ministral3", 2048, 2)}
 CASES |= {"phi3-beyond-4096": ("phi3-long", 4608, 2), "llama3-odd-context": ("llama3", 333, 5),
-          # No multiple of the steps that a delta net takes together.
+          # Not a multiple of the block of steps of a delta net.
           "qwen35-odd-context": ("qwen35", 333, 5),
           "kimi-linear-odd-context": ("kimi-linear", 333, 5), "refmodel": ("refmodel", 512, 8)}
 
-# Nothing is rounded to f16 but what the reference always rounds (its table of GELU).
+# Only the reference's table of GELU is in f16.
 EXACT = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
-# The reference's last lines are lost now and then; it is asked again so often.
+# The reference's last lines are sometimes lost; maximum number of runs.
 TRIES = 20
 
 
@@ -72,7 +72,7 @@ class Case:
         self.sizes = ["-f", options.text, "-c", self.ctx, "--chunks", self.chunks]
 
     def reference(self, program, *arguments):
-        # One thread: several wait for each other at every step, which takes minutes on a machine that is busy.
+        # One thread: several wait for each other at every step, which takes minutes on a busy machine.
         done = run([self.o.reference / program, "-t", 1, *EXACT, *arguments])
         return done.stdout + done.stderr
 
@@ -117,12 +117,12 @@ class Case:
                                    self.folder / base)
 
     def imatrix(self):
-        """The largest difference of a sum, over its tensor's mean, and whether all counts agree."""
+        """The largest difference of a sum relative to its tensor's mean, and whether all counts agree."""
         theirs, ours = self.folder / "theirs.imatrix.gguf", self.folder / "ours.imatrix.gguf"
         self.reference("llama-imatrix", "-m", self.f32, *self.sizes, "--no-ppl", "--process-output", "-o", theirs)
         run([self.o.ours, "imatrix", "-m", self.f32, *self.sizes, "--process-output", "-o", ours])
         theirs, ours = tensors(theirs), tensors(ours)
-        # The reference does not run the block for a further token: scripts/parity-nextn.py compares that.
+        # The reference does not run the block for a further token: scripts/parity-nextn.py covers it.
         block = [n.split(".nextn.")[0] + "." for n in ours if n.endswith("nextn.eh_proj.weight.in_sum2")]
         ours = {n: v for n, v in ours.items() if n in theirs or not n.startswith(tuple(block))}
         if theirs.keys() != ours.keys():
@@ -138,7 +138,7 @@ class Case:
         return worst, where, counts
 
     def line(self):
-        """Whether all is within its bounds, and the figures."""
+        """True if all values are within tolerance, and the values."""
         self.make()
         expected_ppl = self.reference_perplexity()
         ppl, kld = self.ours()

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Compares what the engine computes with what the reference computes, on F32 GGUFs of a tiny random checkpoint of every
+# Compares results of the engine with the reference's, on F32 GGUFs of a tiny random checkpoint of every
 # architecture (scripts/checkpoints.py) and of the reference model: perplexity within 0.05%, sums of importance matrices
 # within 0.2% of their tensor's mean with identical counts, KL divergence of a quantized file within 2%. The reference
-# is given that file dequantized, since it would round activations to 8 bits before it multiplies by quantized weights.
+# gets that file dequantized, since it would round activations to 8 bits before multiplying them by quantized weights.
 #
 #   scripts/parity-engine.sh [NAME ...]      all cases, or those named
 #
@@ -26,7 +26,7 @@ if [ -z "${QUANTIER:-}" ]; then
 fi
 
 work_in "${QUANTIER_PARITY:-}"
-# Our own words are the text: all prose and some code of this repository.
+# The text: all prose and some code of this repository.
 cat testdata/texts/*.txt >"$work/text.txt"
 "$python" scripts/parity-engine.py --reference "$bin" --ours "$QUANTIER" --python "$python" --text "$work/text.txt" \
     --work "$work" "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Compares what `quantier make` writes with what the real llama-quantize makes of the same model by the recipe and the
-# importance matrix that lie beside it: every tensor, byte for byte, with --rounding reference. The files, those of tiny
-# Mixture-of-Experts models among them, and files rounded with error feedback, must also load and generate in
+# Compares the files of `quantier make --rounding reference` with those of the real llama-quantize for the same model, recipe
+# and importance matrix: every tensor, byte for byte. These files, including those of tiny
+# mixture-of-experts models, and files rounded with error feedback, must also load and generate in
 # llama-completion.
 #
 #   scripts/parity-make.sh [NAME ...]      refmodel and the checkpoints mixtral, qwen2moe and qwen3moe, or those named
@@ -25,7 +25,7 @@ mkdir -p "$work/checkpoints"
 names=("$@")
 [ ${#names[@]} -gt 0 ] || names=(refmodel mixtral qwen2moe qwen3moe)
 
-# Any text will do: what is compared does not depend on it.
+# Any text works: the comparison does not depend on it.
 settings=(-f testdata/texts/calibration.txt --eval testdata/texts/evaluation.txt -c 128 --score-chunks 4 --score-positions 256
     --eval-chunks 4)
 
@@ -49,7 +49,7 @@ for name in "${names[@]}"; do
         echo "different  $name: $(tail -n 1 "$work/log")"
         continue
     fi
-    # What error feedback makes is nothing that llama-quantize could: it must run.
+    # llama-quantize has no error feedback to compare with: the files must run.
     if "$quantier" make "$base" "${settings[@]}" "${budgets[@]:0:2}" "${budgets[@]:$((${#budgets[@]} - 2))}" \
         -o "$out-feedback" >"$work/log" 2>&1; then
         for file in "$out-feedback"/*bpw-*.gguf; do printf '%s\t%s\n' "$name" "$file" >>"$work/files"; done
@@ -62,7 +62,7 @@ for name in "${names[@]}"; do
         case=$(basename "$file" .gguf)
         label=${case##*bpw-}
         printf '%s\t%s\n' "$name" "$file" >>"$work/files"
-        # The reference loses its last lines now and then, and no more than that: the file is what counts.
+        # The reference sometimes loses its last lines, but nothing else: only the file matters.
         rm -f "$work/theirs.gguf"
         "$bin/llama-quantize" --imatrix "$out/imatrix.gguf" --tensor-type-file "$recipe" "$base" "$work/theirs.gguf" \
             "$label" >"$work/log" 2>&1 || true

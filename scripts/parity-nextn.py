@@ -4,9 +4,9 @@ run, with an independent computation: the model of scripts/train-qwen35.py in Py
 
     scripts/parity-nextn.py CHECKPOINT TEXT [--context N] [--chunks N]
 
-CHECKPOINT is what scripts/train-qwen35.py has written. The block is run as llama.cpp runs it for a draft: position k
+CHECKPOINT is written by scripts/train-qwen35.py. The block is run as llama.cpp runs it for a draft: position k
 reads its token and the normalized activations of position k - 1, the first one zeros. One line per linear of the block:
-the largest difference of a sum over the tensor's mean (0.2% may differ), and whether the counts agree. Exit code 1 if any
+the largest difference of a sum relative to the tensor's mean (tolerance: 0.2%), and whether the counts agree. Exit code 1 if any
 does not. QUANTIER is the program (default: target/release/quantier). Needs torch and gguf: `$(scripts/reference.sh
 --python)` has both.
 """
@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 HERE = Path(__file__).resolve().parent
 PROGRAM = os.environ.get("QUANTIER", HERE.parent / "target" / "release" / "quantier")
 MOST = 0.002
-# By the end of its name in the checkpoint: the linear in the GGUF.
+# The linear in the GGUF, by the end of its name in the checkpoint.
 LINEARS = {"mtp.fc": "nextn.eh_proj", "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
            "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
 
@@ -36,7 +36,7 @@ def run(*command):
 
 
 def inputs(train, folder, chunks):
-    """Sums of squares and counts of what every linear of the block reads."""
+    """Sums of squares and counts of the inputs of every linear of the block."""
     model = train.Model()
     weights = load_file(folder / "model.safetensors")
     model.weights = {name: weights[name].float() for name in model.weights}

@@ -5,9 +5,9 @@
 #
 #   scripts/parity-split.sh [NAME ...]      all models, or those named (for example refmodel)
 #
-# One line per case, then `N identical, M different`; exit code 1 if any is different. Where the reference refuses, we
+# One line per case, then `N identical, M different`; exit code 1 if any is different. Where the reference refuses, Quantier
 # must refuse too and leave no file. llama-gguf-split lays files out for 32 bytes even if general.alignment says
-# otherwise, so that tensors are not where readers look for them. Where its file is broken in that way and ours holds the
+# otherwise, so that tensors are not where readers look for them. If its file is broken in that way and ours has the
 # model's tensors, as gguf-py reads them, the case is counted apart.
 #
 # QUANTIER   the program (default: target/release/quantier, built if it is not there)
@@ -44,7 +44,7 @@ verdict() {
     esac
     echo "$1  $2${3:+: $3}"
 }
-# Runs both in directories of their own: case, arguments of the reference, ours. Leaves the results in a/ and b/.
+# Runs both in separate directories: case, arguments of the reference, ours. Leaves the results in a/ and b/.
 both() {
     local case=$1 a=0 b=0
     rm -rf "$work/a" "$work/b"
@@ -65,7 +65,7 @@ both() {
         verdict different "$case" "$(head -n 1 "$work/diff")"
     fi
 }
-# Whether the files in a directory hold the model's tensors, all of them and byte for byte, as gguf-py reads them.
+# True if the files in a directory have the model's tensors, all of them and byte for byte, as read by gguf-py.
 sound() {
     "$python" - "$1" "$model" <<'PYTHON' >/dev/null 2>&1
 import sys
@@ -80,7 +80,7 @@ found = [t for path in sorted(Path(sys.argv[1]).iterdir()) for t in tensors(path
 sys.exit(0 if found == tensors(sys.argv[2]) else 1)
 PYTHON
 }
-# How many tensors each shard would get.
+# Number of tensors per shard.
 dry_run() {
     local case="$1 $2 --dry-run"
     "$theirs" $2 --dry-run "$3" s 2>/dev/null | sed -n 's/^split .*n_tensors = \([0-9]*\),.*/\1/p' >"$work/a.log" || true
@@ -104,7 +104,7 @@ for model in "$work"/models/*.gguf; do
     fi
     for option in "${options[@]}"; do
         both "split $name $option" "$option $model s" "split $option $model s"
-        # Their shards by us, and ours by them. (Both fail on shards that are broken.)
+        # Their shards merged by us, and ours by them. (Both fail on broken shards.)
         first=$(ls "$work/b" | head -n 1)
         if [ -n "$first" ] && diff -qr "$work/a" "$work/b" >/dev/null; then
             rm -rf "$work/shards-a" "$work/shards-b"
@@ -116,7 +116,7 @@ for model in "$work"/models/*.gguf; do
     dry_run "split $name" "--split-max-tensors 10" "$model"
 done
 
-# What was merged is split again, and what is no split model is not merged.
+# Merged files are split again, and files that are not shards are refused.
 if [ $# -eq 0 ]; then
     model=$work/models/refmodel.gguf
     both "merge refmodel, not split" "--merge $model o.gguf" "merge $model o.gguf"
@@ -127,6 +127,6 @@ if [ $# -eq 0 ]; then
     both "merge with a shard missing" "--merge $work/again-00001-of-00003.gguf o.gguf" \
         "merge $work/again-00001-of-00003.gguf o.gguf"
 fi
-[ "$broken" = 0 ] || echo "$broken broken by the reference, and sound of ours"
+[ "$broken" = 0 ] || echo "$broken broken by the reference, but valid from Quantier"
 echo "$identical identical, $different different"
 [ "$different" = 0 ]

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Compares `quantier tokenize` with the reference's llama-tokenize, id for id: every vocabulary of a supported kind that
 # the reference has (models/ggml-vocab-*.gguf), and the reference model's; on the reference's own cases (.inp, whose
-# ids are also compared with .out), on texts, and on made-up nasty ones; special tokens parsed and not. Then a small
-# vocabulary for every pre-tokenizer that the reference has a name for, and one of PLaMo (scripts/split_vocabularies.py),
-# on the nasty texts.
+# ids are also compared with .out), on texts, and on generated difficult ones; special tokens parsed and not. Then a small
+# vocabulary for every pre-tokenizer that the reference names, and one of PLaMo (scripts/split_vocabularies.py),
+# on the difficult texts.
 #
 #   scripts/parity-tokenize.sh [NAME ...]      all vocabularies, or those named (for example llama-bpe); `split` for all of
 #                                              the small ones, split-NAME for one
@@ -24,7 +24,7 @@ quantier=${QUANTIER:-target/release/quantier}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# Random strings of what makes pre-tokenizers differ; the seed is fixed.
+# Random strings of characters that pre-tokenizers treat differently; the seed is fixed.
 python3 - "$work/nasty.txt" <<'PYTHON'
 import random
 import sys

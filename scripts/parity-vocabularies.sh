@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Compares the vocabularies that `quantier convert` writes with the reference's, key by key, on real ones: tokenizer
-# files are rebuilt from the reference's models/ggml-vocab-*.gguf, and both sides convert them. Nothing is told to the
-# reference: it finds the pre-tokenizers by their fingerprints or refuses.
+# files are rebuilt from the reference's models/ggml-vocab-*.gguf, and both sides convert them. The reference detects
+# the pre-tokenizers by their fingerprints, or refuses.
 #
 #   scripts/parity-vocabularies.sh [NAME ...]      all (scripts/vocabularies.py has the names), or those named; `small` for
 #                                                  those of scripts/small_vocabularies.py
 #
-# The small ones show how each family's files are read; both sides are told their pre-tokenizer, since no fingerprint of
-# theirs is known. Then runs tests/suite/vocabulary.rs on them, which prints one line per vocabulary. Exit code 1 if one differs.
+# The small ones cover the files of each family; both sides are given their pre-tokenizers, since their fingerprints are
+# unknown. Then runs tests/suite/vocabulary.rs on them, which prints one line per vocabulary. Exit code 1 if one differs.
 #
-# QUANTIER_WRITE_GOLDENS=1 puts the small ones, and what the reference wrote, into crates/tokenizer/testdata.
+# QUANTIER_WRITE_GOLDENS=1 stores the small ones, and the reference's files of them, in crates/tokenizer/testdata.
 #
 # QUANTIER_VOCABULARIES   where the files go, about 200 MB (default: a temporary directory, removed afterwards)
 set -euo pipefail
@@ -33,14 +33,14 @@ convert() {
     grep '^failed:' "$root/reference.log" | cut -f 1 || true
 }
 
-# compare DIRECTORY PRE SCRIPT [ARGUMENT ...]: SCRIPT makes the checkpoints, and says how to convert them.
+# compare DIRECTORY PRE SCRIPT [ARGUMENT ...]: SCRIPT makes the checkpoints, and lists their conversions.
 compare() {
     export QUANTIER_VOCABULARIES=$1 QUANTIER_PRE=$2
     local script=$3
     shift 3
     mkdir -p "$QUANTIER_VOCABULARIES"
     "$python" "$script" "$@"
-    # Beside mistral-common, transformers would take other classes for other vocabularies.
+    # With mistral-common installed, transformers would choose other classes for other vocabularies.
     "$python" "$script" --jobs "$@" | grep -v /tekken | convert
     "$python" "$script" --jobs "$@" | grep /tekken | PYTHONPATH=$mistral_common convert
     cargo test --release --quiet --test suite vocabulary:: -- --ignored --nocapture

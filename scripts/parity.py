@@ -1,4 +1,4 @@
-"""The comparisons of parity.sh: runs every case with llama-quantize and with quantier and compares the files."""
+"""Comparisons of parity.sh: runs every case with llama-quantize and with quantier and compares the files."""
 
 import argparse
 import ctypes
@@ -20,7 +20,7 @@ IQ3_XXS IQ3_S IQ3_M Q3_K IQ3_XS Q3_K_S Q3_K_M Q3_K_L IQ4_NL IQ4_XS Q4_K Q4_K_S Q
 F16 BF16 F32 COPY""".split()
 MATRICES = {"none": "", "gguf": ".imatrix.gguf", "dat": ".imatrix.dat"}
 
-# Numbers of ggml's types whose tables take the reference long to build.
+# ggml's type numbers with tables that take the reference long to build.
 SLOW_TABLES = [16, 17, 18, 19, 21, 22, 29]
 
 # Model, options, types. {i} is the model's importance matrix, {d} the same as .dat, {w} a directory with the files
@@ -119,14 +119,14 @@ OPTIONS = [
     ("gqa4", "--max-buffer-size 0", "Q8_0"),
     ("gqa4", "--nonsense", "Q8_0"),
 ]
-# Other spellings of types; the last ones are none.
+# Other spellings of types; the last ones are invalid.
 SPELLINGS = "q4_k_m 15 iq2_xs 20 0 1 copy 7 tq1_0 38 Mxfp4_moe Q4_K_XL 4 33".split()
 THREADS = "0 2 3 7 16 -1 x".split()
 DRY_RUNS = [("gqa4", "Q4_K_M"), ("gqa4", "IQ2_XXS"), ("experts8", "Q2_K"), ("split", "Q5_0"), ("width-40", "IQ3_M"),
             ("tied", "COPY"), ("refmodel", "IQ1_M"), ("width-320", "Q4_K_S")]
 DEFAULT_OUTPUTS = [("gqa4", "Q4_K_M", ""), ("gqa4", "15", ""), ("gqa4", "copy", ""), ("gqa4", "Q8_0", "--keep-split"),
                    ("split", "Q8_0", "--keep-split"), ("split", "iq4_nl", "")]
-# What can come out. A reference that dies of a failed assertion where we write a sound file says nothing of us.
+# Possible results. A reference that fails an assertion where we write a valid file is no evidence against us.
 VERDICTS = ["identical", "both refuse", "only it crashes", "different"]
 
 
@@ -171,7 +171,7 @@ def cases(places, quick):
     def matrices(model, types, kinds):
         return [Case(model, matrix(model, kind), t) for t in types for kind in kinds]
 
-    # Refusing takes no time, so these have all types in the quick run too.
+    # Refusals are fast, so these have all types in the quick run too.
     thorough = {"gqa4", "nan", "experts8"}
     rotation = cycle(TYPES)
     for model in places.models:
@@ -204,7 +204,7 @@ def cases(places, quick):
 
 
 class Worker:
-    """Runs cases. Holds the reference as a library, its slow tables built once, and forks for every case."""
+    """Runs cases. Loads the reference as a library, with its slow tables built once, and forks for every case."""
 
     def __init__(self, places):
         self.places = places
@@ -234,7 +234,7 @@ class Worker:
                                   stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
 
     def __call__(self, case):
-        """(case, verdict, what differs, seconds of each)"""
+        """(case, verdict, difference, seconds of each)"""
         home = self.places.work / f"case-{case.number}"
         started = time.monotonic()
         theirs, ours = home / "theirs", home / "ours"
@@ -333,7 +333,7 @@ def main():
     todo = list(cases(places, args.quick))
     for number, case in enumerate(todo):
         case.number = number
-    # The slow ones first, so that no core idles at the end.
+    # Slow cases first, so that no core idles at the end.
     todo.sort(key=lambda case: case.model != "refmodel")
 
     worker = Worker(places)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Compares what `quantier quantize` writes with what the real llama-quantize writes, byte for byte: every file type,
-# without an importance matrix and with either format of it, on a small trained model and on made-up ones for the
-# rules that it does not reach; and every flag. Needs cargo, python3, gcc and g++; builds the rest.
+# Compares the files of `quantier quantize` with those of the real llama-quantize, byte for byte: every file type,
+# without an importance matrix and with either format of it, on a small trained model and on generated ones for rules
+# that it does not cover; and every flag. Needs cargo, python3, gcc and g++; builds the rest.
 #
 #   scripts/parity.sh [quantize]            everything
 #   scripts/parity.sh [quantize] --quick    every file type, every flag and every model, but not all with all
@@ -12,10 +12,10 @@
 #   scripts/parity.sh engine [NAME ...]     perplexity, importance matrices and KL divergence instead
 #                                           (scripts/parity-engine.sh)
 #   scripts/parity.sh make [NAME ...]       files and recipes of quantier make instead (scripts/parity-make.sh)
-#   scripts/parity.sh split [NAME ...]      shards and what is merged of them instead, against llama-gguf-split
+#   scripts/parity.sh split [NAME ...]      shards and merged files instead, against llama-gguf-split
 #                                           (scripts/parity-split.sh)
 #
-# Where the reference refuses, we must refuse too and leave no file. Ends with "N identical, N different", and with
+# Where the reference refuses, Quantier must refuse too and leave no file. Ends with "N identical, N different", and with
 # exit code 1 if anything differs. Temporary files go to $TMPDIR and are removed.
 set -euo pipefail
 

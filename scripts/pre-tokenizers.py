@@ -3,8 +3,8 @@
 
     scripts/pre-tokenizers.py "$(scripts/reference.sh --source)"
 
-One line per fingerprint: SHA-256, a tab, the name under which llama.cpp knows the pre-tokenizer; sorted, so that it
-can be searched. A fingerprint that the reference tests twice has the name of the last test. The probe text, whose
+One line per fingerprint: SHA-256, a tab, llama.cpp's name of the pre-tokenizer; sorted, for
+binary search. A fingerprint that the reference tests twice has the name of the last test. The probe text, whose
 token ids are hashed, goes to crates/tokenizer/src/data/probe.txt.
 """
 

@@ -8,7 +8,7 @@ TOKENIZER is a checkpoint of scripts/train-qwen35.py, whose tokenizer it takes. 
 
     MODEL=MODEL.gguf scripts/bench-engine.sh 3 imatrix
 
-on what `quantier convert --no-nextn --pre gpt-2` makes of it. Needs torch and safetensors.
+on its conversion by `quantier convert --no-nextn --pre gpt-2`. Needs torch and safetensors.
 """
 
 import importlib
@@ -41,11 +41,11 @@ def main():
         "rope_parameters": train.CONFIG["rope_parameters"] | {"mrope_section": [11, 11, 10]}}
     train.CONFIG = config
     shapes = train.shapes()
-    # Heads of delta nets have another length than those of attention.
+    # Heads of delta nets differ in length from those of attention.
     vars(train).update(LINEAR, KEYS=LINEAR["KEY_HEADS"] * LINEAR["HEAD"], VALUES=LINEAR["VALUE_HEADS"] * LINEAR["HEAD"])
     shapes |= {n: s for n, s in train.shapes().items() if "linear_attn" in n}
     shapes = {n: s for n, s in shapes.items() if n != "lm_head.weight" and not n.startswith("mtp.")}
-    # Outputs of mixers keep their size from layer to layer.
+    # Outputs of mixers keep their magnitude from layer to layer.
     scale = lambda s: s[-1] ** -0.5 if len(s) == 2 else 1.0
     tensors = {n: (train.initial(n, s) if len(s) != 2 else torch.randn(s) * scale(s)).bfloat16() for n, s in shapes.items()}
     out.mkdir(parents=True, exist_ok=True)

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Brings the reference: the llama.cpp that the PyPI source package llama_cpp_python vendors, built with its
+# Provides the reference: the llama.cpp vendored in the PyPI source package llama_cpp_python, built with its
 # default options (Release, shared libraries). Runs once per machine; later calls return at once.
 #
-#   scripts/reference.sh            build what is missing, then print the directory of the binaries
+#   scripts/reference.sh            build missing parts, then print the directory of the binaries
 #   scripts/reference.sh --check    print it if it is built, else exit 1
 #   scripts/reference.sh --source   print the directory of the vendored source instead
-#   scripts/reference.sh --python   print the interpreter that runs its Python converter instead, with the packages
-#                                   that it needs (installed at the first call, about 5 GB)
+#   scripts/reference.sh --python   print the interpreter for its Python converter instead, with the required packages
+#                                   (installed at the first call, about 5 GB)
 #   scripts/reference.sh --mistral-common   print the directory of mistral-common instead, which it needs for Mistral's
-#                                   own format, and which must not be seen otherwise
+#                                   own format, and which must be hidden otherwise
 #
-# Some virtual machines announce AMX and forbid it: what -march=native builds there ends with "Illegal instruction" on
-# quantized models. The build therefore ends with a run of one, and repeats ggml's CPU library without AMX if it must.
+# Some virtual machines announce AMX but forbid it: builds with -march=native there fail with "Illegal instruction" on
+# quantized models. So the build ends with a test run of one, and repeats ggml's CPU library without AMX if necessary.
 #
-# QUANTIER_REFERENCE (default: $XDG_CACHE_HOME/quantier/reference) says where it is kept; about 1 GiB.
+# QUANTIER_REFERENCE is its directory (default: $XDG_CACHE_HOME/quantier/reference), about 1 GiB.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -25,7 +25,7 @@ bin=$home/build/bin
 log=$home/build.log
 targets=(llama-quantize llama-gguf-split llama-tokenize llama-imatrix llama-perplexity llama-completion llama-bench)
 
-# The stamps: the target list, so that a checkout that needs more targets builds them; that quantized models run here.
+# The stamps: the list of targets, so that a checkout with more targets builds them; and the test of quantized models.
 stamp=$home/built
 runs=$home/runs
 built() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "${targets[*]}" ]; }
@@ -35,12 +35,12 @@ build() {
     PATH=$home/venv/bin:$PATH cmake -S "$source" -B "$home/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
         -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF \
         -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DBUILD_TESTING=OFF "$@" &&
-        # The quantizer first: it is what most suites need.
+        # The quantizer first: most suites need it.
         PATH=$home/venv/bin:$PATH cmake --build "$home/build" --target llama-quantize &&
         PATH=$home/venv/bin:$PATH cmake --build "$home/build" --target "${targets[@]}"
 }
 
-# CMake options that name the instruction sets of this CPU one by one, AMX left out.
+# CMake options that list the instruction sets of this CPU, without AMX.
 without_amx() {
     local macros option
     macros=$(gcc -march=native -dM -E - </dev/null)
@@ -56,7 +56,7 @@ without_amx() {
     printf -- '-DGGML_AMX_%s=OFF\n' TILE INT8 BF16
 }
 
-# Runs quantized models; 132 (128 + SIGILL) where the CPU lacks an instruction.
+# Runs quantized models; 132 (128 + SIGILL) if the CPU lacks an instruction.
 try() {
     local model=$repository/testdata/refmodel-f16.gguf text=$repository/testdata/texts/evaluation.txt type
     for type in Q4_0 Q8_0 Q4_K_S; do
@@ -125,7 +125,7 @@ if [[ "${1:-}" == --python || "${1:-}" == --mistral-common ]] && [ ! -f "$home/p
     "$home/pyvenv/bin/pip" install --quiet transformers==4.57.6 numpy==2.2.6 sentencepiece==0.2.3 protobuf safetensors gguf
     touch "$home/pyvenv/complete"
 fi
-# Beside the others: where it is there, transformers takes other classes for other vocabularies.
+# Separate from the others: with it installed, transformers chooses other classes for other vocabularies.
 if [ "${1:-}" = --mistral-common ] && [ ! -f "$home/mistral-common/complete" ]; then
     echo "reference.sh: installing mistral-common into $home/mistral-common" >&2
     "$home/pyvenv/bin/pip" install --quiet --upgrade --target "$home/mistral-common" mistral-common==1.13.1

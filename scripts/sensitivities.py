@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Compares the sensitivities of single tensors, to second order, with the divergence that is measured when that tensor
-alone has the type (`--score divergence` beside `--score sweep`), on the same chunks of a text.
+"""Compares sensitivities of single tensors, to second order, with the measured divergence of the model with only that
+tensor in the type (`--score divergence` beside `--score sweep`), on the same chunks of a text.
 
     scripts/sensitivities.py MODEL.gguf TEXT [--chunks N] [--context N] [--types Q3_K,Q4_K,Q6_K] [--work DIR]
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 PROGRAM = os.environ.get("QUANTIER", Path(__file__).resolve().parent.parent / "target" / "release" / "quantier")
 FACTOR = 1.5
-# Divergences below this are rounding of f32, and no measurement.
+# Smaller divergences are rounding errors of f32.
 LEAST = 1e-6
 
 

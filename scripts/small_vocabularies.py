@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Makes checkpoints without weights, for each way in which a family's vocabulary is read that no real vocabulary of the
+"""Makes checkpoints without weights, for each family's vocabulary format that no real vocabulary of the
 reference has.
 
     small_vocabularies.py OUT              OUT/NAME for each: config.json and the files of its tokenizer
     small_vocabularies.py --jobs OUT       the conversions that write OUT/NAME.gguf: a line of jobs for
                                            convert-reference.py
-    small_vocabularies.py --goldens OUT    puts those without a tokenizer.model, and what the reference wrote for them, into
+    small_vocabularies.py --goldens OUT    stores those without a tokenizer.model, and the reference's files of them, in
                                            crates/tokenizer/testdata
 
-Some tokenizers are programs beside the checkpoint, which the reference runs. Where that is so, one with the same
-interface is written here; what it reads, and what special tokens it has, is what the models' own programs have.
+Some tokenizers are programs beside the checkpoint, which the reference runs. For these, a program with the same
+interface is written here; its input and special tokens are those of the models' own programs.
 
 Needs torch and sentencepiece (scripts/reference.sh --python), as checkpoints.py does.
 """
@@ -40,7 +40,7 @@ def read_json(path):
 
 
 def ranks():
-    """Tokens of a tiktoken file: all bytes, then the beginnings of words, so that each is made of two before it."""
+    """Tokens of a tiktoken file: all bytes, then the beginnings of words, so that each is a merge of two earlier ones."""
     tokens = [bytes([byte]) for byte in range(256)]
     for word in WORDS:
         for start in ("", " "):
@@ -119,7 +119,7 @@ ARCADE = [TEXT_END, *(f"<|fim_{n}|>" for n in ("prefix", "middle", "suffix", "pa
 
 
 def tiktoken(folder, file, special, **more):
-    """A tokenizer of ranks, ours unless others are given, with its program. Returns the number of tokens."""
+    """A tokenizer of ranks (by default our own) with its program. Returns the number of tokens."""
     gap, tokens = more.pop("gap", 0), more.pop("tokens", None) or ranks()
     write_ranks(folder / file, tokens, more.pop("twice", False))
     (folder / "tokenization_made.py").write_text(PROGRAM % {"file": file, "gap": gap, "special": special})
@@ -143,7 +143,7 @@ def byte_level(folder, added=(), plain=(), **more):
 
 
 def slow(folder, tokenizer_class, **more):
-    """vocab.json and merges.txt of the same vocabulary, and no tokenizer.json."""
+    """vocab.json and merges.txt of the same vocabulary, without tokenizer.json."""
     write_bpe(folder)
     tokenizer = read_json(folder / "tokenizer.json")
     (folder / "tokenizer.json").unlink()
@@ -155,7 +155,7 @@ def slow(folder, tokenizer_class, **more):
 
 
 def pieces(folder, change=lambda proto: None):
-    """The reference model's SentencePiece model, changed. Returns the number of its pieces."""
+    """The reference model's SentencePiece model with changes. Returns the number of its pieces."""
     proto = sentencepiece_model_pb2.ModelProto.FromString((REFMODEL / "tokenizer.model").read_bytes())
     change(proto)
     (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
@@ -163,7 +163,7 @@ def pieces(folder, change=lambda proto: None):
 
 
 def decoder(**texts):
-    """added_tokens_decoder: name of a token with its id and whether it is special."""
+    """added_tokens_decoder: name of a token with its id and true for special ones."""
     return {str(id): {"content": text, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
                       "special": special} for text, (id, special) in texts.items()}
 
@@ -252,7 +252,7 @@ def hunyuan_moe(folder):
 
 
 def kimi(folder):
-    """Special tokens by number, of which two have no name, one more than the vocabulary has, and padding behind none."""
+    """Special tokens by number: two without names, one outside the vocabulary, and padding after none."""
     first = len(ranks())
     named = {first: "[BOS]", first + 1: "[EOS]", first + 2: "<|im_end|>", first + 4: "<|im_user|>", first + 256: "[UNK]",
              first + 257: "[PAD]"}
@@ -364,7 +364,7 @@ def mpt(folder):
 
 
 def mpt_sentencepiece(folder):
-    # A class that transformers does not know: it reads no tokenizer then, and the reference falls back.
+    # A class unknown to transformers: it reads no tokenizer then, and the reference falls back.
     pieces(folder)
     write_spm_config(folder, tokenizer_class="MadeTokenizer")
     return config("MPTForCausalLM", "mpt", SPM_VOCAB, n_layers=2)
@@ -438,7 +438,7 @@ MADE = {f.__name__: f for f in (
 
 
 def shown(field):
-    """A value of a GGUF in one line; an array as its type, length and SHA-256."""
+    """A GGUF value on one line; an array as its type, length and SHA-256."""
     value, kind = field.contents(), field.types[-1].name
     if len(field.types) == 1:
         return str(value).lower() if kind == "BOOL" else json.dumps(value, ensure_ascii=False)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes a GGUF with a small vocabulary for each pre-tokenizer that the reference's llama-vocab.cpp names, and one for each
-other algorithm without a vocabulary among the reference's.
+"""Makes a GGUF with a small vocabulary for each pre-tokenizer named in the reference's llama-vocab.cpp, and one for each
+other algorithm without a vocabulary in the reference.
 
     split_vocabularies.py SOURCE OUT TEXT
 
-SOURCE is the reference's directory. OUT/split-NAME.gguf is of metadata alone. The tokens are learned from TEXT without any
-split, so that merges reach over every boundary between words: where a pre-tokenizer splits elsewhere, tokens differ.
+SOURCE is the reference's directory. OUT/split-NAME.gguf has only metadata. The tokens are learned from TEXT without
+pre-tokenization, so that merges cross all word boundaries: different splits give different tokens.
 
 Needs gguf and transformers' tokenizers (scripts/reference.sh --python).
 """
@@ -20,9 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 TOKENS = 6000
-# Not of byte-pair encoders: the vocabulary of an embedding model.
+# Not for byte-pair encoding: the vocabulary of an embedding model.
 OTHER_MODELS = {"whitespace"}
-# Tokens in UTF-8 with U+2581 for spaces, as Gemma 4's.
+# Tokens in UTF-8 with U+2581 for spaces, as in Gemma 4.
 RAW = {"gemma4", "granite-embed-multi-311m", "sarvam-moe"}
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Trains a tiny Qwen 3.5 on texts and writes it as a Hugging Face checkpoint: 3.9 M parameters, three gated delta nets
 and attention with gates, twice as many heads of values as of keys, a block for a further token, all rows multiples of
-256. Random weights have no structure that a quantizer could keep or lose; these have.
+256. Unlike random weights, trained ones have structure that quantization can preserve or lose.
 
     scripts/train-qwen35.py OUT TEXT ... [--skip BYTES] [--steps N] [--minutes M]
 
-The vocabulary (1024 tokens, byte-level) is made of the same texts. --skip leaves out the beginning of every text, so
-that it can calibrate and judge. 800 steps take about 20 minutes of processor time. Convert it by `quantier convert --pre gpt-2`, since
-the reference knows tokenizers by hashes. Needs torch, safetensors and tokenizers:
+The vocabulary (1024 tokens, byte-level) is learned from the same texts. --skip omits the beginning of every text, for
+calibration and evaluation. 800 steps take about 20 minutes of processor time. Convert it by `quantier convert --pre gpt-2`, since
+the reference recognizes tokenizers by hashes. Needs torch, safetensors and tokenizers:
 `$(scripts/reference.sh --python)` has them.
 
 The matrices of the layers are trained by Muon (Jordan et al. 2024), everything else by Adam.
@@ -29,7 +29,7 @@ HEADS, KV_HEADS, HEAD, ROTATED, THETA = 4, 2, 64, 16, 10000.0
 KEY_HEADS, VALUE_HEADS, KERNEL, EPSILON = 2, 4, 4, 1e-6
 KEYS, VALUES = KEY_HEADS * HEAD, VALUE_HEADS * HEAD
 CONTEXT, BATCH, BLOCK = 256, 8, 64
-# The share of the block for a further token in the loss.
+# Weight of the block for a further token in the loss.
 FURTHER = 0.3
 SEED = 35
 
@@ -52,7 +52,7 @@ def is_attention(layer):
 
 
 def shapes():
-    """Names as in a checkpoint -> shapes."""
+    """Names in the checkpoint -> shapes."""
     def ffn(p):
         return {f"{p}mlp.gate_proj.weight": (FFN, HIDDEN), f"{p}mlp.up_proj.weight": (FFN, HIDDEN),
                 f"{p}mlp.down_proj.weight": (HIDDEN, FFN), f"{p}input_layernorm.weight": (HIDDEN,),
@@ -83,7 +83,7 @@ def initial(name, shape):
     if name.endswith("A_log"):
         return torch.empty(shape).uniform_(1, 16).log()
     if name.endswith("dt_bias"):
-        # The inverse of softplus, of steps from 0.001 to 0.1: states that last for some tokens, or for many.
+        # The inverse of softplus, for steps from 0.001 to 0.1: states that decay over few or many tokens.
         steps = torch.empty(shape).uniform_(math.log(1e-3), math.log(0.1)).exp()
         return steps + torch.log(-torch.expm1(-steps))
     if name.endswith("linear_attn.norm.weight"):
@@ -92,7 +92,7 @@ def initial(name, shape):
         return torch.zeros(shape)
     if "conv1d" in name:
         return torch.empty(shape).uniform_(-0.5, 0.5)
-    # What leaves a mixer begins small.
+    # Outputs of mixers start small.
     return torch.randn(shape) * (0.005 if "o_proj" in name or "out_proj" in name or "down_proj" in name else 0.02)
 
 
@@ -110,7 +110,7 @@ class Model:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPSILON) * (1 + self.weights[name + ".weight"])
 
     def rotate(self, x):
-        """Of heads `[batch, heads, positions, HEAD]`, the first ROTATED numbers, by halves."""
+        """Rotates the first ROTATED numbers of heads `[batch, heads, positions, HEAD]`, by halves."""
         positions = x.shape[2]
         a, b, rest = x.split([ROTATED // 2, ROTATED // 2, HEAD - ROTATED], -1)
         cos, sin = self.cos[:positions], self.sin[:positions]
@@ -152,7 +152,7 @@ class Model:
         return x + self.times(y, p + "mlp.down_proj")
 
     def run(self, tokens):
-        """Embeddings, and normalized activations behind the last layer."""
+        """Embeddings, and normalized activations after the last layer."""
         embedded = self.weights["model.embed_tokens.weight"][tokens]
         x = embedded
         for i in range(LAYERS):
@@ -162,17 +162,17 @@ class Model:
         return embedded, self.norm(x, "model.norm")
 
     def further(self, embedded, hidden):
-        """The block for a further token: `hidden` belongs to the positions before those of `embedded`."""
+        """The block for a further token: `hidden` is from the positions before those of `embedded`."""
         both = torch.cat([self.norm(embedded, "mtp.pre_fc_norm_embedding"), self.norm(hidden, "mtp.pre_fc_norm_hidden")], -1)
         return self.layer(self.times(both, "mtp.fc"), "mtp.layers.0.", self.attention, "self_attn.")
 
     def draft(self, tokens):
-        """The same over the whole of `[batch, positions]`; zeros stand in front of the first position."""
+        """The same over all of `[batch, positions]`; zeros precede the first position."""
         embedded, hidden = self.run(tokens)
         return self.further(embedded, F.pad(hidden, (0, 0, 1, 0))[:, :-1])
 
     def losses(self, tokens):
-        """Of the next token and of the one behind it; `tokens` is [batch, CONTEXT + 2]."""
+        """Losses of the next token and of the one after it; `tokens` is [batch, CONTEXT + 2]."""
         _, x = self.run(tokens[:, :-2])
         embedded = self.weights["model.embed_tokens.weight"][tokens[:, 1:-1]]
         loss = lambda x, tokens: F.cross_entropy(self.times(x, "lm_head").flatten(0, 1), tokens.flatten())
@@ -181,7 +181,7 @@ class Model:
 
 
 def delta_rule(query, key, value, decay, strength):
-    """Blocks of steps as matrix products; see crates/engine/src/model/ops/delta.rs."""
+    """Matrix products of blocks of steps; see crates/engine/src/model/ops/delta.rs."""
     sums = decay.cumsum(-2)
     ratios = (sums - sums.transpose(-1, -2)).tril().exp().tril()
     system = (strength * ratios * (key @ key.transpose(-1, -2))).tril(-1)
@@ -199,7 +199,7 @@ def delta_rule(query, key, value, decay, strength):
 
 
 class Muon:
-    """Momentum whose matrices are made orthogonal by Newton and Schulz's iteration."""
+    """Momentum with matrices orthogonalized by Newton-Schulz iteration."""
 
     def __init__(self, weights, momentum=0.95):
         self.weights, self.momentum = weights, momentum
@@ -264,7 +264,7 @@ def main():
         left = 1 - max(step / options.steps, spent)
         if left <= 0:
             break
-        # Constant, then down to nothing.
+        # Constant, then linear decay to zero.
         rate = min(1.0, (step + 1) / 20, left / 0.5)
         starts = torch.randint(0, len(tokens) - CONTEXT - 2, (BATCH,))
         near, far = model.losses(torch.stack([tokens[s:s + CONTEXT + 2] for s in starts]))

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Makes Hugging Face tokenizer files of the reference's vocabularies (models/ggml-vocab-*.gguf).
 
-    vocabularies.py SOURCE OUT [NAME ...]     all that a converted architecture could have, or those named
+    vocabularies.py SOURCE OUT [NAME ...]     all vocabularies of convertible architectures, or those named
     vocabularies.py --jobs SOURCE OUT         the conversions that write OUT/NAME.gguf for each: a line of jobs for
                                               convert-reference.py
 
-SOURCE is the reference's directory. OUT/NAME gets a config.json, tokenizer.json or tokenizer.model, and what lies
-beside them. A GGUF keeps texts, scores, types and merges; how text is split, normalized and framed is added here by
-the name of the vocabulary, as the models' own files have it.
+SOURCE is the reference's directory. OUT/NAME gets a config.json, tokenizer.json or tokenizer.model, and their companion
+files. A GGUF stores texts, scores, types and merges; splitting, normalization and special tokens are added here by
+the name of the vocabulary, as in the models' own files.
 
 Needs gguf, torch and sentencepiece (scripts/reference.sh --python).
 """
@@ -51,7 +51,7 @@ def in_turn(*steps):
 
 
 def of_source(source, name, skip_last=0):
-    """The patterns that the reference's source lists for a pre-tokenizer: those of DeepSeek are the models' own."""
+    """Patterns of a pre-tokenizer in the reference's source: those of DeepSeek are the models' own."""
     text = (source / "src" / "llama-vocab.cpp").read_text(encoding="utf-8")
     block = re.search(r"case LLAMA_VOCAB_PRE_TYPE_%s:(?:.|\n)*?\{((?:.|\n)*?)\n\s*\};" % name, text)[1]
     literals = [ast.literal_eval(line.strip().rstrip(",")) for line in block.splitlines() if line.strip().startswith('"')]
@@ -59,7 +59,7 @@ def of_source(source, name, skip_last=0):
 
 
 def pre_tokenizer(source, name):
-    """How the models of a vocabulary split text."""
+    """Text splitting of a vocabulary's models."""
     return {
         "aquila": lambda: byte_level(True),
         "command-r": lambda: in_turn(digits(True), byte_level(True)),
@@ -95,7 +95,7 @@ VOCABULARIES = {
     "phi-3": ("Phi3ForCausalLM", "phi3", "LlamaTokenizer"),
     "qwen2": ("Qwen2ForCausalLM", "qwen2", "Qwen2Tokenizer"),
     "qwen35": ("Qwen3ForCausalLM", "qwen3", "Qwen2Tokenizer"),
-    # The vocabulary of Qwen 1 is that of Qwen 2 without the last tokens, in a file of ranks.
+    # Qwen 1's vocabulary is that of Qwen 2 without the last tokens, in a file of ranks.
     "qwen1": ("QWenLMHeadModel", "qwen", "QWenTokenizer"),
     "refact": ("GPT2LMHeadModel", "gpt2", "GPT2TokenizerFast"),
     "starcoder": ("Starcoder2ForCausalLM", "starcoder2", "GPT2Tokenizer"),
@@ -129,17 +129,17 @@ class Vocabulary:
             return {}
         if names is None:
             return {"chat_template": field.contents()}
-        # One beside the default: the reference lists several in the order of a set, which changes from run to run.
+        # One beside the default: the reference lists several in the order of a set, which varies between runs.
         name = names.contents()[0]
         named = self.fields[f"tokenizer.chat_template.{name}"].contents()
         return {"chat_template": [{"name": "default", "template": field.contents()}, {"name": name, "template": named}]}
 
     def is_padding(self, id):
-        # Older converters called what fills a hole unknown.
+        # Older converters marked unused ids as unknown.
         return self.types[id] in (UNUSED, UNKNOWN) and self.texts[id] == f"[PAD{id}]"
 
     def added(self):
-        """Ids of the tokens that are split off before anything else."""
+        """Ids of the tokens that are split off first."""
         return [id for id, kind in enumerate(self.types) if kind in (CONTROL, USER_DEFINED) and not self.is_padding(id)]
 
 
@@ -154,7 +154,7 @@ def write_sentencepiece(folder, vocabulary, name):
              UNUSED: piece.UNUSED, BYTE: piece.BYTE}
     added = {id: text for id, text in enumerate(vocabulary.texts)
              if vocabulary.scores[id] == SCORE_OF_ADDED and vocabulary.types[id] != NORMAL}
-    # Tokens behind the last that is not added are no pieces.
+    # Tokens after the last non-added one are not pieces.
     size = max(id for id in range(len(vocabulary.texts)) if id not in added and not vocabulary.is_padding(id)) + 1
     for id in range(size):
         kind = kinds[vocabulary.types[id]]
@@ -179,7 +179,7 @@ def write_sentencepiece(folder, vocabulary, name):
 def write_tokenizer_json(folder, source, vocabulary, name, tokenizer_class):
     added = vocabulary.added()
     like_sentencepiece = vocabulary.model == "gemma4"
-    # Special tokens at the end stand in added_tokens alone; those between others are in the vocabulary too.
+    # Special tokens at the end are only in added_tokens; others are in the vocabulary too.
     last = max(id for id in range(len(vocabulary.texts))
                if id not in set(added) and vocabulary.types[id] not in (CONTROL, USER_DEFINED)
                and not vocabulary.is_padding(id))
@@ -217,7 +217,7 @@ def write_tokenizer_json(folder, source, vocabulary, name, tokenizer_class):
                {"version": "1.0", "truncation": None, "padding": None, "added_tokens": entries,
                 "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post, "decoder": decoder,
                 "model": model})
-    # The class would bring an <unk> of its own.
+    # The class would add its own <unk>.
     config = {"tokenizer_class": tokenizer_class, "unk_token": None} | roles | vocabulary.template()
     for key in "add_bos_token", "add_eos_token":
         if (adds := vocabulary.get(key)) is not None:
@@ -226,7 +226,7 @@ def write_tokenizer_json(folder, source, vocabulary, name, tokenizer_class):
 
 
 def halves(merge, vocab):
-    """The two tokens of a merge: parts may hold spaces."""
+    """The two tokens of a merge, which may contain spaces."""
     at = merge.find(" ", 1)
     while at > 0:
         if merge[:at] in vocab and merge[at + 1:] in vocab:
