@@ -749,6 +749,228 @@ def gpt_oss(**more):
     return config | more, model(BPE_VOCAB, layer, layers=layers), "bpe"
 
 
+def latent_attention(p, query_rank, rank=64, plain=32, rotated=16, value=48):
+    """Multi-head latent attention by the names of DeepSeek."""
+    queries = HEADS * (plain + rotated)
+    shapes = {p + "kv_a_proj_with_mqa.weight": (rank + rotated, HIDDEN), p + "kv_a_layernorm.weight": (rank,),
+              p + "kv_b_proj.weight": (HEADS * (plain + value), rank), p + "o_proj.weight": (HIDDEN, HEADS * value)}
+    if query_rank is None:
+        return shapes | {p + "q_proj.weight": (queries, HIDDEN)}
+    return shapes | {p + "q_a_proj.weight": (query_rank, HIDDEN), p + "q_a_layernorm.weight": (query_rank,),
+                     p + "q_b_proj.weight": (queries, query_rank)}
+
+
+def shared_and_routed(p, experts, length, shared, bias):
+    """A router, experts and what every token sees, by the names of DeepSeek."""
+    shapes = {p + "gate.weight": (experts, HIDDEN)}
+    if bias:
+        shapes[p + "gate.e_score_correction_bias"] = (experts,)
+    if shared:
+        shapes |= gated(p + "shared_experts.", ffn=shared * length)
+    for e in range(experts):
+        shapes |= gated(f"{p}experts.{e}.", ffn=length)
+    return shapes
+
+
+def nextn(p):
+    """What a block for a further token has beside a layer."""
+    return ({p + "eh_proj.weight": (HIDDEN, 2 * HIDDEN), p + "embed_tokens.weight": (BPE_VOCAB, HIDDEN),
+             p + "shared_head.head.weight": (BPE_VOCAB, HIDDEN), p + "shared_head.norm.weight": (HIDDEN,)}
+            | norms(p, "enorm", "hnorm"))
+
+
+def deepseek2(cls, model_type, layers=3, query_rank=48, rank=64, dense=1, experts=8, length=96, shared=1, bias=True, mtp=0,
+              **more):
+    """Latent attention, and behind the first layers a mixture of experts."""
+    config = base(cls, model_type, BPE_VOCAB, num_hidden_layers=layers, num_key_value_heads=HEADS, kv_lora_rank=rank,
+                  q_lora_rank=query_rank, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=48, rope_theta=10000.0,
+                  first_k_dense_replace=dense, moe_intermediate_size=length, n_routed_experts=experts,
+                  n_shared_experts=shared, num_experts_per_tok=2, num_nextn_predict_layers=mtp)
+    shapes = {"model.embed_tokens.weight": (BPE_VOCAB, HIDDEN), "lm_head.weight": (BPE_VOCAB, HIDDEN)}
+    shapes |= norms("model.", "norm")
+    for i in range(layers + mtp):
+        p = f"model.layers.{i}."
+        shapes |= norms(p, "input_layernorm", "post_attention_layernorm")
+        shapes |= latent_attention(p + "self_attn.", query_rank, rank)
+        if i < dense:
+            shapes |= gated(p + "mlp.")
+        else:
+            shapes |= shared_and_routed(p + "mlp.", experts, length, shared, bias)
+        if i >= layers:
+            shapes |= nextn(p)
+    return config | more, shapes, "bpe"
+
+
+def yarn(**more):
+    """Contexts of the tests are longer than the original one."""
+    return {"type": "yarn", "factor": 8, "original_max_position_embeddings": 128, "beta_fast": 32, "beta_slow": 1} | more
+
+
+def deepseek_v3():
+    """Groups of experts, a bias for the choice, a block for a further token that is left out."""
+    return deepseek2("DeepseekV3ForCausalLM", "deepseek_v3", mtp=1, n_group=4, topk_group=2, topk_method="noaux_tc",
+                     scoring_func="sigmoid", norm_topk_prob=True, routed_scaling_factor=2.5,
+                     rope_scaling=yarn(mscale=1.0, mscale_all_dim=1.0))
+
+
+def deepseek_v2():
+    """Softmax over groups without a norm; experts in every layer; another latent length."""
+    return deepseek2("DeepseekV2ForCausalLM", "deepseek_v2", rank=32, dense=0, shared=2, bias=False, n_group=4, topk_group=2,
+                     topk_method="group_limited_greedy", scoring_func="softmax", norm_topk_prob=False,
+                     routed_scaling_factor=16.0)
+
+
+def deepseek_v2_lite():
+    """Queries of one matrix, which llama.cpp loads of models of so many layers."""
+    config, shapes, tokenizer = deepseek2(
+        "DeepseekV2ForCausalLM", "deepseek_v2", layers=27, query_rank=None, length=32, shared=2, bias=False, n_group=1,
+        topk_group=1, scoring_func="softmax", norm_topk_prob=False, routed_scaling_factor=1.0,
+        rope_scaling=yarn(mscale=0.707, mscale_all_dim=0.707))
+    return config, shapes, tokenizer
+
+
+def kimi_k25():
+    text = deepseek2("DeepseekV3ForCausalLM", "kimi_k2", n_group=1, topk_group=1, scoring_func="sigmoid", norm_topk_prob=True,
+                     routed_scaling_factor=2.827, aux_loss_alpha=0.001,
+                     rope_scaling=yarn(mscale=1.0, mscale_all_dim=1.0))
+    config, shapes, tokenizer = wrapped(text, "KimiK25ForConditionalGeneration", "kimi_k25", outside)
+    return config, shapes | {"vision_tower.a.weight": (8, 8), "mm_projector.proj.0.weight": (8, 8)}, tokenizer
+
+
+def youtu():
+    """No experts; the embeddings are the output matrix, and the file has it once more."""
+    config, shapes, tokenizer = deepseek2("YoutuForCausalLM", "youtu", dense=3, tie_word_embeddings=True, mlp_bias=False,
+                                          rope_interleave=True)
+    return without(config, "n_routed_experts", "n_shared_experts", "first_k_dense_replace", "moe_intermediate_size",
+                   "num_experts_per_tok", "num_nextn_predict_layers"), shapes, tokenizer
+
+
+def glm4_moe_lite(**more):
+    config, shapes, _ = deepseek2("Glm4MoeLiteForCausalLM", "glm4_moe_lite", mtp=1, n_group=1, topk_group=1,
+                                  topk_method="noaux_tc", norm_topk_prob=True, routed_scaling_factor=1.8,
+                                  partial_rotary_factor=1.0)
+    return config | more, shapes, "glm-moe"
+
+
+def glm4moe(mtp=1, dense=1, head_norms=True, biases=True, **more):
+    layers, experts, length = 3, 8, 96
+    config = base("Glm4MoeForCausalLM", "glm4_moe", BPE_VOCAB, num_hidden_layers=layers, head_dim=HEAD,
+                  partial_rotary_factor=0.5, moe_intermediate_size=length, n_routed_experts=experts, n_shared_experts=1,
+                  num_experts_per_tok=3, n_group=1, topk_group=1, first_k_dense_replace=dense, routed_scaling_factor=2.5,
+                  norm_topk_prob=True, use_qk_norm=head_norms, attention_bias=biases, rope_theta=1000000.0,
+                  num_nextn_predict_layers=mtp)
+
+    def layer(p):
+        i = int(p.split(".")[2])
+        shapes = attention(p, biases=biases) | norms(p, "input_layernorm", "post_attention_layernorm")
+        if head_norms:
+            shapes |= norms(p + "self_attn.", "q_norm", "k_norm", size=HEAD)
+        shapes |= gated(p + "mlp.") if i < dense else shared_and_routed(p + "mlp.", experts, length, 1, True)
+        return shapes | nextn(p) if i >= layers else shapes
+
+    return config | more, model(BPE_VOCAB, layer, layers=layers + mtp), "glm-moe"
+
+
+def glm4v_moe():
+    """Positions in sections, no norms of heads, no dense network, no block for a further token."""
+    text = glm4moe(0, 0, False, rope_scaling={"type": "default", "mrope_section": [4, 6, 6]})
+    text = (without(text[0], "num_nextn_predict_layers"), *text[1:])
+    return wrapped(text, "Glm4vMoeForConditionalGeneration", "glm4v_moe", inside)
+
+
+def minimax_m2():
+    experts, length = 8, 96
+    config = base("MiniMaxM2ForCausalLM", "minimax_m2", BPE_VOCAB, intermediate_size=length, head_dim=HEAD, rotary_dim=32,
+                  num_local_experts=experts, num_experts_per_tok=3, scoring_func="sigmoid", use_routing_bias=True,
+                  use_qk_norm=True, qk_norm_type="per_layer", rope_theta=5000000)
+
+    def layer(p):
+        m = p + "block_sparse_moe."
+        shapes = attention(p) | norms(p, "input_layernorm", "post_attention_layernorm")
+        shapes |= norms(p + "self_attn.", "q_norm", size=HEADS * HEAD) | norms(p + "self_attn.", "k_norm", size=KV_HEADS * HEAD)
+        shapes |= {m + "gate.weight": (experts, HIDDEN), m + "e_score_correction_bias": (experts,)}
+        for e in range(experts):
+            x = f"{m}experts.{e}."
+            shapes |= {x + "w1.weight": (length, HIDDEN), x + "w2.weight": (HIDDEN, length), x + "w3.weight": (length, HIDDEN)}
+        return shapes
+
+    return config, model(BPE_VOCAB, layer), "bpe"
+
+
+def mistral4():
+    """A DeepSeek V2 within a Mistral 3, its experts stacked."""
+    experts, length = 8, 96
+    config, shapes, tokenizer = deepseek2(
+        "", "mistral4", dense=0, experts=0, bias=False, n_routed_experts=experts, n_group=1, topk_group=1,
+        norm_topk_prob=True, routed_scaling_factor=1.0, rope_parameters=yarn(
+            rope_type="yarn", rope_theta=10000.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1))
+    for i in range(config["num_hidden_layers"]):
+        p = f"model.layers.{i}.mlp."
+        shapes |= {p + "gate.weight": (experts, HIDDEN), p + "experts.gate_up_proj": (experts, 2 * length, HIDDEN),
+                   p + "experts.down_proj": (experts, HIDDEN, length)}
+    config = without(config, "architectures", "rope_theta", "num_nextn_predict_layers")
+    return wrapped((config, shapes, tokenizer), "Mistral3ForConditionalGeneration", "mistral3", outside)
+
+
+def sparse(cls, model_type, top_k, kinds=None, **more):
+    """Indexers, in all layers or in those that are full."""
+    heads, length, layers, query_rank = 4, 32, 3, 48
+    config, shapes, _ = deepseek2(cls, model_type, layers=layers, query_rank=query_rank, mtp=1, scoring_func="sigmoid",
+                                  norm_topk_prob=True, routed_scaling_factor=2.5, index_n_heads=heads, index_head_dim=length,
+                                  index_topk=top_k, **more)
+    for i in range(layers + 1):
+        if kinds and i < layers and kinds[i] == "shared":
+            continue
+        p = f"model.layers.{i}.self_attn.indexer."
+        shapes |= norms(p, "k_norm", size=length, bias=True)
+        shapes |= {p + "weights_proj.weight": (heads, HIDDEN), p + "wk.weight": (length, HIDDEN),
+                   p + "wq_b.weight": (heads * length, query_rank)}
+    return config | ({"indexer_types": kinds} if kinds else {}), shapes
+
+
+def deepseek_v32(top_k):
+    config, shapes = sparse("DeepseekV32ForCausalLM", "deepseek_v32", top_k, n_group=4, topk_group=2,
+                            rope_scaling=yarn(mscale=1.0, mscale_all_dim=1.0))
+    return config, shapes, "bpe-bos"
+
+
+def glm_dsa(top_k, kinds=None):
+    config, shapes = sparse("GlmMoeDsaForCausalLM", "glm_moe_dsa", top_k, kinds, n_group=1, topk_group=1,
+                            rope_parameters={"rope_theta": 1000000, "rope_type": "default"})
+    return without(config, "rope_theta"), shapes, "glm-moe"
+
+
+def deepseek_ocr():
+    """Plain attention; the fields of the text model have another name, and a few are missing."""
+    experts, length = 8, 96
+    config, shapes, tokenizer = deepseek2("DeepseekV2ForCausalLM", "deepseek_v2", experts=experts, shared=2, bias=False,
+                                          n_group=1, topk_group=1, topk_method="greedy", use_mla=False, sliding_window_size=64)
+    shapes = {n: s for n, s in shapes.items() if ".self_attn." not in n}
+    for i in range(config["num_hidden_layers"]):
+        shapes |= {f"model.layers.{i}.self_attn.{n}_proj.weight": (HIDDEN, HIDDEN) for n in "qkvo"}
+    shapes |= {n + ".weight": (8, 8) for n in ("model.sam_model.a", "model.vision_model.b", "model.projector.layers", "model.qwen2_model.c")}
+    shapes |= {"model.image_newline": (8,), "model.view_seperator": (8,)}
+    text = without(config, "architectures", "model_type", "rope_theta", "rms_norm_eps") | {
+        "qk_nope_head_dim": 0, "qk_rope_head_dim": 0, "v_head_dim": 0, "kv_lora_rank": None, "q_lora_rank": None}
+    return {"architectures": ["DeepseekOCRForCausalLM"], "model_type": "deepseek_vl_v2", "bos_token_id": 1,
+            "eos_token_id": 2, "language_config": text, "vision_config": {"width": {}}}, shapes, tokenizer
+
+
+def deepseek_v1():
+    experts, length, layers = 8, 96, 3
+    config = base("DeepseekForCausalLM", "deepseek", BPE_VOCAB, num_hidden_layers=layers, moe_intermediate_size=length,
+                  n_routed_experts=experts, n_shared_experts=2, num_experts_per_tok=3, first_k_dense_replace=1, moe_layer_freq=1,
+                  norm_topk_prob=False, scoring_func="softmax", rope_theta=10000.0, attention_bias=False)
+
+    def layer(p):
+        shapes = attention(p) | norms(p, "input_layernorm", "post_attention_layernorm")
+        if p.startswith("model.layers.0."):
+            return shapes | gated(p + "mlp.")
+        return shapes | shared_and_routed(p + "mlp.", experts, length, 2, False)
+
+    return config, model(BPE_VOCAB, layer, layers=layers), "bpe"
+
+
 def bailingmoe3(query_rank=None, mtp=1, **more):
     """Kimi Delta Attention in three of five layers, latent attention in the others; limits of activations."""
     layers, experts, length, rank, plain, rotated, value, kernel = 5, 8, 96, 64, 32, 16, 48, 4
@@ -1840,6 +2062,23 @@ CHECKPOINTS = {
     # YaRN by its class, and by its own words.
     "gpt-oss": (gpt_oss, torch.bfloat16, 2),
     "gpt-oss-f16": (lambda: gpt_oss(rope_scaling=None, rope_theta=10000.0), torch.float16, 1),
+    "deepseek": (deepseek_v1, torch.bfloat16, 1),
+    "deepseek2": (deepseek_v3, torch.bfloat16, 2),
+    "deepseek2-v2": (deepseek_v2, torch.float16, 1),
+    "deepseek2-lite": (deepseek_v2_lite, torch.bfloat16, 1),
+    "kimi-k25": (kimi_k25, torch.bfloat16, 1),
+    "youtu": (youtu, torch.bfloat16, 1),
+    "glm4-flash": (glm4_moe_lite, torch.bfloat16, 1),
+    "deepseek2-ocr": (deepseek_ocr, torch.bfloat16, 1),
+    "mistral4": (mistral4, torch.bfloat16, 1),
+    # Chunks of the tests are longer than what a token sees, or shorter.
+    "deepseek32": (lambda: deepseek_v32(96), torch.bfloat16, 1),
+    "deepseek32-dense": (lambda: deepseek_v32(2048), torch.bfloat16, 1),
+    "glm-dsa": (lambda: glm_dsa(96), torch.bfloat16, 1),
+    "glm-dsa-shared": (lambda: glm_dsa(2048, ["full", "shared", "full"]), torch.bfloat16, 1),
+    "glm4moe": (glm4moe, torch.bfloat16, 1),
+    "glm4v-moe": (glm4v_moe, torch.bfloat16, 1),
+    "minimax-m2": (minimax_m2, torch.bfloat16, 1),
     "kimi-linear": (kimi_linear, torch.bfloat16, 2),
     "bailingmoe3": (bailingmoe3, torch.bfloat16, 1),
     # Without a block for multi-token prediction, queries of low rank, positions in sections.
@@ -1902,7 +2141,7 @@ def enliven(name, tensors):
         elif "experts.gate_up_proj" in key and name.startswith("gpt-oss"):
             # Beyond the limit of activations, now and then.
             w32 *= 4.0
-        elif "conv1d" in key or "conv.conv" in key or key.endswith(("expert_bias", "router.bias")):
+        elif "conv1d" in key or "conv.conv" in key or key.endswith(("expert_bias", "router.bias", "score_correction_bias")):
             w32 *= 5.0
         elif key.startswith(("word_embeddings", "transformer.word_embeddings")):
             # BLOOM's and Falcon's, which are the output matrix too: logits would be beyond all sense.
@@ -2005,6 +2244,18 @@ def write_bpe(folder, more=()):
 
 def write_glm(folder):
     write_bpe(folder, ["<|endoftext|>", "<|user|>"])
+
+
+def write_glm_moe(folder):
+    write_bpe(folder, ["<|endoftext|>", "<|user|>", "[gMASK]", "<|observation|>"])
+
+
+def write_bpe_bos(folder):
+    """With a token at the beginning, by a class that says so."""
+    write_llada(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "legacy": True}
+    path.write_text(json.dumps(config, indent=2))
 
 
 def write_muse(folder):
@@ -2146,7 +2397,7 @@ def make(out, name, lively=False):
     stem = "consolidated" if is_mistral else "model"
     write_weights(folder, as_views(tensors) if is_torch else tensors, files, "pytorch_model" if is_torch else stem)
     {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
-     "glm": write_glm, "muse": write_muse, "hf": write_hf, "hf-bare": lambda folder: write_hf(folder, False),
+     "glm": write_glm, "glm-moe": write_glm_moe, "bpe-bos": write_bpe_bos, "muse": write_muse, "hf": write_hf, "hf-bare": lambda folder: write_hf(folder, False),
      "plamo": write_plamo, "llada": write_llada}[tokenizer](folder)
     if name.startswith("minimax"):
         (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")

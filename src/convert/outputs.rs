@@ -32,6 +32,7 @@ const ALWAYS_F32: &[&str] = &[
     "ssm_conv1d_k.weight",
     "ssm_conv1d_v.weight",
     "shortconv.conv.weight",
+    "indexer.proj.weight",
 ];
 
 /// A matrix that no rule is about.

@@ -1,7 +1,7 @@
 //! A checkpoint's config.json as the reference sees it: with the defaults that transformers fills
 //! in.
 
-use super::{defaults, nemotron_h, wrapper};
+use super::{deepseek, defaults, nemotron_h, wrapper};
 use quantier_gguf::json::kind;
 use serde_json::{Map, Value};
 
@@ -67,6 +67,7 @@ impl Config {
         let outer = fields.get(TIED).and_then(Value::as_bool);
         wrapper::flatten(&mut fields);
         nemotron_h::complete(class.as_deref(), &mut fields);
+        deepseek::complete(class.as_deref(), &mut fields);
         let inner = fields.get(TIED).and_then(Value::as_bool);
         let mut config = Config {
             fields,

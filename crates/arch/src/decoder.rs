@@ -51,6 +51,12 @@ pub struct Decoder {
     pub normalized_residuals: bool,
     /// What scores of attention are divided by.
     pub score_divisor: ScoreDivisor,
+    /// How YaRN stretches scores of attention beside cosines and sines; None if it does not.
+    pub score_yarn: Option<ScoreYarn>,
+    /// How indexers choose the tokens that latent attention sees; None if it sees all.
+    pub indexer: Option<IndexerKind>,
+    /// Whether heads are rotated wholly, whatever the metadata says.
+    pub rotates_whole_heads: bool,
     /// Which of its tensors a model may lack, and which it must have beside its weights.
     pub needs: Needs,
 }
@@ -117,6 +123,25 @@ pub enum ScoreDivisor {
     RootOfShare(u32),
     /// The length of a head.
     Length,
+}
+
+/// What differs between families in the indexers of sparse attention (DeepSeek-AI 2025).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct IndexerKind {
+    /// How its queries and keys are rotated.
+    pub rope: Rope,
+    /// Added to the divisor of the norm of its keys.
+    pub epsilon: f32,
+}
+
+/// How YaRN stretches scores of attention: by the square of `magnitude (1 + 0.1 part ln(factor))`, where
+/// `part` is ten times the metadata's multiplier (DeepSeek-AI 2024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScoreYarn {
+    /// Whether the metadata's multiplier counts; else it is 0.
+    pub is_listed: bool,
+    /// Whether a `part` leaves cosines and sines as they are.
+    pub is_balanced: bool,
 }
 
 /// Which layers do not rotate.
@@ -231,6 +256,17 @@ pub enum Setting<T> {
     Always(T),
     /// What the metadata says; this if it does not say it.
     Listed(T),
+    /// What the metadata says; if it does not say it, this or that by the size of the model.
+    Sized {
+        /// Numbers of layers.
+        layers: &'static [usize],
+        /// The number of tokens.
+        tokens: u64,
+        /// In models of one of these numbers of layers and of so many tokens.
+        those: T,
+        /// In all others.
+        others: T,
+    },
 }
 
 /// How a router's scores become probabilities.
@@ -437,6 +473,9 @@ impl Decoder {
         drafts: false,
         output_norm: "output_norm",
         score_divisor: ScoreDivisor::Root,
+        score_yarn: None,
+        indexer: None,
+        rotates_whole_heads: false,
         needs: Needs::WEIGHTS,
     };
 }

@@ -73,10 +73,13 @@ pub(super) static CHATGLM: Architecture = Architecture {
     decoder: Decoder::LLAMA,
 };
 
-const PARAMETERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
+const PARAMETERS: &[Parameter] = &[ROTATED_PART];
+
+/// The numbers of a head that are rotated.
+pub(super) const ROTATED_PART: Parameter = Parameter::Computed(|config, keys| {
     keys.set("rope.dimension_count", Value::U32(rotated(config)? as u32));
     Ok(())
-})];
+});
 
 const PREDICT_LAYERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     if config.get("num_nextn_predict_layers").is_some() {
@@ -105,6 +108,22 @@ const GLM4_NORMS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.post_mlp_layernorm",
         "blk.{}.post_ffw_norm",
+        &[Hidden],
+    ),
+];
+
+/// A norm in front of each half of a layer, of which the second is called that behind attention, and
+/// one behind the last layer.
+pub(super) const AROUND_ATTENTION: &[Recipe] = &[
+    Recipe::rename("model.norm", "output_norm", &[Hidden]),
+    Recipe::rename(
+        "model.layers.{}.input_layernorm",
+        "blk.{}.attn_norm",
+        &[Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.post_attention_layernorm",
+        "blk.{}.post_attention_norm",
         &[Hidden],
     ),
 ];

@@ -3,6 +3,7 @@
 
 use super::decoder::{Activation, Decoder, Gating, Layout, Limit, Listed, Needs, Rope, Router};
 use super::decoder::{Setting, Window};
+use super::glm::AROUND_ATTENTION;
 use super::llama::{BUFFERS, EMBEDDINGS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Op::{self, Reshape, Squeeze, Transpose};
@@ -18,7 +19,7 @@ pub(super) static GPT_OSS: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS],
     tensors: &[
         EMBEDDINGS,
-        NORMS,
+        AROUND_ATTENTION,
         PLAIN_ATTENTION,
         SINKS,
         ROUTER,
@@ -62,20 +63,6 @@ pub(super) static GPT_OSS: Architecture = Architecture {
 const PARAMETERS: &[Parameter] = &[
     Parameter::U32("attention.sliding_window", &["sliding_window"]),
     Parameter::U32("expert_feed_forward_length", &["intermediate_size"]),
-];
-
-const NORMS: &[Recipe] = &[
-    Recipe::rename(
-        "model.layers.{}.input_layernorm",
-        "blk.{}.attn_norm",
-        &[Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.post_attention_layernorm",
-        "blk.{}.post_attention_norm",
-        &[Hidden],
-    ),
-    Recipe::rename("model.norm", "output_norm", &[Hidden]),
 ];
 
 const SINKS: &[Recipe] = &[Recipe::rename(

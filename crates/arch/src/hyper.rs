@@ -2,7 +2,7 @@
 
 use crate::{
     Activation, Alibi, Architecture, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Recurrence,
-    Rope, Router, ScoreDivisor, Sections, Setting, Unrotated, Window, Xielu,
+    Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, Unrotated, Window, Xielu,
 };
 use quantier_gguf::gguf::{Metadata, Value, keys};
 
@@ -40,6 +40,8 @@ pub struct Hyper {
     /// Multi-head latent attention, which all layers with attention have; None if they have the
     /// usual one.
     pub latent: Option<LatentNumbers>,
+    /// The indexers of sparse attention; None if a token sees all tokens before it.
+    pub indexer: Option<IndexerNumbers>,
     /// The logarithm of the least that a step keeps of a channel in a delta net, below 0; None if it
     /// may keep nothing.
     pub decay_bound: Option<f32>,
@@ -132,6 +134,18 @@ pub struct LatentNumbers {
     pub key_length: usize,
     /// Length of a head's output.
     pub value_length: usize,
+}
+
+/// The indexer of sparse attention (DeepSeek-AI 2025): of all tokens before it, a query sees those
+/// whose weighted sum of positive scores over the indexer's heads is largest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexerNumbers {
+    /// Heads of its queries.
+    pub heads: usize,
+    /// Length of a head, and of a key.
+    pub length: usize,
+    /// Tokens that a query sees.
+    pub top_k: usize,
 }
 
 /// The gated delta net of one layer (Yang et al. 2025).
@@ -429,6 +443,24 @@ pub struct Rotation {
     pub has_factors: bool,
 }
 
+impl<T: Copy> Setting<T> {
+    /// What it is in a model of so many layers and tokens whose metadata say nothing.
+    fn of(self, of_layers: usize, of_tokens: u64) -> T {
+        match self {
+            Setting::Always(value) | Setting::Listed(value) => value,
+            Setting::Sized {
+                layers,
+                tokens,
+                those,
+                others,
+            } => match layers.contains(&of_layers) && tokens == of_tokens {
+                true => those,
+                false => others,
+            },
+        }
+    }
+}
+
 /// Why metadata describe no decoder; it names the key.
 type Result<T> = std::result::Result<T, String>;
 
@@ -722,22 +754,34 @@ impl Keys<'_> {
         const GATING: &str = "expert_gating_func";
         let gating = match (router.gating, self.optional(GATING)?) {
             (Setting::Always(gating), _) | (Setting::Listed(gating), None | Some(0)) => gating,
-            (Setting::Listed(_), Some(1)) => Gating::Softmax,
-            (Setting::Listed(_), Some(2)) => Gating::Sigmoid,
-            (Setting::Listed(_), Some(3)) => Gating::ChosenSoftmax,
-            (Setting::Listed(_), Some(4)) => Gating::RootSoftplus,
-            (Setting::Listed(_), Some(number)) => {
+            (sized @ Setting::Sized { .. }, None | Some(0)) => sized.of(layers, self.tokens()?),
+            (_, Some(1)) => Gating::Softmax,
+            (_, Some(2)) => Gating::Sigmoid,
+            (_, Some(3)) => Gating::ChosenSoftmax,
+            (_, Some(4)) => Gating::RootSoftplus,
+            (_, Some(number)) => {
                 return Err(self.bad(GATING, format!("is {number}; 1 to 4 are known")));
             }
         };
         let normalized = match router.normalized {
             Setting::Always(normalized) => normalized,
-            Setting::Listed(normalized) => self.flag("expert_weights_norm")?.unwrap_or(normalized),
+            setting => match self.flag("expert_weights_norm")? {
+                Some(normalized) => normalized,
+                None => setting.of(layers, self.tokens()?),
+            },
         };
         let scale = self.float("expert_weights_scale")?;
-        let used = self.per_layer("expert_used_count", blocks)?;
+        const USED: &str = "expert_used_count";
+        let used = self.per_layer(USED, blocks)?;
         let mut used = used.unwrap_or_else(|| vec![0; blocks]);
         used.truncate(layers);
+        let experts = self.optional("expert_count")?;
+        let too_many = used
+            .iter()
+            .find(|used| experts.is_some_and(|all| **used > all));
+        if let (Some(used), Some(experts)) = (too_many, experts) {
+            return Err(self.bad(USED, format!("is {used}; there are {experts} experts")));
+        }
         let routing = |used: usize| {
             Ok(Routing {
                 used,
@@ -873,7 +917,49 @@ impl Keys<'_> {
         Ok(Some(numbers))
     }
 
-    fn rotation(&self, length: usize, context: usize, sections: Sections) -> Result<Rotation> {
+    /// The indexers of sparse attention, which rotate so many numbers of a head.
+    fn indexer(&self, rotated: usize) -> Result<IndexerNumbers> {
+        const LENGTH: &str = "attention.indexer.key_length";
+        let numbers = IndexerNumbers {
+            heads: self.number("attention.indexer.head_count")?,
+            length: self.number(LENGTH)?,
+            top_k: self.number("attention.indexer.top_k")?,
+        };
+        match numbers.length < rotated {
+            true => Err(self.bad(
+                LENGTH,
+                format!(
+                    "is {}; {rotated} numbers of a head are rotated",
+                    numbers.length
+                ),
+            )),
+            false => Ok(numbers),
+        }
+    }
+
+    /// The number of tokens; 0 if the metadata does not say it.
+    fn tokens(&self) -> Result<u64> {
+        let listed = self.metadata.get("tokenizer.ggml.tokens");
+        let listed = listed
+            .and_then(Value::as_array)
+            .map(|list| list.len() as u64);
+        let said = self.optional("vocab_size")?;
+        Ok(said.map(|n| n as u64).or(listed).unwrap_or(0))
+    }
+
+    /// Ten times YaRN's multiplier.
+    fn yarn_part(&self, of_scores: Option<ScoreYarn>) -> Result<f32> {
+        let Some(ScoreYarn {
+            is_listed: true, ..
+        }) = of_scores
+        else {
+            return Ok(0.0);
+        };
+        let multiplier = self.float("rope.scaling.yarn_log_multiplier")?;
+        Ok(multiplier.unwrap_or(0.0) / 0.1)
+    }
+
+    fn rotation(&self, length: usize, context: usize, decoder: &Decoder) -> Result<Rotation> {
         let kind = self
             .get("rope.scaling.type")
             .and_then(Value::as_str)
@@ -893,7 +979,7 @@ impl Keys<'_> {
             original_context: self
                 .optional("rope.scaling.original_context_length")?
                 .unwrap_or(context),
-            still: self.still(length / 2, sections)?,
+            still: self.still(length / 2, decoder.sections)?,
             has_factors: true,
         };
         if let Some(extrapolation) = self
@@ -911,9 +997,17 @@ impl Keys<'_> {
         }
         if rotation.extrapolation != 0.0 {
             let magnitude = |part: f32| 1.0 + 0.1 * part * factor.max(1.0).ln();
-            rotation.magnitude *= match self.float("rope.scaling.yarn_log_multiplier")? {
-                Some(part) if part != 0.0 => magnitude(1.0) / magnitude(part),
-                _ => 1.0 + 0.1 * factor.ln(),
+            let of_scores = decoder.score_yarn;
+            let part = match of_scores {
+                None => self
+                    .float("rope.scaling.yarn_log_multiplier")?
+                    .unwrap_or(0.0),
+                Some(_) => self.yarn_part(of_scores)?,
+            };
+            rotation.magnitude *= match part {
+                0.0 => 1.0 + 0.1 * factor.ln(),
+                _ if of_scores.is_some_and(|yarn| yarn.is_balanced) => 1.0,
+                part => magnitude(1.0) / magnitude(part),
             };
         }
         Ok(rotation)
@@ -1021,8 +1115,10 @@ impl Hyper {
         let latent = keys.latent(key_length)?;
         let rotated = match decoder.rope {
             Rope::None => 0,
+            _ if decoder.rotates_whole_heads => key_length,
             _ => length_of("rope.dimension_count", key_length)?,
         };
+        let indexer = decoder.indexer.map(|_| keys.indexer(rotated)).transpose()?;
         let feed_forward = match keys.get("feed_forward_length") {
             Some(Value::Array(_)) => keys.per_layer("feed_forward_length", blocks)?,
             _ => match decoder.recurrence {
@@ -1045,7 +1141,7 @@ impl Hyper {
             epsilon => epsilon,
         };
         let context = keys.optional("context_length")?.unwrap_or(0);
-        let mut rotations = vec![keys.rotation(rotated, context, decoder.sections)?];
+        let mut rotations = vec![keys.rotation(rotated, context, &decoder)?];
         let mut windows = vec![None; layers];
         let tokens = keys.optional("attention.sliding_window");
         match decoder.window {
@@ -1167,7 +1263,7 @@ impl Hyper {
             heads: heads[layers],
             kv_heads: kv_heads[layers],
             key_length,
-            value_length,
+            value_length: latent.map_or(value_length, |latent| latent.rank),
             window: None,
             rotation: (decoder.rope != Rope::None).then_some(0),
         });
@@ -1186,14 +1282,25 @@ impl Hyper {
                 1.0 / (length as f32).sqrt()
             }
         };
+        let stretch = match decoder.score_yarn {
+            None => 1.0,
+            yarn => rotations[0].score_stretch(keys.yarn_part(yarn)?),
+        };
         let positive = |x: Option<f32>| x.filter(|x| *x != 0.0);
         const STRENGTH: &str = "attention.temperature_scale";
-        let temperature = positive(keys.float(STRENGTH)?).map(|strength| Temperature {
-            strength,
-            period: rotations[0].original_context,
-        });
+        const PERIOD: &str = "attention.temperature_length";
+        let period = match decoder.score_yarn {
+            None => rotations[0].original_context,
+            Some(_) => keys.optional(PERIOD)?.unwrap_or(0),
+        };
+        let temperature =
+            positive(keys.float(STRENGTH)?).map(|strength| Temperature { strength, period });
         if temperature.is_some_and(|temperature| temperature.period == 0) {
-            return Err(keys.bad(STRENGTH, "needs 'rope.scaling.original_context_length'"));
+            let needed = match decoder.score_yarn {
+                None => "rope.scaling.original_context_length",
+                Some(_) => PERIOD,
+            };
+            return Err(keys.bad(STRENGTH, format!("needs '{needed}'")));
         }
         let max_alibi_bias = match decoder.alibi {
             Alibi::None => None,
@@ -1228,11 +1335,12 @@ impl Hyper {
             parallel: keys.flag("use_parallel_residual")?.unwrap_or(false),
             recurrent,
             latent,
+            indexer,
             decay_bound,
             has_ffn,
             epsilon: epsilon.unwrap_or(1e-5),
             rotations,
-            score_scale: positive(keys.float("attention.scale")?).unwrap_or(scale),
+            score_scale: stretch * positive(keys.float("attention.scale")?).unwrap_or(scale),
             temperature,
             max_alibi_bias: positive(max_alibi_bias),
             score_cap: positive(keys.float("attn_logit_softcapping")?)
@@ -1273,6 +1381,16 @@ impl Hyper {
 }
 
 impl Rotation {
+    /// By what YaRN multiplies scores ([`ScoreYarn`]), of ten times its multiplier.
+    fn score_stretch(&self, part: f32) -> f32 {
+        let stretched = (1.0 / self.scale).ln();
+        let magnitude = match self.extrapolation == 0.0 {
+            true => self.magnitude * (1.0 + 0.1 * stretched),
+            false => self.magnitude,
+        };
+        (magnitude * (1.0 + 0.1 * part * stretched)).powi(2)
+    }
+
     /// The same with another base, and positions as they are.
     fn unstretched(&self, base: f32) -> Rotation {
         Rotation {

@@ -138,7 +138,7 @@ const DELTA_HEAD: Size = Size::Computed(|config| {
 const DELTA_ROWS: Size = Product(&[QueryHeads, DELTA_HEAD]);
 
 /// The matrices that both kinds of attention have.
-const ATTENTION: &[Recipe] = &[
+pub(super) const ATTENTION: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.q_proj",
         "blk.{}.attn_q",
@@ -240,7 +240,7 @@ const BY_HEAD: Op = Reshape(&[Size::KeyHeads, Any, RANK]);
 /// The same in models that count no heads of keys.
 pub(super) const BY_QUERY_HEAD: Op = Reshape(&[QueryHeads, Any, RANK]);
 
-const LATENT_ATTENTION: &[Recipe] = &[
+pub(super) const LATENT_ATTENTION: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.kv_a_proj_with_mqa",
         "blk.{}.attn_kv_a_mqa",

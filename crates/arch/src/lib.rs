@@ -19,6 +19,7 @@ mod cohere;
 mod config;
 mod deci;
 mod decoder;
+mod deepseek;
 mod defaults;
 mod delta;
 mod ernie;
@@ -26,6 +27,7 @@ mod exaone;
 mod falcon_h1;
 mod gemma;
 mod glm;
+mod glm_moe;
 mod gpt2;
 mod gpt_oss;
 mod granite;
@@ -63,6 +65,7 @@ mod refused;
 pub mod role;
 mod seed;
 mod spark;
+mod sparse;
 pub mod spec;
 mod stablelm;
 mod starcoder;
@@ -73,8 +76,9 @@ use quantier_tokenizer::VocabKind;
 pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
 pub use config::{Config, Pooling};
 pub use decoder::{
-    Activation, Alibi, Decoder, DeltaHeads, Gating, Layout, Limit, Listed, Mamba2Layers, Needs,
-    Norm, Recurrence, Rope, Router, ScoreDivisor, Sections, Setting, Unrotated, Window, Xielu,
+    Activation, Alibi, Decoder, DeltaHeads, Gating, IndexerKind, Layout, Limit, Listed,
+    Mamba2Layers, Needs, Norm, Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections,
+    Setting, Unrotated, Window, Xielu,
 };
 pub use input::Input;
 pub use needed::Missing;
@@ -132,6 +136,15 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &lfm2::LFM2_MOE,
     &mamba::MAMBA,
     &mamba::JAMBA,
+    &deepseek::DEEPSEEK,
+    &deepseek::DEEPSEEK2,
+    &deepseek::DEEPSEEK2_OCR,
+    &deepseek::MISTRAL4,
+    &sparse::DEEPSEEK32,
+    &sparse::GLM_DSA,
+    &glm_moe::GLM4_MOE_LITE,
+    &glm_moe::GLM4_MOE,
+    &minimax::MINIMAX_M2,
     &kimi::KIMI_LINEAR,
     &bailing::BAILING_MOE3,
     &bailing::BAILING_MOE3_VL,
@@ -207,6 +220,7 @@ const CHOICES: &[(&str, Choice)] = &[
     ("GraniteMoeHybridForCausalLM", granite::of_hybrid),
     ("BambaForCausalLM", granite::of_hybrid),
     ("NemotronHForCausalLM", nemotron_h::of_class),
+    ("Mistral3ForConditionalGeneration", deepseek::of_mistral),
 ];
 
 impl Architecture {

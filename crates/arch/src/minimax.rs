@@ -1,12 +1,14 @@
+//! MiniMax M2: norms over all heads, experts chosen by logistic functions with a bias.
+//!
 //! MiniMax-01 and M1: lightning attention in seven of eight layers, softmax attention in the others,
 //! experts in all; what a block adds to is its normalized input.
 
 use super::config::{Config, Result};
-use super::decoder::{Decoder, Recurrence, Rope};
+use super::decoder::{Decoder, Gating, Needs, Recurrence, Rope, Router, Setting};
 use super::llama::{BUFFERS, EMBEDDINGS, MIXTRAL_EXPERTS, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Recipe;
-use super::recipes::Size::{self, Hidden, Number, Product, Queries};
+use super::recipes::Size::{self, Experts, Hidden, Keys as KeyRows, Number, Product, Queries};
 use super::{Architecture, Keys, Parameter, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
@@ -32,6 +34,65 @@ pub(super) static MINIMAX_01: Architecture = Architecture {
         ..Decoder::LLAMA
     },
 };
+
+pub(super) static MINIMAX_M2: Architecture = Architecture {
+    classes: &["MiniMaxM2ForCausalLM"],
+    name: "minimax-m2",
+    vocabulary: VocabKind::ByteLevel,
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, M2_PARAMETERS],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        PLAIN_ATTENTION,
+        NORMS_OF_ALL_HEADS,
+        MIXTRAL_EXPERTS,
+        M2_SELECTION_BIAS,
+        BUFFERS,
+    ],
+    generated: nothing_generated,
+    decoder: Decoder {
+        rope: Rope::Halves,
+        router: Router {
+            gating: Setting::Listed(Gating::Sigmoid),
+            normalized: Setting::Always(true),
+        },
+        needs: Needs {
+            biases: &["exp_probs_b"],
+            ..Needs::OWN_OUTPUT
+        },
+        ..Decoder::LLAMA
+    },
+};
+
+const M2_PARAMETERS: &[Parameter] = &[
+    Parameter::Computed(|config, _| match config.get("scoring_func") {
+        Some(_) => Ok(()),
+        None => Err(
+            "field 'scoring_func' is missing; llama.cpp cannot run a MiniMax M2 without it".into(),
+        ),
+    }),
+    Parameter::U32("expert_feed_forward_length", &["intermediate_size"]),
+    Parameter::U32("rope.dimension_count", &["rotary_dim"]),
+];
+
+const NORMS_OF_ALL_HEADS: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.self_attn.q_norm",
+        "blk.{}.attn_q_norm",
+        &[Queries],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.k_norm",
+        "blk.{}.attn_k_norm",
+        &[KeyRows],
+    ),
+];
+
+const M2_SELECTION_BIAS: &[Recipe] = &[Recipe::rename(
+    "model.layers.{}.block_sparse_moe.e_score_correction.bias",
+    "blk.{}.exp_probs_b.bias",
+    &[Experts],
+)];
 
 /// Queries, keys and values of all heads.
 const ALL: Size = Product(&[Number(3), Queries]);

@@ -12,17 +12,27 @@ struct Ways {
     second: fn(&str) -> bool,
 }
 
-const WAYS: [Ways; 2] = [
+const WAYS: [Ways; 3] = [
     Ways {
-        first: |stem| ["ffn_gate_inp", "exp_probs_b"].contains(&stem) || stem.ends_with(OF_EXPERTS),
+        first: |stem| {
+            ["ffn_gate_inp", "exp_probs_b"].contains(&stem)
+                || stem.ends_with(OF_EXPERTS)
+                || stem.ends_with(SHARED)
+        },
         second: |stem| ["ffn_gate", "ffn_up", "ffn_down"].contains(&stem),
     },
     Ways {
         first: |stem| stem == "attn_qkv",
         second: |stem| ["attn_q", "attn_k", "attn_v"].contains(&stem),
     },
+    Ways {
+        first: |stem| ["attn_q_a", "attn_q_a_norm", "attn_q_b"].contains(&stem),
+        second: |stem| stem == "attn_q",
+    },
 ];
 
+/// Ends of the names of what every token sees beside experts.
+const SHARED: &str = "_shexp";
 /// The output matrix, which is absent where the embeddings serve as both.
 const OUTPUT: &str = "output";
 /// What blocks for further tokens have beside the tensors of a layer, and what they may lack of it.

@@ -61,7 +61,15 @@ pub struct Names {
     shared: &'static [&'static str],
 }
 
-static FAMILIES: &[Names] = &[QWEN, NEMOTRON_H, EXAONE, GLM_OCR, LING];
+static FAMILIES: &[Names] = &[
+    QWEN,
+    NEMOTRON_H,
+    EXAONE,
+    GLM_OCR,
+    LING,
+    GLM_MOE,
+    GLM_MOE_LITE,
+];
 
 /// llama.cpp's limit on layers of all kinds.
 const MOST_BLOCKS: u32 = 512;
@@ -154,6 +162,22 @@ const LING: Names = Names {
         "lm_head.weight",
     ],
     ..QWEN
+};
+
+const GLM_MOE: Names = Names {
+    architectures: &["glm4moe", "glm-dsa", "deepseek32"],
+    shared: &[
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    ],
+    ..LING
+};
+
+const GLM_MOE_LITE: Names = Names {
+    architectures: &["deepseek2"],
+    classes: &["Glm4MoeLiteForCausalLM"],
+    ..GLM_MOE
 };
 
 /// Their number, if there are any.

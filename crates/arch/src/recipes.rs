@@ -604,7 +604,7 @@ impl Size {
             Size::Hidden => &["hidden_size", "n_embd"],
             Size::FeedForward => &["intermediate_size"],
             Size::Expert => &["moe_intermediate_size", "intermediate_size"],
-            Size::Experts => &["num_local_experts", "num_experts"],
+            Size::Experts => &["num_local_experts", "num_experts", "n_routed_experts"],
             Size::QueryHeads => set(&["n_heads", "num_attention_heads", "n_head"], config),
             Size::KeyHeads => set(
                 &["n_kv_heads", "num_key_value_heads", "num_attention_heads"],
@@ -718,7 +718,7 @@ mod tests {
         assert_eq!(Size::Experts.of(&config), Ok(None));
         let missing = Size::Experts.required(&config).unwrap_err();
         assert!(
-            missing.contains("'num_local_experts', 'num_experts'"),
+            missing.contains("'num_local_experts', 'num_experts', 'n_routed_experts'"),
             "{missing}"
         );
         assert!(

@@ -6,8 +6,8 @@
 
 use crate::catalog::{EMBEDDING, OF_EXPERTS, OUTPUT};
 use crate::hyper::{
-    AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, LatentNumbers, LightningNumbers,
-    Mamba2Numbers, MambaNumbers, Recurrent, Routing, Temperature,
+    AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, IndexerNumbers, LatentNumbers,
+    LightningNumbers, Mamba2Numbers, MambaNumbers, Recurrent, Routing, Temperature,
 };
 use crate::{Activation, Catalog, DeltaHeads, Layout, Limit, Norm, Rope};
 
@@ -320,6 +320,36 @@ pub struct LatentSpec {
     pub rope: Rope,
     /// Scores are multiplied by this.
     pub score_scale: f32,
+    /// How queries grow with their position.
+    pub temperature: Option<Temperature>,
+    /// Which tokens a query sees; None for all before it.
+    pub sparse: Option<SparseSpec>,
+}
+
+/// Which tokens queries see.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SparseSpec {
+    /// How many.
+    pub top_k: usize,
+    /// What chooses them; None if they are those of the last layer in front that has an indexer.
+    pub indexer: Option<IndexerSpec>,
+}
+
+/// An indexer ([`IndexerNumbers`]).
+#[derive(Clone, Debug, PartialEq)]
+pub struct IndexerSpec {
+    /// Heads.
+    pub numbers: IndexerNumbers,
+    /// From the factor of queries to the indexer's queries.
+    pub query: LinearSpec,
+    /// Its keys.
+    pub key: LinearSpec,
+    /// The norm of its keys.
+    pub key_norm: NormSpec,
+    /// The weights of its heads.
+    pub weights: LinearSpec,
+    /// How its queries and keys are rotated.
+    pub rope: Rope,
 }
 
 /// A gated delta net (Yang et al. 2025): a causal convolution over queries, keys and values, then a
@@ -865,7 +895,39 @@ impl Known<'_> {
             output: self.linear("attn_output", hyper.hidden, heads * value_length),
             rope: hyper.decoder.rope,
             score_scale: hyper.score_scale,
+            temperature: hyper.temperature,
+            sparse: self.sparse(),
         }
+    }
+
+    /// Blocks behind the layers see all tokens.
+    fn sparse(&self) -> Option<SparseSpec> {
+        let numbers = self
+            .hyper
+            .indexer
+            .filter(|_| self.number < self.hyper.layers)?;
+        let kind = self.hyper.decoder.indexer?;
+        let hidden = self.hyper.hidden;
+        let IndexerNumbers { heads, length, .. } = numbers;
+        let rank = self.dim("attn_q_a", 1);
+        let indexer = self.has("indexer.attn_k").then(|| IndexerSpec {
+            numbers,
+            query: self.linear("indexer.attn_q_b", heads * length, rank),
+            key: self.linear("indexer.attn_k", length, hidden),
+            key_norm: NormSpec {
+                stem: self.stem("indexer.k_norm"),
+                kind: Norm::Layer,
+                epsilon: kind.epsilon,
+                len: length,
+                groups: 1,
+            },
+            weights: self.linear("indexer.proj", heads, hidden),
+            rope: kind.rope,
+        });
+        Some(SparseSpec {
+            top_k: numbers.top_k,
+            indexer,
+        })
     }
 
     fn delta_net(&self, numbers: DeltaNumbers) -> DeltaSpec {
@@ -1072,7 +1134,9 @@ impl Known<'_> {
 
     /// The network of matrices whose names end so, which reads rows of this length.
     fn ffn(&self, suffix: &str, columns: usize) -> FfnSpec {
-        let [gate, up, down] = ["gate", "up", "down"].map(|name| format!("ffn_{name}{suffix}"));
+        let [gate, up, fused, down] =
+            ["gate", "up", "gate_up", "down"].map(|name| format!("ffn_{name}{suffix}"));
+        let up = if self.has(&fused) { fused } else { up };
         let sample = match self.has(&up) {
             true => &up,
             false => &gate,

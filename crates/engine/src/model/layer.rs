@@ -2,9 +2,9 @@
 
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
-    AnyMixer, Apart, Attention, Decay, DeltaNet, Factored, Factors, Ffn, First, Gate, Latent,
-    LatentAttention, Lightning, LowRank, Mamba, Mamba2, Moe, Projections, Rates, Shared, ShortConv,
-    Single, Stage, Tape,
+    AnyMixer, Apart, Attention, Decay, DeltaNet, Factored, Factors, Ffn, First, Gate, Indexer,
+    Latent, LatentAttention, Lightning, LowRank, Mamba, Mamba2, Moe, Projections, Rates, Shared,
+    ShortConv, Single, Sparse, Stage, Tape,
 };
 use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
@@ -15,8 +15,9 @@ use super::weights::Weights;
 use super::{Replaced, Result};
 use quantier_arch::Norm as NormKind;
 use quantier_arch::spec::{
-    self, AttentionSpec, BlockSpec, BranchSpec, DeltaSpec, FactorsSpec, FfnSpec, LatentSpec,
-    LayerSpec, LightningSpec, Mamba2Spec, MambaSpec, MixerSpec, MoeSpec, Residual, ShortConvSpec,
+    self, AttentionSpec, BlockSpec, BranchSpec, DeltaSpec, FactorsSpec, FfnSpec, IndexerSpec,
+    LatentSpec, LayerSpec, LightningSpec, Mamba2Spec, MambaSpec, MixerSpec, MoeSpec, Residual,
+    ShortConvSpec, SparseSpec,
 };
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -462,6 +463,34 @@ fn latent_attention(
             sinks: None,
             slopes: None,
         },
+        temperature: spec.temperature,
+        sparse: spec
+            .sparse
+            .as_ref()
+            .map(|spec| sparse(weights, spec, angles.first()))
+            .transpose()?,
+    })
+}
+
+fn sparse(
+    weights: &Weights<'_>,
+    spec: &SparseSpec,
+    angles: Option<&Arc<Angles>>,
+) -> Result<Sparse> {
+    let indexer = |spec: &IndexerSpec| -> Result<Box<Indexer>> {
+        Ok(Box::new(Indexer {
+            numbers: spec.numbers,
+            query: weights.linear(&spec.query)?,
+            key: weights.linear(&spec.key)?,
+            key_norm: weights.norm(&spec.key_norm)?,
+            weights: weights.linear(&spec.weights)?,
+            rope: spec.rope,
+            angles: angles.cloned(),
+        }))
+    };
+    Ok(Sparse {
+        top_k: spec.top_k,
+        indexer: spec.indexer.as_ref().map(indexer).transpose()?,
     })
 }
 

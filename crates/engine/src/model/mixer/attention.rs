@@ -218,18 +218,18 @@ impl Attention {
             .copied();
         Rows::new(both.collect(), 2 * queries.columns())
     }
+}
 
-    /// Multiplies queries, or their gradients, `[heads, positions, length]`, by the factors of their
-    /// positions.
-    fn temper(&self, query: &mut Rows) {
-        let Some(temperature) = self.temperature else {
-            return;
-        };
-        let positions = query.len() / self.heads;
-        for (row, query) in query.iter_mut().enumerate() {
-            let factor = temperature.factor(row % positions);
-            query.iter_mut().for_each(|x| *x *= factor);
-        }
+/// Multiplies queries, or their gradients, `[heads, positions, length]`, by the factors of their
+/// positions.
+pub(super) fn temper(query: &mut Rows, heads: usize, temperature: Option<Temperature>) {
+    let Some(temperature) = temperature else {
+        return;
+    };
+    let positions = query.len() / heads;
+    for (row, query) in query.iter_mut().enumerate() {
+        let factor = temperature.factor(row % positions);
+        query.iter_mut().for_each(|x| *x *= factor);
     }
 }
 
@@ -300,13 +300,14 @@ impl Mixer for Attention {
         let mut unnormalized = [None, None];
         let [of_query, of_key] = &self.places(pass.recording);
         let mut query = self.placed(query, of_query, &mut unnormalized[0]);
-        self.temper(&mut query);
+        temper(&mut query, self.heads, self.temperature);
         let heads = Heads {
             heads: self.heads,
             kv_heads: self.kv_heads,
             query,
             key: self.placed(key, of_key, &mut unnormalized[1]),
             value,
+            unseen: None,
         };
         let mut y = self.scores.attend(&heads, pass.split);
         let mut tape = HeadsTape {
@@ -341,7 +342,7 @@ impl StageTape for HeadsTape<'_> {
             pass.back(gate, of_gates, dx)?;
         }
         let mut gradients = attention.scores.derivative(&self.heads, &dy);
-        attention.temper(&mut gradients.query);
+        temper(&mut gradients.query, attention.heads, attention.temperature);
         let [of_query, of_key] = &attention.places(true);
         let [queries, keys] = &self.unnormalized;
         let mut all = [

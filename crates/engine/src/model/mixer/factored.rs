@@ -62,6 +62,16 @@ impl Factored {
         input: &Rows,
         pass: &Pass<'_>,
     ) -> Result<(Rows, FactoredTape<'m>)> {
+        self.run_past(input, pass, |_| Ok(()))
+    }
+
+    /// The same; `inner` sees what the second factor reads, if there is one.
+    pub(super) fn run_past<'m>(
+        &'m self,
+        input: &Rows,
+        pass: &Pass<'_>,
+        inner: impl FnOnce(&Rows) -> Result<()>,
+    ) -> Result<(Rows, FactoredTape<'m>)> {
         let mut y = pass.times(self.outer(), input)?;
         let mut unnormalized = None;
         if let Factored::LowRank(factors) = self {
@@ -69,6 +79,7 @@ impl Factored {
                 unnormalized = pass.recording.then(|| y.clone());
                 norm.apply(y.numbers_mut());
             }
+            inner(&y)?;
             pass.input(&[&factors.second], None, &y)?;
             y = pass.times(&factors.second, &y)?;
         }

@@ -2,8 +2,9 @@
 //! keys, of which the values are a part, and each head has a matrix in front of the scores and one
 //! behind the mix of values.
 
-use super::attention::{Gate, Gated, by_head, by_position};
+use super::attention::{Gate, Gated, by_head, by_position, temper};
 use super::factored::{Factored, FactoredTape};
+use super::indexer::Sparse;
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Heads, Scores};
@@ -12,7 +13,7 @@ use crate::model::ops::rope::{Angles, Direction};
 use crate::model::rows::Rows;
 use crate::model::{Result, Routed};
 use quantier_arch::Rope;
-use quantier_arch::hyper::LatentNumbers;
+use quantier_arch::hyper::{LatentNumbers, Temperature};
 use std::sync::Arc;
 
 /// ```text
@@ -42,6 +43,10 @@ pub(in crate::model) struct LatentAttention {
     /// None if the layer does not rotate.
     pub angles: Option<Arc<Angles>>,
     pub scores: Scores,
+    /// How queries grow with their position.
+    pub temperature: Option<Temperature>,
+    /// Which tokens a query sees; None for all before it.
+    pub sparse: Option<Sparse>,
 }
 
 /// What the derivative of the first stage needs.
@@ -61,6 +66,11 @@ impl LatentAttention {
         if let Gate::Own(gate) = &self.gate {
             linears.push(gate);
         }
+        let indexer = self
+            .sparse
+            .as_ref()
+            .and_then(|sparse| sparse.indexer.as_ref());
+        linears.extend(indexer.into_iter().flat_map(|indexer| indexer.outer()));
         linears
     }
 
@@ -121,7 +131,12 @@ impl LatentAttention {
 
 impl Mixer for LatentAttention {
     fn stages(&self) -> Vec<Stage<&Linear>> {
-        let mut inner: Vec<_> = self.query.inner().into_iter().collect();
+        let indexer = self
+            .sparse
+            .as_ref()
+            .and_then(|sparse| sparse.indexer.as_ref());
+        let mut inner: Vec<_> = indexer.iter().map(|indexer| &indexer.query).collect();
+        inner.extend(self.query.inner());
         inner.extend([&self.key, &self.value]);
         let first = Stage {
             linears: self.first(),
@@ -139,6 +154,12 @@ impl Mixer for LatentAttention {
         if let Gate::Own(gate) = &mut self.gate {
             first.linears.push(gate);
         }
+        let sparse = self.sparse.as_mut();
+        if let Some(indexer) = sparse.and_then(|sparse| sparse.indexer.as_mut()) {
+            let (outer, query) = indexer.linears_mut();
+            first.linears.extend(outer);
+            first.inner.push(query);
+        }
         first.inner.extend([&mut self.key, &mut self.value]);
         vec![first, Stage::of(vec![&mut self.output])]
     }
@@ -153,7 +174,15 @@ impl Mixer for LatentAttention {
             return run_linear(&self.output, input, pass);
         }
         pass.input(&self.first(), None, input)?;
-        let (queries, query) = self.query.run(input, pass)?;
+        let mut unseen = None;
+        let (queries, query) = self.query.run_past(input, pass, |factor| {
+            let sparse = self.sparse.as_ref();
+            unseen = sparse
+                .map(|sparse| sparse.unseen(input, factor, pass))
+                .transpose()?
+                .flatten();
+            Ok(())
+        })?;
         let [plain, mut rotated] = self.parts(&by_head(&queries, self.heads));
         self.rotate(&mut rotated, Direction::Forward);
         let absorbed = self.times_heads(&self.key, &plain, pass)?;
@@ -163,12 +192,15 @@ impl Mixer for LatentAttention {
         let mut shared = compressed.columns_range(rank..compressed.columns());
         self.rotate(&mut shared, Direction::Forward);
         let value = self.norm.of(&latent);
+        let mut queries = Rows::beside(&[&absorbed, &rotated]);
+        temper(&mut queries, self.heads, self.temperature);
         let heads = Heads {
             heads: self.heads,
             kv_heads: 1,
-            query: Rows::beside(&[&absorbed, &rotated]),
+            query: queries,
             key: Rows::beside(&[&value, &shared]),
             value,
+            unseen,
         };
         let mixed = self.scores.attend(&heads, pass.split);
         let outputs = self.times_heads(&self.value, &by_head(&mixed, self.heads), pass)?;
@@ -199,8 +231,12 @@ impl StageTape for LatentTape<'_> {
         let of_mixed = attention.back_heads(&attention.value, &of_outputs, pass)?;
         let of_mixed = by_position(&of_mixed, attention.heads);
         let Heads {
-            query, key, value, ..
+            mut query,
+            key,
+            value,
+            ..
         } = attention.scores.derivative(&self.heads, &of_mixed);
+        temper(&mut query, attention.heads, attention.temperature);
 
         // The latent vector is a part of the keys, and the values.
         let rank = attention.numbers.rank;

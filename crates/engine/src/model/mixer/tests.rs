@@ -3,9 +3,9 @@
 //! whole one.
 
 use super::{
-    AnyMixer, Apart, Attention, Decay, DeltaNet, Factored, Factors, Ffn, First, Gate, Latent,
-    LatentAttention, Lightning, LowRank, Mamba, Mamba2, Moe, Projections, Rates, Shared, ShortConv,
-    Single, Tape,
+    AnyMixer, Apart, Attention, Decay, DeltaNet, Factored, Factors, Ffn, First, Gate, Indexer,
+    Latent, LatentAttention, Lightning, LowRank, Mamba, Mamba2, Moe, Projections, Rates, Shared,
+    ShortConv, Single, Sparse, Tape,
 };
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
@@ -14,8 +14,8 @@ use crate::model::ops::router::Router;
 use crate::model::ops::tests::{check_gradients, random};
 use crate::model::rows::Rows;
 use quantier_arch::hyper::{
-    DeltaNumbers, LatentNumbers, LightningNumbers, Mamba2Numbers, MambaNumbers, Routing,
-    Temperature,
+    DeltaNumbers, IndexerNumbers, LatentNumbers, LightningNumbers, Mamba2Numbers, MambaNumbers,
+    Routing, Temperature,
 };
 use quantier_arch::{Activation, DeltaHeads, Gating, Limit, LinearId, Norm as NormKind, Rope};
 use quantier_core::progress::Silent;
@@ -486,6 +486,41 @@ fn latent_attention(gated: bool, heads: usize) -> AnyMixer {
             sinks: None,
             slopes: None,
         },
+        temperature: gated.then_some(Temperature {
+            strength: 0.3,
+            period: 2,
+        }),
+        sparse: None,
+    })
+}
+
+/// Of five tokens a query sees two, which an indexer of three heads chooses.
+fn sparse_attention() -> AnyMixer {
+    let AnyMixer::LatentAttention(dense) = latent_attention(true, 2) else {
+        unreachable!("another mixer");
+    };
+    let numbers = IndexerNumbers {
+        heads: 3,
+        length: 6,
+        top_k: 2,
+    };
+    AnyMixer::LatentAttention(LatentAttention {
+        sparse: Some(Sparse {
+            top_k: numbers.top_k,
+            indexer: Some(Box::new(Indexer {
+                numbers,
+                query: linear(1, 3 * 6, 3, 90),
+                key: linear(1, 6, HIDDEN, 91),
+                key_norm: Norm {
+                    kind: NormKind::Layer,
+                    ..norm(6, 92)
+                },
+                weights: linear(1, 3, HIDDEN, 93),
+                rope: Rope::Halves,
+                angles: Some(angles(2)),
+            })),
+        }),
+        ..dense
     })
 }
 
@@ -533,6 +568,7 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
             "latent attention with a gate, factors and angles",
             latent_attention(true, 2),
         ),
+        ("sparse latent attention", sparse_attention()),
         ("gated", AnyMixer::Ffn(gated_ffn())),
         ("fused", AnyMixer::Ffn(fused)),
         ("plain", AnyMixer::Ffn(plain)),
@@ -625,6 +661,16 @@ fn a_cut_sequence_is_the_beginning_of_the_whole_one() {
                     sines: angles.sines[..positions * angles.pairs].to_vec(),
                     pairs: angles.pairs,
                 });
+            }
+            if let AnyMixer::LatentAttention(attention) = &mut mixer {
+                let angles = attention.angles.clone();
+                let indexer = attention
+                    .sparse
+                    .as_mut()
+                    .and_then(|sparse| sparse.indexer.as_mut());
+                indexer
+                    .into_iter()
+                    .for_each(|indexer| indexer.angles.clone_from(&angles));
             }
             let cut = input().range(0..positions);
             let cut = mixer.forward(&cut, &pass(), None).unwrap();

@@ -53,6 +53,42 @@ pub(crate) struct Heads {
     pub key: Rows,
     /// `[positions, kv_heads * value_length]`.
     pub value: Rows,
+    /// Which keys queries do not see, of those that they may see; None if they see all.
+    pub unseen: Option<Unseen>,
+}
+
+/// The keys that queries do not see, the same for all heads.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Unseen {
+    /// By query, then by key: `[positions, positions]`.
+    keys: Vec<bool>,
+    positions: usize,
+}
+
+impl Unseen {
+    /// All but the `top_k` keys of the largest scores, of those that are not behind a query.
+    /// `scores` makes the scores of the keys `0..=query`.
+    pub(crate) fn but_the_best(
+        positions: usize,
+        top_k: usize,
+        scores: impl Fn(usize) -> Vec<f32> + Sync,
+    ) -> Unseen {
+        let mut keys = vec![false; positions * positions];
+        let rows = keys.par_chunks_mut(positions).enumerate();
+        rows.filter(|(query, _)| *query >= top_k)
+            .for_each(|(query, row)| {
+                let scores = scores(query);
+                let mut order: Vec<usize> = (0..scores.len()).collect();
+                order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+                order[top_k..].iter().for_each(|key| row[*key] = true);
+            });
+        Unseen { keys, positions }
+    }
+
+    /// Of a query and the keys in a range.
+    fn of(&self, query: usize, keys: std::ops::Range<usize>) -> &[bool] {
+        &self.keys[query * self.positions..][keys]
+    }
 }
 
 /// The parts of [`Heads`] that one head of queries reads.
@@ -62,6 +98,7 @@ struct Head<'a> {
     query: View<'a>,
     key: View<'a>,
     value: View<'a>,
+    unseen: Option<&'a Unseen>,
 }
 
 impl Heads {
@@ -86,6 +123,7 @@ impl Heads {
             query: View::new(query, positions, length, length),
             key: View::new(key, positions, length, length),
             value: View::new(value, positions, value_length, self.value.columns()),
+            unseen: self.unseen.as_ref(),
         }
     }
 }
@@ -133,11 +171,7 @@ impl Scores {
                 1,
             );
             for (query, row) in (first..end).zip(scores.chunks_exact_mut(columns)) {
-                let seen = self.seen(query);
-                let seen = seen.start - keys.start..seen.end - keys.start;
-                row[..seen.start].fill(0.0);
-                row[seen.end..].fill(0.0);
-                self.row(&mut row[seen], head.number);
+                self.probabilities(&head, query, keys.start, row);
             }
             let out = &mut out[first * value_length..];
             multiply(
@@ -161,6 +195,7 @@ impl Scores {
             query: zeros(&all.query),
             key: zeros(&all.key),
             value: zeros(&all.value),
+            unseen: None,
         };
         for head in 0..heads {
             let shared = all.shared(head);
@@ -188,6 +223,21 @@ impl Scores {
             .window
             .map_or(0, |window| (query + 1).saturating_sub(window));
         first..query + 1
+    }
+
+    /// A query's scores of the keys from `first` on, to probabilities.
+    fn probabilities(&self, head: &Head<'_>, query: usize, first: usize, row: &mut [f32]) {
+        let keys = self.seen(query);
+        let seen = keys.start - first..keys.end - first;
+        row[..seen.start].fill(0.0);
+        row[seen.end..].fill(0.0);
+        let row = &mut row[seen];
+        if let Some(unseen) = head.unseen {
+            let places = row.iter_mut().zip(unseen.of(query, keys));
+            let places = places.filter(|(_, unseen)| **unseen);
+            places.for_each(|(score, _)| *score = f32::NEG_INFINITY);
+        }
+        self.row(row, head.number);
     }
 
     /// Scores of the keys that a query sees, to probabilities.
@@ -254,11 +304,7 @@ impl HeadGradient<'_> {
                 bent.extend_from_slice(&p);
             }
             for (query, row) in (first..end).zip(p.chunks_exact_mut(columns)) {
-                let seen = scores.seen(query);
-                let seen = seen.start - keys.start..seen.end - keys.start;
-                row[..seen.start].fill(0.0);
-                row[seen.end..].fill(0.0);
-                scores.row(&mut row[seen], head.number);
+                scores.probabilities(head, query, keys.start, row);
             }
             part.resize(columns * value_length, 0.0);
             multiply(
@@ -352,6 +398,7 @@ mod tests {
                     random(positions * kv_heads * value_length, 3),
                     2 * value_length,
                 ),
+                unseen: None,
             };
             let one = scores.attend(&all, 1);
             assert_eq!(one, scores.attend(&all, 3));

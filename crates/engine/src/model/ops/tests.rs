@@ -1,7 +1,7 @@
 //! Every derivative beside differences, in one table.
 
 use super::activation::{activate, activate_derivative, gate, gate_derivative};
-use super::attention::{Heads, Scores, alibi_slopes};
+use super::attention::{Heads, Scores, Unseen, alibi_slopes};
 use super::convolution::{convolve, convolve_derivative};
 use super::delta::Streams;
 use super::elementwise::{
@@ -319,12 +319,13 @@ fn only(places: &[usize], numbers: &[f32]) -> Vec<f32> {
 
 fn cases_of_attention<'c>() -> Vec<Case<'c>> {
     let mut cases = Vec::new();
-    for (positions, window, cap, alibi, sinks) in [
-        (5, None, None, None, false),
-        (70, Some(9), None, None, false),
-        (66, None, Some(2.0), None, false),
-        (66, None, None, Some(8.0), false),
-        (66, Some(9), Some(2.0), None, true),
+    for (positions, window, cap, alibi, [sinks, sparse]) in [
+        (5, None, None, None, [false, false]),
+        (70, Some(9), None, None, [false, false]),
+        (66, None, Some(2.0), None, [false, false]),
+        (66, None, None, Some(8.0), [false, false]),
+        (66, Some(9), Some(2.0), None, [true, false]),
+        (66, None, None, None, [false, true]),
     ] {
         let scores = Scores {
             scale: 0.8,
@@ -340,6 +341,9 @@ fn cases_of_attention<'c>() -> Vec<Case<'c>> {
             query: Rows::new(x[0].clone(), 6),
             key: Rows::new(x[1].clone(), 6),
             value: Rows::new(x[2].clone(), 2 * 5),
+            unseen: sparse.then(|| {
+                Unseen::but_the_best(positions, 7, |query| random(query + 1, query as u32))
+            }),
         };
         cases.push(case(
             format!("attention over {positions} positions"),
