@@ -10,22 +10,22 @@ use quantier_gguf::Result;
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 
-/// Departures of a family from the plain byte-level vocabulary.
+/// Deviations of a family from the plain byte-level vocabulary.
 pub(super) struct Rules {
     /// Kinds of special tokens with their added tokens, for kinds without an id in the files. Files
-    /// without such an added token are refused.
+    /// that lack such an added token are refused.
     pub roles: &'static [(&'static str, &'static str)],
     /// Kinds of special tokens in the files.
     pub types: &'static [&'static str],
-    /// Names of pre-tokenizers that split alike, and the family's in their place: a tokenizer without
-    /// a known fingerprint gets the latter. They differ in the BOS token.
+    /// Pairs of pre-tokenizer names that split alike: the detected one, and the family's name for
+    /// it, which a tokenizer without a known fingerprint gets. They differ in the BOS token.
     pub kin: &'static [(&'static str, &'static str)],
-    /// Whether added tokens keep their texts and are control tokens only by their flag.
+    /// True if added tokens keep their texts and are control tokens only by their flag.
     pub as_they_are: bool,
 }
 
 impl Rules {
-    /// None.
+    /// No deviations.
     pub(super) const PLAIN: Rules = Rules {
         roles: &[],
         types: &Special::TYPES,
@@ -127,7 +127,7 @@ pub(super) fn write_xverse(import: &mut Import<'_>) -> Result<usize> {
     let mut tokens: Vec<Option<Token>> = vec![None; size];
     for (text, id) in vocabulary {
         let (text, token_type) = match added.get(&id) {
-            // An empty text to llama.cpp; spelled as Python prints the byte.
+            // llama.cpp reads it as an empty text; spelled as Python prints the byte.
             _ if text == "\0" => (r"<b'\x00'>".to_owned(), TokenType::Byte),
             _ if is_byte(&text) => (text, TokenType::Byte),
             Some(added) if added.special => (text, TokenType::Control),
@@ -148,7 +148,7 @@ pub(super) fn write_xverse(import: &mut Import<'_>) -> Result<usize> {
     Ok(size)
 }
 
-/// Refuses a vocabulary with ids that are not below the configuration's `size`.
+/// Refuses ids that are not below the configuration's vocabulary size.
 fn check_size(files: &Files, vocabulary: &HashMap<String, u32>, size: usize) -> Result<()> {
     match vocabulary.iter().max_by_key(|(_, id)| **id) {
         Some((text, &id)) if id as usize >= size => Err(files.bad_tokenizer(format!(
@@ -159,7 +159,7 @@ fn check_size(files: &Files, vocabulary: &HashMap<String, u32>, size: usize) -> 
     }
 }
 
-/// All tokens, or an error about the first id without one.
+/// All tokens, or an error about the first id without a token.
 fn without_holes(files: &Files, tokens: Vec<Option<Token>>) -> Result<Vec<Token>> {
     let size = tokens.len();
     let missing = |id| {
@@ -174,7 +174,7 @@ fn without_holes(files: &Files, tokens: Vec<Option<Token>>) -> Result<Vec<Token>
         .collect()
 }
 
-/// Whether `tokenizer.json` has a vocabulary converted from SentencePiece: byte-pair encoding of
+/// True if `tokenizer.json` has a vocabulary converted from SentencePiece: byte-pair encoding of
 /// characters with byte fallback.
 pub(super) fn is_like_sentencepiece(files: &Files) -> bool {
     let Some(tokenizer) = &files.tokenizer else {
@@ -189,8 +189,8 @@ pub(super) fn is_like_sentencepiece(files: &Files) -> bool {
         && decoder == Some("Sequence")
 }
 
-/// The vocabulary of such a `tokenizer.json`, with equal scores as in the reference. llama.cpp merges
-/// by score, so such a file serves only text that is tokenized elsewhere.
+/// The vocabulary of such a `tokenizer.json`, with equal scores as in the reference. llama.cpp
+/// merges by score, so such a file works only for text that is tokenized elsewhere.
 pub(super) fn like_sentencepiece(files: &Files) -> Result<Vec<Token>> {
     let tokenizer = HfTokenizer::load(files)?;
     let base = tokenizer.base_size();
@@ -237,7 +237,7 @@ pub(super) fn like_sentencepiece(files: &Files) -> Result<Vec<Token>> {
     without_holes(files, tokens)
 }
 
-/// Whether a token is a byte such as `<0x0A>`.
+/// True for a byte token such as `<0x0A>`.
 fn is_byte(text: &str) -> bool {
     let digits = text
         .strip_prefix("<0x")

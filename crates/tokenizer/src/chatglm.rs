@@ -1,5 +1,5 @@
-//! ChatGLM: byte-level for version 4; SentencePiece with special tokens behind its pieces for version
-//! 3, as the tokenizer in its checkpoint adds them.
+//! ChatGLM: byte-level for version 4; SentencePiece for version 3, with special tokens after the
+//! pieces, as added by the checkpoint's tokenizer.
 
 use super::files::bad;
 use super::special::Special;
@@ -9,7 +9,7 @@ use super::{Import, checked_size, families, no_model};
 use quantier_gguf::Result;
 use serde_json::Value;
 
-/// The special tokens of version 3, in the order of their ids from the number of pieces on.
+/// Special tokens of version 3, in the order of their ids from the number of pieces on.
 const SPECIAL3: [&str; 9] = [
     "[MASK]",
     "[gMASK]",

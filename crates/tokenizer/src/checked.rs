@@ -1,11 +1,11 @@
-//! Checks `tokenizer.json` for the tokenizers library, which trusts its files: refused are files that
+//! Checks `tokenizer.json` for the tokenizers library, which trusts its files: refuses files that
 //! make it panic, loop or allocate without bound, and tokenizers other than byte-pair encoding.
 
 use super::MAX_TOKENS;
 use super::files::kind;
 use serde_json::{Map, Value};
 
-/// The supported parts of `normalizer`, `pre_tokenizer`, `post_processor` and `decoder`.
+/// Supported parts of `normalizer`, `pre_tokenizer`, `post_processor` and `decoder`.
 const KNOWN: [(&str, &[&str]); 4] = [
     (
         "normalizer",
@@ -65,25 +65,24 @@ const KNOWN: [(&str, &[&str]); 4] = [
         ],
     ),
 ];
-/// The fields with the parts of a sequence.
+/// Fields with the parts of a sequence.
 const PARTS: [&str; 4] = ["normalizers", "pretokenizers", "processors", "decoders"];
-/// Limit on the parts of one field; real ones have about ten.
+/// Maximum number of parts of a field; real ones have about ten.
 const MAX_PARTS: usize = 64;
-/// Limit on the growth factor of a text in one field: the product over its parts.
+/// Maximum growth factor of a text in a field: the product over its parts.
 const MAX_GROWTH: usize = 1024;
-/// Limit on the bytes that a part prepends.
+/// Maximum number of bytes that a part prepends.
 const MAX_PREPENDED: usize = 64;
-/// Limit on the bytes of all patterns together; the longest real one has about 600.
+/// Maximum total length of the patterns in bytes; the longest real one has about 600.
 const MAX_PATTERNS: usize = 8192;
-/// Limit on regular expressions: the library lets each backtrack a million times. Real files have up
-/// to seven.
+/// Maximum number of regular expressions: the library lets each backtrack a million times. Real
+/// files have up to seven.
 const MAX_REGEXES: usize = 16;
-/// Limit on the sum of counted repetitions such as `{1,3}`: each copies a part of the compiled
-/// pattern.
+/// Maximum sum of counted repetitions such as `{1,3}`: each copies a part of the compiled pattern.
 const MAX_REPEATED: usize = 256;
-/// Limit on the slots of a template and on the ids of a special token.
+/// Maximum number of slots of a template, and of ids of a special token.
 const MAX_SLOTS: usize = 64;
-/// Limit on the bytes of an added token: it is encoded as a text.
+/// Maximum length of an added token in bytes: it is encoded as a text.
 pub(super) const MAX_ADDED: usize = 1024;
 
 /// Refuses files that the library cannot handle.
@@ -153,7 +152,7 @@ fn check_part(field: &str, part: &Value) -> Result<(), String> {
     match part.get("type").and_then(Value::as_str) {
         Some("TemplateProcessing") => check_template(part),
         Some("Prepend") if text(part, "prepend").len() > MAX_PREPENDED => Err(format!(
-            "the {field} puts more than {MAX_PREPENDED} bytes before a text"
+            "the {field} prepends more than {MAX_PREPENDED} bytes to a text"
         )),
         _ => Ok(()),
     }
@@ -163,8 +162,8 @@ fn text<'a>(part: &'a Value, name: &str) -> &'a str {
     part.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// Growth factor of a text in a part, without additions of a fixed length and without Unicode
-/// normal forms, whose growth is bounded.
+/// Growth factor of a text in a part, excluding additions of constant length and Unicode
+/// normalization, whose growth is bounded.
 fn growth_of(field: &str, part: &Value) -> usize {
     match (field, text(part, "type")) {
         (_, "Replace") => {
@@ -178,7 +177,7 @@ fn growth_of(field: &str, part: &Value) -> usize {
                 string => content.div_ceil(string.len()).max(1),
             }
         }
-        // Two bytes of UTF-8 per byte, or U+FFFD in three for invalid ones.
+        // Two bytes of UTF-8 per byte, or U+FFFD in three for an invalid one.
         ("decoder", "ByteLevel") => 3,
         (_, "ByteLevel" | "BertNormalizer" | "BPEDecoder") => 2,
         (_, "Metaspace") => text(part, "replacement").len().max(1),
@@ -186,7 +185,7 @@ fn growth_of(field: &str, part: &Value) -> usize {
     }
 }
 
-/// Totals of the patterns of a file: the library compiles them without a limit.
+/// Totals over the patterns of a file: the library compiles them without a limit.
 #[derive(Default)]
 struct Patterns {
     regexes: usize,
@@ -282,7 +281,7 @@ fn check_added(entry: &Value) -> Result<(), String> {
     let content = text(entry, "content");
     match content.len() > MAX_ADDED {
         true => Err(format!(
-            "an added token has {} bytes; the most that is taken is {MAX_ADDED}",
+            "an added token has {} bytes; the limit is {MAX_ADDED}",
             content.len()
         )),
         false => Ok(()),
@@ -308,7 +307,7 @@ fn check_model(model: &Value) -> Result<(), String> {
     };
     if vocab.len() > MAX_TOKENS {
         return Err(format!(
-            "its vocabulary has {} tokens; the most that is taken is {MAX_TOKENS}",
+            "its vocabulary has {} tokens; the limit is {MAX_TOKENS}",
             vocab.len()
         ));
     }
@@ -321,7 +320,7 @@ fn check_model(model: &Value) -> Result<(), String> {
             }
             Some(id) if id >= MAX_TOKENS as u64 => {
                 return Err(format!(
-                    "token {token:?} has the id {id}; the largest that is taken is {}",
+                    "token {token:?} has the id {id}; the largest allowed is {}",
                     MAX_TOKENS - 1
                 ));
             }

@@ -15,17 +15,17 @@ pub(super) struct Class {
     more_special: &'static [&'static str],
     /// Default of `add_bos_token`; `None` if `tokenizer.json` decides.
     adds_bos: Option<bool>,
-    /// Whether its special tokens are added tokens with flags, not plain texts.
+    /// True if its special tokens are added tokens with flags, not plain texts.
     makes_added: bool,
-    /// Whether it overrides `add_prefix_space` of `tokenizer.json`.
+    /// True if it overrides `add_prefix_space` of `tokenizer.json`.
     sets_prefix_space: bool,
-    /// How it reads `vocab.json` and `merges.txt`; `None` if it needs a `tokenizer.json`.
+    /// Reading of `vocab.json` and `merges.txt`; `None` if it requires a `tokenizer.json`.
     slow: Option<Slow>,
 }
 
 const TEXT_END: &str = "<|endoftext|>";
 
-/// Any class without changes.
+/// A class without changes.
 const PLAIN: Class = Class {
     name: "PreTrainedTokenizer",
     defaults: &[],
@@ -133,7 +133,7 @@ const CLASSES: [Class; 9] = [
     },
 ];
 
-/// Default class by model type, of decoders; of types that are not here, one without changes.
+/// Default class by model type, for decoders; other types have a class without changes.
 const CLASS_OF_MODEL: [(&str, &str); 79] = [
     ("aria", "LlamaTokenizer"),
     ("arcee", "LlamaTokenizer"),
@@ -217,8 +217,8 @@ const CLASS_OF_MODEL: [(&str, &str); 79] = [
 ];
 
 impl Class {
-    /// The class of a checkpoint's tokenizer: by `tokenizer_config.json`, `config.json`, or else the
-    /// model type. Unknown classes are without changes.
+    /// The class of a checkpoint's tokenizer: from `tokenizer_config.json`, `config.json`, or the
+    /// model type, in this order. Unknown classes have no changes.
     pub(crate) fn of(files: &Files) -> &'static Class {
         let config = |name| {
             files
@@ -255,14 +255,14 @@ impl Class {
 
     /// The roles with a default.
     pub(crate) fn default_roles(&self) -> impl Iterator<Item = &'static str> {
-        // Qwen's class declares a BOS token and leaves it empty.
+        // Qwen's class declares an empty BOS token.
         self.defaults
             .iter()
             .map(|(role, _)| *role)
             .chain(self.makes_added.then_some("bos_token"))
     }
 
-    /// Whether the class declares the padding token, even as none.
+    /// True if the class declares the padding token, even as none.
     pub(crate) fn names_pad(&self) -> bool {
         self.default("pad_token").is_some() || self.name == "GPTNeoXTokenizer"
     }
@@ -287,7 +287,7 @@ impl Class {
         self.makes_added
     }
 
-    /// Whether a text gets a space prefix; `None` if `tokenizer.json` decides.
+    /// True if texts get a space prefix; `None` if `tokenizer.json` decides.
     pub(crate) fn prefix_space(&self, settings: &Map<String, Value>) -> Option<bool> {
         let set = settings.get("add_prefix_space").and_then(Value::as_bool);
         if self.sets_prefix_space {
@@ -298,8 +298,8 @@ impl Class {
     }
 }
 
-/// Sets `add_prefix_space` of a pre-tokenizer. As in transformers, parts of a sequence are left
-/// alone.
+/// Sets `add_prefix_space` of a pre-tokenizer. As in transformers, parts of a sequence are not
+/// changed.
 pub(super) fn with_prefix_space(mut pre_tokenizer: Value, prefix_space: Option<bool>) -> Value {
     if let (Some(set), Some(old)) = (prefix_space, pre_tokenizer.get_mut("add_prefix_space")) {
         *old = Value::Bool(set);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn the_class_is_named_or_follows_from_the_model() {
+    fn class_comes_from_the_files_or_the_model_type() {
         assert_eq!(
             class(
                 r#"{"tokenizer_class": "LlamaTokenizerFast"}"#,

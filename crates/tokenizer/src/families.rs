@@ -1,4 +1,4 @@
-//! Vocabularies of single families: the plain ones with other special tokens.
+//! Vocabularies of single families: plain ones with other special tokens.
 
 use super::bpe::{self, Rules};
 use super::files::bad;
@@ -12,7 +12,7 @@ const TEXT_END: &str = "<|endoftext|>";
 /// GLM's pre-tokenizers split like Llama 3's.
 const GLM_KIN: &[(&str, &str)] = &[("llama-bpe", "glm4"), ("dbrx", "chatglm-bpe")];
 
-/// GLM 4 and its small and visual kin.
+/// GLM 4 and related small and visual models.
 pub(super) const GLM4: Rules = Rules {
     roles: &[
         ("eos", TEXT_END),
@@ -45,7 +45,7 @@ pub(super) const AS_THEY_ARE: Rules = Rules {
     as_they_are: true,
     ..Rules::PLAIN
 };
-/// Kinds of special tokens for filling in. The reference writes only the last.
+/// Kinds of infill tokens. The reference writes only the last.
 const FILL_IN: [&str; 4] = ["prefix", "suffix", "middle", "eot"];
 
 impl Import<'_> {
@@ -92,7 +92,7 @@ impl Import<'_> {
         Ok(tokens)
     }
 
-    /// Mamba's; the first models came without a tokenizer.
+    /// Mamba's; the first models have no tokenizer.
     pub(crate) fn mamba(&mut self) -> Result<usize> {
         let multiple = self.config("pad_vocab_size_multiple");
         self.padded(multiple.and_then(serde_json::Value::as_u64).unwrap_or(8));
@@ -128,7 +128,7 @@ impl Import<'_> {
         })
     }
 
-    /// Byte-level as in Llama 3, else as converted from SentencePiece.
+    /// Byte-level with Llama 3's size, otherwise as converted from SentencePiece.
     pub(crate) fn deci(&mut self) -> Result<usize> {
         /// Vocabulary size of Llama 3.
         const LLAMA3: u64 = 128_256;
@@ -139,7 +139,7 @@ impl Import<'_> {
         if !bpe::is_like_sentencepiece(self.files) {
             return Err(self.files.bad_tokenizer(
                 "DeciLM 7B needs a tokenizer.json with byte-pair encoding, byte fallback and a Sequence as decoder; \
-                 get it from where the model comes from",
+                 get it from the model's source",
             ));
         }
         self.like_sentencepiece()
@@ -159,8 +159,7 @@ impl Import<'_> {
     }
 
     pub(crate) fn gemma1(&mut self) -> Result<usize> {
-        /// The end of a turn. The reference sets the tokens for filling in too, but writes none of
-        /// them.
+        /// End of a turn. The reference sets infill tokens too, but writes none of them.
         const EOT: u32 = 107;
 
         let tokens = self.only_sentencepiece()?;

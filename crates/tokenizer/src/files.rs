@@ -5,7 +5,7 @@ use quantier_gguf::{Error, Result, json};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// An error about a file.
+/// Error about a file.
 pub fn bad(path: &Path, what: impl Into<String>) -> Error {
     Error::Bad {
         path: path.to_owned(),
@@ -29,7 +29,7 @@ pub fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Reads a text file with line ends as in Python's text mode: `\n` for `\r\n` and `\r`.
+/// Reads a text file with the line ends of Python's text mode: `\n` for `\r\n` and `\r`.
 ///
 /// # Errors
 /// A file that cannot be read or is not UTF-8.
@@ -82,7 +82,7 @@ pub fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     }
 }
 
-/// The kind of a JSON value, in words.
+/// Kind of a JSON value, for messages.
 pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -125,7 +125,7 @@ impl Files {
         self.tokenizer_config.as_ref()?.get(name)
     }
 
-    /// An error about `tokenizer.json`, or about `vocab.json` in its place.
+    /// Error about `tokenizer.json`, or about `vocab.json` without it.
     pub(crate) fn bad_tokenizer(&self, what: impl Into<String>) -> Error {
         let name = match self.tokenizer {
             Some(_) => "tokenizer.json",

@@ -2,8 +2,8 @@
 //! library, with the changes of its class in transformers.
 //!
 //! The reference takes vocabulary and fingerprint from that object, and both depend on the class:
-//! some add a BOS token regardless of `tokenizer.json`, some have special tokens of their own, and
-//! all overwrite the flags of added tokens with those of `tokenizer_config.json`.
+//! some classes add a BOS token regardless of `tokenizer.json`, some have their own special tokens,
+//! and all overwrite the flags of added tokens with those of `tokenizer_config.json`.
 
 use super::class::{self, Class};
 use super::files::{Files, bad, kind, read_object};
@@ -32,7 +32,7 @@ const MORE_SPECIAL: &str = "additional_special_tokens";
 #[derive(Clone, Debug, PartialEq)]
 struct Added {
     token: AddedToken,
-    /// The default is the opposite of `special`.
+    /// The opposite of `special` by default.
     normalized: Option<bool>,
 }
 
@@ -104,7 +104,7 @@ pub(super) struct HfTokenizer {
     unknown: Option<u32>,
     /// Ids before and after every text; `None` if `tokenizer.json` decides.
     bounds: Option<(Vec<u32>, Vec<u32>)>,
-    /// Whether decoding removes spaces before punctuation.
+    /// True if decoding removes spaces before punctuation.
     cleans_up: bool,
 }
 
@@ -133,7 +133,7 @@ impl HfTokenizer {
             roles.extend(Special::parse(pad).map(|pad| ("pad_token", pad)));
             roles.sort_by_key(|(role, _)| ROLES.iter().position(|r| r == role));
         }
-        // The class that reads vocab.json gives its special tokens flags.
+        // The class that reads vocab.json sets flags on its special tokens.
         for (role, special) in roles.iter_mut().filter(|_| slow && !class.makes_added()) {
             if let Special::Text(text) = special
                 && ["bos_token", "eos_token", "unk_token", "pad_token"].contains(role)
@@ -144,7 +144,7 @@ impl HfTokenizer {
                 });
             }
         }
-        // A special token of the files has the flags of the added token of the same text.
+        // A special token of the files has the flags of the added token with the same text.
         for (role, special) in &mut roles {
             if settings.contains_key(*role)
                 && let Some((_, added)) = decoder
@@ -183,7 +183,7 @@ impl HfTokenizer {
             .find(|&length| length > checked::MAX_ADDED)
         {
             let what = format!(
-                "a token has {long} bytes; the most that is taken is {}",
+                "a token has {long} bytes; the limit is {}",
                 checked::MAX_ADDED
             );
             return Err(bad(&files.dir.join("tokenizer_config.json"), what));
@@ -273,12 +273,12 @@ impl HfTokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// The id of a token, or that of the unknown token.
+    /// The id of a token, otherwise that of the unknown token.
     pub(crate) fn id_or_unknown(&self, token: &str) -> Option<u32> {
         self.id(token).or(self.unknown)
     }
 
-    /// Encodes a text, with the tokens added before and after it.
+    /// Encodes a text, with the added tokens before and after it.
     pub(crate) fn encode(&self, text: &str) -> std::result::Result<Vec<u32>, String> {
         let encoding = guarded(|| self.inner.encode(text, self.bounds.is_none()))?;
         let ids = encoding.get_ids();
@@ -302,7 +302,7 @@ impl HfTokenizer {
     }
 }
 
-/// Calls the tokenizers library and catches its panics: it is not written for hostile files.
+/// Calls the tokenizers library and catches its panics: it does not expect hostile files.
 pub(super) fn guarded<T>(
     call: impl FnOnce() -> tokenizers::Result<T>,
 ) -> std::result::Result<T, String> {
@@ -333,7 +333,7 @@ fn cleaned_up(text: &str) -> String {
 
 /// The arguments of the class, and the added tokens by id.
 ///
-/// From `tokenizer_config.json`; if it has no added tokens (old checkpoints), from the three older
+/// From `tokenizer_config.json`; without added tokens in it (old checkpoints), from the three older
 /// files.
 fn settings(files: &Files) -> Result<(Map<String, Value>, Decoder)> {
     let path = files.dir.join("tokenizer_config.json");
@@ -344,7 +344,7 @@ fn settings(files: &Files) -> Result<(Map<String, Value>, Decoder)> {
             for (id, entry) in entries {
                 let number = id
                     .parse()
-                    .map_err(|_| bad(&path, format!("added token id {id:?} is no number")))?;
+                    .map_err(|_| bad(&path, format!("added token id {id:?} is not a number")))?;
                 let added = Added::parse(entry)
                     .ok_or_else(|| bad(&path, format!("added token {id} has no content")))?;
                 decoder.push((number, added));
@@ -411,7 +411,8 @@ fn settings(files: &Files) -> Result<(Map<String, Value>, Decoder)> {
     Ok((settings, decoder))
 }
 
-/// The special token of a role: from the settings, even if null, or else the default of the class.
+/// The special token of a role: from the settings, even if null, otherwise the default of the
+/// class.
 fn role(name: &str, class: &Class, settings: &Map<String, Value>) -> Option<Special> {
     let special = match settings.get(name) {
         Some(value) => Special::parse(value)?,
@@ -425,8 +426,8 @@ fn role(name: &str, class: &Class, settings: &Map<String, Value>) -> Option<Spec
     })
 }
 
-/// Parses the file with the tokenizers library, without truncation and padding and with the changes
-/// of the class.
+/// Parses the file with the tokenizers library, without truncation and padding, and with the
+/// changes of the class.
 fn parse(
     files: &Files,
     json: &Map<String, Value>,
@@ -456,7 +457,7 @@ fn parse(
     .map_err(|why| files.bad_tokenizer(format!("the tokenizers library cannot read it: {why}")))
 }
 
-/// Adds the tokens of the configuration that `tokenizer.json` lacks or has with other flags, and the
+/// Adds tokens of the configuration that `tokenizer.json` lacks or has with other flags, and
 /// missing special tokens.
 fn add_tokens(inner: &mut Tokenizer, mut decoder: Decoder, all_special: &[Special]) {
     let present: HashSet<AddedToken> = inner.get_added_tokens_decoder().into_values().collect();
@@ -498,7 +499,7 @@ fn add_tokens(inner: &mut Tokenizer, mut decoder: Decoder, all_special: &[Specia
     }
 }
 
-/// An error of the library about a text.
+/// Error of the library about a text.
 pub(super) fn library_error(files: &Files, text: &str, what: &str) -> Error {
     files.bad_tokenizer(format!("{text:?} cannot be encoded: {what}"))
 }

@@ -1,4 +1,4 @@
-//! InternLM 2 and 3: SentencePiece with ends of turns from the added tokens.
+//! InternLM 2 and 3: SentencePiece with end-of-turn tokens from the added tokens.
 
 use super::files::{bad, read_object};
 use super::special::Special;
@@ -9,7 +9,7 @@ use quantier_gguf::Result;
 use quantier_gguf::gguf::Value as Gguf;
 use serde_json::Value;
 
-/// The end of a turn, and so the EOS token of chat models.
+/// End of a turn, and the EOS token of chat models.
 const TURN_END: &str = "<|im_end|>";
 
 impl Import<'_> {
@@ -32,11 +32,11 @@ impl Import<'_> {
                 token.token_type = TokenType::Unused;
             }
             if token.text == "\0" {
-                // An empty text to llama.cpp.
+                // llama.cpp reads it as an empty text.
                 token.text = "\u{1f409}".to_owned();
             }
         }
-        // As in the reference, at the end, whatever their ids are.
+        // As in the reference, appended regardless of their ids.
         let added = read_object(&files.dir.join("added_tokens.json"))?.unwrap_or_default();
         tokens.extend(added.into_iter().map(|(text, _)| Token {
             text,
@@ -82,7 +82,7 @@ impl Import<'_> {
         Ok(tokens.len())
     }
 
-    /// The added tokens of `tokenizer_config.json` with numbers as ids.
+    /// The added tokens of `tokenizer_config.json` with numeric ids.
     pub(crate) fn decoder(&self) -> impl Iterator<Item = (u32, &Value)> {
         let decoder = self.files.config_field("added_tokens_decoder");
         decoder

@@ -41,8 +41,8 @@ use std::path::Path;
 
 pub use encode::{Error as VocabularyError, Tokenizer};
 
-/// Limit on the tokens of a vocabulary: the largest models have 2^18, and a damaged file could fill
-/// memory with padding.
+/// Maximum vocabulary size: the largest models have 2^18, and a damaged file could fill memory with
+/// padding.
 pub(crate) const MAX_TOKENS: usize = 1 << 24;
 
 /// The vocabulary of a family: its files and additions.
@@ -51,20 +51,20 @@ pub enum VocabKind {
     /// Byte-level byte-pair encoding: GPT-2, OLMo, Starcoder2, Qwen's mixtures of experts, Falcon,
     /// GPT-NeoX, BLOOM, Cohere, EXAONE, Jais, Spark, Seed-OSS.
     ByteLevel,
-    /// SentencePiece if `tokenizer.model` exists, else byte-level: Qwen2 and Qwen3.
+    /// SentencePiece if `tokenizer.model` exists, otherwise byte-level: Qwen2 and Qwen3.
     Qwen,
-    /// SentencePiece, else byte-pair encoding with byte fallback, else byte-level; with the extras
-    /// of Code Llama and the small Granites: Llama, Mistral, Mixtral, Granite, SmolLM3, Apertus,
-    /// Arcee, Nanbeige.
+    /// SentencePiece, otherwise byte-pair encoding with byte fallback, otherwise byte-level; with
+    /// the additions of Code Llama and the small Granites: Llama, Mistral, Mixtral, Granite,
+    /// SmolLM3, Apertus, Arcee, Nanbeige.
     Llama,
-    /// Mistral's own files: `tekken.json` or `tokenizer.model.vN`, of checkpoints with params.json
-    /// (`--mistral-format`). `Llama` takes a lone `tekken.json` too.
+    /// Mistral's own files: `tekken.json` or `tokenizer.model.vN`, for checkpoints with params.json
+    /// (`--mistral-format`). `Llama` accepts a lone `tekken.json` too.
     Mistral,
     /// SentencePiece: Orion, Baichuan, MiniCPM, PLaMo 1, BitNet.
     SentencePiece,
     /// SentencePiece, padding and unknown tokens by number: Nemotron.
     Nemotron,
-    /// SentencePiece, the space prefix as tokenizer_config.json says: ERNIE 4.5.
+    /// SentencePiece, with the space prefix set by tokenizer_config.json: ERNIE 4.5.
     Ernie,
     /// SentencePiece without a space prefix, with CodeGemma's end of turn: Gemma 1.
     Gemma1,
@@ -80,8 +80,8 @@ pub enum VocabKind {
     GlmMoe,
     /// As GLM 4 without a BOS token; SentencePiece for ChatGLM 3: GLM, ChatGLM.
     ChatGlm,
-    /// Byte-level, or `hy.tiktoken`; ends of text and turn by the configuration: Hunyuan's dense and
-    /// visual models.
+    /// Byte-level, or `hy.tiktoken`; ends of text and turn from the configuration: Hunyuan's dense
+    /// and visual models.
     Hunyuan,
     /// `hy.tiktoken`: Hunyuan's mixtures of experts.
     HunyuanMoe,
@@ -132,7 +132,7 @@ pub enum VocabKind {
 /// A vocabulary as GGUF metadata.
 #[derive(Clone, Debug)]
 pub struct Vocabulary {
-    /// `tokenizer.*` in the order of the file.
+    /// `tokenizer.*` in file order.
     pub entries: Entries,
     /// Number of tokens.
     pub tokens: usize,
@@ -242,14 +242,11 @@ pub fn import(
 fn no_model(dir: &Path) -> quantier_gguf::Error {
     bad(
         dir,
-        format!(
-            "no {}; download it from where the model comes from",
-            spm::FILE
-        ),
+        format!("no {}; download it from the model's source", spm::FILE),
     )
 }
 
-/// The number of tokens: the configuration's, else the tokenizer's own.
+/// Number of tokens: the configuration's, otherwise the tokenizer's own.
 fn checked_size(vocab_size: Option<u64>, own: usize, dir: &Path) -> Result<usize> {
     let size = vocab_size
         .map_or(Some(own), |n| usize::try_from(n).ok())
@@ -258,7 +255,7 @@ fn checked_size(vocab_size: Option<u64>, own: usize, dir: &Path) -> Result<usize
         let claimed = vocab_size.unwrap_or(own as u64);
         bad(
             &dir.join("config.json"),
-            format!("a vocab_size of {claimed}; the most that is taken is {MAX_TOKENS}"),
+            format!("a vocab_size of {claimed}; the limit is {MAX_TOKENS}"),
         )
     })
 }
@@ -273,7 +270,7 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
-    /// A field of config.json; the text model's own first, as in the reference.
+    /// A field of config.json; that of the text model takes precedence, as in the reference.
     fn config(&self, name: &str) -> Option<&serde_json::Value> {
         let config = self.files.config.as_ref()?;
         let own = config.get("text_config").and_then(|text| text.get(name));
@@ -305,7 +302,7 @@ impl Import<'_> {
         }
     }
 
-    /// Makes the number of tokens a multiple of `multiple`.
+    /// Rounds the number of tokens up to a multiple of `multiple`.
     fn padded(&mut self, multiple: u64) {
         let padded = |size: u64| size.checked_next_multiple_of(multiple.max(1));
         self.vocab_size = self.vocab_size.map(|size| padded(size).unwrap_or(size));
@@ -316,7 +313,7 @@ impl Import<'_> {
         tokens.ok_or_else(|| no_model(&self.files.dir))
     }
 
-    /// The space in front of a text, where tokenizer_config.json says whether there is one.
+    /// Sets the space prefix, if tokenizer_config.json states it.
     fn space_prefix(&mut self) -> Result<()> {
         let field = self.files.config_field("add_prefix_space");
         let Some(space) = field.filter(|space| !space.is_null()) else {

@@ -8,7 +8,7 @@ use quantier_gguf::gguf::Value as Gguf;
 use serde_json::Value;
 
 const FILE: &str = "tokenizer.jsonl";
-/// The end of a turn, `<|plamo:op|>`.
+/// End of a turn, `<|plamo:op|>`.
 const TURN_END: u32 = 4;
 /// Roles in `tokenizer_config.json` with the names of their keys, in the order of the reference.
 const ROLES: [(&str, &str); 5] = [
@@ -34,11 +34,11 @@ fn parse(text: &str) -> std::result::Result<Vec<Token>, String> {
         let text = entry
             .get(0)
             .and_then(Value::as_str)
-            .ok_or_else(|| wrong("the first value is no text".to_owned()))?;
+            .ok_or_else(|| wrong("the first value is not a text".to_owned()))?;
         let score = entry
             .get(1)
             .and_then(Value::as_f64)
-            .ok_or_else(|| wrong("the second value is no number".to_owned()))?;
+            .ok_or_else(|| wrong("the second value is not a number".to_owned()))?;
         let token_type = match entry.get(2).and_then(Value::as_str) {
             Some("UNKNOWN") => TokenType::Unknown,
             Some("CONTROL") => TokenType::Control,
@@ -63,12 +63,12 @@ impl Import<'_> {
         let files = self.files;
         let path = files.dir.join(FILE);
         let text = read_text(&path)?.ok_or_else(|| {
-            let what = format!("no {FILE}; download it from where the model comes from");
+            let what = format!("no {FILE}; download it from the model's source");
             bad(&files.dir, what)
         })?;
         let mut tokens = parse(&text).map_err(|what| bad(&path, what))?;
         let size = checked_size(self.vocab_size, tokens.len(), &files.dir)?;
-        // Numbered from 1, whatever their ids are.
+        // Numbered from 1, regardless of their ids.
         let padding = (1..=size.saturating_sub(tokens.len())).map(|number| Token {
             score: SCORE_OF_ADDED,
             ..Token::padding(number)
@@ -122,7 +122,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_line_is_a_token() {
+    fn lines_become_tokens() {
         let text = "[\"<|plamo:unk|>\", 0.0, \"UNKNOWN\"]\n\n[\"<|plamo:op|>\", 0]\n[\"<0x00>\", -1.5, \"BYTE\", null]\n\
                     [\"a\\u2028\", -2, \"NORMAL\"]";
         let seen: Vec<_> = parse(text)
@@ -141,11 +141,14 @@ mod tests {
     }
 
     #[test]
-    fn wrong_lines_say_what_is_wrong() {
+    fn invalid_lines_are_explained() {
         for (text, what) in [
             ("", "no tokens"),
-            ("[\"a\", 0]\n[1, 2]", "line 2: the first value is no text"),
-            ("[\"a\"]", "line 1: the second value is no number"),
+            (
+                "[\"a\", 0]\n[1, 2]",
+                "line 2: the first value is not a text",
+            ),
+            ("[\"a\"]", "line 1: the second value is not a number"),
             ("[\"a\", NaN]", "line 1: not valid JSON"),
         ] {
             let error = parse(text).unwrap_err();
@@ -155,7 +158,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_or_refused(text in ".{0,200}") {
+        fn arbitrary_text_is_read_or_refused(text in ".{0,200}") {
             let _ = parse(&text);
         }
     }

@@ -1,8 +1,8 @@
-//! `tokenizer.ggml.pre`: detects the pre-tokenizer of a model among llama.cpp's.
+//! `tokenizer.ggml.pre`: detection of a model's pre-tokenizer among llama.cpp's.
 //!
-//! The reference encodes a probe text and looks the SHA-256 of the ids up in a table. That finds
+//! The reference encodes a probe text and looks up the SHA-256 of the ids in a table. That finds
 //! only the models of the table: one added token changes the fingerprint but not the splits. For
-//! other models we compare the splits of the probe text with those of every known pre-tokenizer.
+//! other models, the splits of the probe text are compared with those of every known pre-tokenizer.
 
 use super::files::Files;
 use super::hf::{HfTokenizer, guarded, library_error};
@@ -18,7 +18,7 @@ use tokenizers::{
 
 /// The reference's probe text, which pre-tokenizers split differently.
 pub(super) const PROBE: &str = include_str!("data/probe.txt");
-/// Punctuation at ends of lines, which the probe text lacks. For the comparison of splits only.
+/// Punctuation at ends of lines, missing in the probe text. Only for the comparison of splits.
 const MORE: &str = " end.\n\n\tif (x) {\r\n\t}\r\n";
 /// The reference's table of fingerprints and names, sorted.
 const FINGERPRINTS: &str = include_str!("data/pre.tsv");
@@ -43,9 +43,9 @@ struct Known {
     name: &'static str,
     /// Patterns, applied in order.
     patterns: &'static [&'static str],
-    /// Whether the byte-level step splits with GPT-2's pattern.
+    /// True if the byte-level step splits with GPT-2's pattern.
     like_gpt2: bool,
-    /// Whether a piece equal to a token is not merged (`ignore_merges`); `None` for any.
+    /// True if a piece equal to a token is not merged (`ignore_merges`); `None` for either.
     ignores_merges: Option<bool>,
 }
 
@@ -58,7 +58,7 @@ const fn known(name: &'static str, patterns: &'static [&'static str]) -> Known {
     }
 }
 
-/// Among names with the same splits, the most frequent one.
+/// Only the most frequent one of names with the same splits.
 static KNOWN: [Known; 14] = [
     Known {
         ignores_merges: Some(true),
@@ -171,13 +171,13 @@ fn ends(
     Some(splits.into_iter().map(|(_, (_, end), _)| end).collect())
 }
 
-/// The known pre-tokenizer with the most similar splits, and whether they are equal.
+/// The known pre-tokenizer with the most similar splits, and true if they are equal.
 fn nearest(tokenizer: &HfTokenizer, ignores_merges: bool) -> Option<(&'static str, bool)> {
     let mut probe = NormalizedString::from([PROBE, MORE].concat());
     if let Some(normalizer) = tokenizer.inner().get_normalizer() {
         normalizer.normalize(&mut probe).ok()?;
     }
-    // All offsets refer to the text before normalization, which makes them comparable.
+    // All offsets refer to the text before normalization, so they are comparable.
     let own = ends(tokenizer.inner().get_pre_tokenizer()?, probe.clone())?;
     let likeness = |known: &Known, made: &PreTokenizerWrapper| {
         let theirs = ends(made, probe.clone())?;
@@ -201,8 +201,8 @@ fn nearest(tokenizer: &HfTokenizer, ignores_merges: bool) -> Option<(&'static st
     best.map(|(shared, fits, known)| (known.name, shared == 1.0 && fits))
 }
 
-/// The name of the pre-tokenizer: by fingerprint, else by equal splits, with a note. `kin` has other
-/// names for some of the latter.
+/// Name of the pre-tokenizer: by fingerprint, otherwise by equal splits, with a note. `kin` maps
+/// some of the latter to other names.
 pub(super) fn find(
     files: &Files,
     tokenizer: &HfTokenizer,
@@ -236,7 +236,7 @@ pub(super) fn find(
              {name}, but it splits the probe text differently; use --pre {name} if that will do"
         ))),
         None => Err(files.bad_tokenizer(format!(
-            "it has no pre-tokenizer to compare (fingerprint {fingerprint}); say with --pre NAME which of llama.cpp's to use"
+            "it has no pre-tokenizer to compare (fingerprint {fingerprint}); choose one of llama.cpp's with --pre NAME"
         ))),
     }
 }
@@ -265,14 +265,14 @@ mod tests {
         for known in &KNOWN {
             assert!(
                 lines.iter().any(|(_, name)| *name == known.name),
-                "{} is no name of llama.cpp's",
+                "{} is not a name in llama.cpp",
                 known.name
             );
         }
     }
 
     #[test]
-    fn ids_are_hashed_as_python_prints_them() {
+    fn ids_are_hashed_in_python_notation() {
         // SHA-256 of "[1, 23]"
         assert_eq!(
             fingerprint(&[1, 23]),

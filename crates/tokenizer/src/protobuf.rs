@@ -1,4 +1,4 @@
-//! The part of the protobuf wire format that a tokenizer model needs.
+//! The part of the protobuf wire format used by tokenizer models.
 //!
 //! A message is a list of fields, each a key (number and wire type in one varint) and a payload.
 //! Payloads are slices of the input: nothing is allocated.
@@ -16,7 +16,7 @@ pub(super) enum Payload<'a> {
     Fixed32([u8; 4]),
 }
 
-/// The fields of a message in the order of the file. Ends after the first error.
+/// The fields of a message in file order. Ends after the first error.
 pub(super) struct Fields<'a> {
     rest: &'a [u8],
 }
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn lies_and_cuts_are_errors() {
+    fn wrong_lengths_and_truncations_are_errors() {
         for (bytes, what) in [
             (&[0x08][..], "ends within a number"),
             (&[0x08, 0x80], "ends within a number"),

@@ -1,12 +1,12 @@
-//! `vocab.json` and `merges.txt` without a `tokenizer.json`: what transformers makes of them.
+//! `vocab.json` and `merges.txt` without a `tokenizer.json`, as read by transformers.
 //!
 //! ```text
 //! vocab.json   an object: token -> id
 //! merges.txt   a line per merge: two tokens, in the order of their ranks; a header
 //! ```
 //!
-//! The class of the tokenizer decides how text is normalized and split. The result is a
-//! `tokenizer.json` without added tokens; those of the other files are added to it as to any.
+//! The class of the tokenizer determines normalization and splits. The result is a `tokenizer.json`
+//! without added tokens; those of the other files are added later.
 
 use super::class::Class;
 use super::files::{Files, bad, read_object, read_text};
@@ -21,34 +21,33 @@ const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N
 /// Ways to read the two files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Slow {
-    /// The first line of the merges is a header whatever it holds, and so is what follows the last
-    /// line break.
+    /// The first line of the merges is a header, whatever its contents, and so is the text after
+    /// the last line break.
     Gpt2,
     /// The header begins with "#version:"; text is composed (NFC) and split by Qwen2's pattern.
     Qwen2,
 }
 
-/// The `tokenizer.json` of a checkpoint without one.
+/// A `tokenizer.json` for a checkpoint without one.
 pub(super) fn tokenizer(files: &Files, class: &Class) -> Result<Map<String, Value>> {
     let (vocab_path, merges_path) = (files.dir.join(VOCAB), files.dir.join(MERGES));
     if !vocab_path.is_file() {
         return Err(bad(
             &files.dir,
-            "no tokenizer.json; get it from where the model comes from, or save one with transformers",
+            "no tokenizer.json; get it from the model's source, or save one with transformers",
         ));
     }
     let slow = class.slow().ok_or_else(|| {
         let what = format!(
             "{VOCAB} without a tokenizer.json, and {} is no class of tokenizers that reads it; get the tokenizer.json \
-             from where the model comes from, or name a tokenizer_class such as GPT2Tokenizer in tokenizer_config.json",
+             from the model's source, or name a tokenizer_class such as GPT2Tokenizer in tokenizer_config.json",
             class.name()
         );
         bad(&files.dir, what)
     })?;
     let vocab = read_object(&vocab_path)?.unwrap_or_default();
     let text = read_text(&merges_path)?.ok_or_else(|| {
-        let what =
-            format!("no {MERGES} beside {VOCAB}; download it from where the model comes from");
+        let what = format!("no {MERGES} beside {VOCAB}; download it from the model's source");
         bad(&files.dir, what)
     })?;
     let merges = merges(&text, slow).map_err(|what| bad(&merges_path, what))?;
@@ -73,7 +72,7 @@ pub(super) fn tokenizer(files: &Files, class: &Class) -> Result<Map<String, Valu
     }
 }
 
-/// The merges of a file; of equal ones the first.
+/// The merges of a file; the first of equal ones.
 fn merges(text: &str, slow: Slow) -> std::result::Result<Vec<Value>, String> {
     let mut lines: Vec<(usize, &str)> = (1..).zip(text.split('\n')).collect();
     match slow {
@@ -107,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_and_ends_are_as_the_classes_have_them() {
+    fn headers_and_ends_match_the_classes() {
         let text = "#version: 0.2\na b\nab c\na b\n";
         for slow in [Slow::Gpt2, Slow::Qwen2] {
             assert_eq!(
@@ -115,7 +114,8 @@ mod tests {
                 [json!(["a", "b"]), json!(["ab", "c"])]
             );
         }
-        // Without a header, GPT-2's class loses the first merge, and the last without a line break.
+        // Without a header, GPT-2's class loses the first merge, and without a final line break the
+        // last.
         assert_eq!(
             merges("a b\nc d\ne f", Slow::Gpt2).unwrap(),
             [json!(["c", "d"])]

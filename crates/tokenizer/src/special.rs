@@ -1,4 +1,4 @@
-//! Special tokens, merges and chat templates: the metadata of a vocabulary beside its tokens.
+//! Special tokens, merges and chat templates: the metadata beside the tokens.
 
 use super::files::{Files, bad, read_json, read_text};
 use quantier_gguf::Result;
@@ -18,7 +18,7 @@ const ID_KEYS: [(&str, &str); 8] = [
     ("eot", "tokenizer.ggml.eot_token_id"),
     ("eom", "tokenizer.ggml.eom_token_id"),
 ];
-/// Kinds of special tokens that a tokenizer may add to a text, with their keys.
+/// Kinds of special tokens that a tokenizer may add to texts, with their keys.
 const ADD_KEYS: [(&str, &str); 3] = [
     ("bos", "tokenizer.ggml.add_bos_token"),
     ("eos", "tokenizer.ggml.add_eos_token"),
@@ -29,17 +29,17 @@ const ADD_KEYS: [(&str, &str); 3] = [
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Special {
     pub merges: Vec<String>,
-    /// Kind and id; the first of a kind counts.
+    /// Kinds with ids; the first of a kind is used.
     ids: Vec<(String, u32)>,
-    /// Kind, and whether such a token is added to every text.
+    /// Kinds, with true if the token is added to every text.
     adds: Vec<(String, bool)>,
-    /// The chat template: a string, or a list of named ones.
+    /// Chat template: a string, or a list of named ones.
     template: Option<Value>,
     lowercase: Option<bool>,
     strip_accents: Option<bool>,
 }
 
-/// Truth of a value in Python.
+/// Truth value as in Python.
 pub(super) fn truthy(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -65,10 +65,10 @@ fn sequence_in(slot: &Value) -> Option<&str> {
 }
 
 impl Special {
-    /// The usual kinds.
+    /// The common kinds.
     pub(crate) const TYPES: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 
-    /// Reads them from the files. Ids not below `limit` are ignored.
+    /// Reads special tokens from the files. Ids not below `limit` are ignored.
     pub(crate) fn load(
         files: &Files,
         merges: bool,
@@ -107,7 +107,7 @@ impl Special {
         Ok(special)
     }
 
-    /// Sets the id of a kind without one.
+    /// Sets the id of a kind, unless it has one.
     pub(crate) fn set_id(&mut self, token: &str, id: u32) {
         if !self.ids.iter().any(|(t, _)| t == token) {
             self.ids.push((token.to_owned(), id));
@@ -119,12 +119,12 @@ impl Special {
         self.ids.iter().find(|(t, _)| t == token).map(|(_, id)| *id)
     }
 
-    /// Whether any kind has an id.
+    /// True if any kind has an id.
     pub(crate) fn has_ids(&self) -> bool {
         !self.ids.is_empty()
     }
 
-    /// Replaces the id of a kind that has one.
+    /// Replaces the id of a kind, if it has one.
     pub(crate) fn replace_id(&mut self, token: &str, id: u32) {
         if let Some((_, old)) = self.ids.iter_mut().find(|(t, _)| t == token) {
             *old = id;
@@ -197,8 +197,8 @@ impl Special {
     }
 }
 
-/// Merges, spelled `"a b"` or `["a", "b"]`, in GGUF's spelling: `"a b"`, with `Ġ` for a space within a
-/// part.
+/// Converts merges, spelled `"a b"` or `["a", "b"]`, to GGUF's spelling: `"a b"`, with `Ġ` for a
+/// space within a part.
 fn joined_merges(list: &[Value]) -> std::result::Result<Vec<String>, String> {
     let wrong =
         |at: usize| format!("merge {at} is neither \"a b\" nor [\"a\", \"b\"] like the first one");
@@ -246,7 +246,7 @@ fn merges_txt(path: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-/// State of the reading: the post-processor overrides the configuration.
+/// Reading state: the post-processor overrides the configuration.
 struct Reading<'a> {
     special: &'a mut Special,
     /// `tokenizer_config.json`; `None` if it is missing or empty.
@@ -366,7 +366,7 @@ impl Reading<'_> {
 
     fn trailing_token(&mut self, last: &Value, roles: &mut Roles) {
         if self.config.is_some() && *last != roles.eos {
-            // The configured EOS token becomes the end of a turn, or else of a message.
+            // The configured EOS token becomes the end of a turn, otherwise of a message.
             let free = ["eot", "eom"]
                 .into_iter()
                 .find(|kind| !self.types.iter().any(|t| t == kind));
@@ -467,7 +467,7 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// Sets an id; others than whole numbers below the limit are ignored.
+    /// Sets an id; values other than whole numbers below the limit are ignored.
     fn set_id(&mut self, kind: &str, id: &Value) -> std::result::Result<(), String> {
         match (id.as_u64(), id.as_i64()) {
             (Some(id), _) if self.limit.is_some_and(|limit| id >= limit) => Ok(()),
@@ -485,8 +485,7 @@ impl Reading<'_> {
     }
 }
 
-/// Special tokens by role during the reading of the post-processor: strings, or objects with a
-/// content.
+/// Special tokens by role while reading the post-processor: strings, or objects with contents.
 struct Roles {
     bos: Value,
     cls: Value,
@@ -494,13 +493,14 @@ struct Roles {
     sep: Value,
 }
 
-/// `chat_template.jinja` with the files of `additional_chat_templates`, or else `chat_template.json`.
+/// `chat_template.jinja` with the files of `additional_chat_templates`, otherwise
+/// `chat_template.json`.
 fn template_file(dir: &Path) -> Result<Option<Value>> {
     let Some(default) = read_text(&dir.join("chat_template.jinja"))? else {
         let path = dir.join("chat_template.json");
         return Ok(read_json(&path)?.and_then(|json| json.get("chat_template").cloned()));
     };
-    // In the order of the directory, as in the reference.
+    // In directory order, as in the reference.
     let mut named = Vec::new();
     for entry in dir
         .join("additional_chat_templates")
@@ -531,8 +531,8 @@ fn template_file(dir: &Path) -> Result<Option<Value>> {
 
 /// Writes a template; or named ones, the list of names, and the default one.
 ///
-/// The reference lists names in the order of a Python set, which changes from run to run; we keep
-/// the order of the file.
+/// The reference lists names in the order of a Python set, which varies between runs; we keep the
+/// order of the file.
 pub(super) fn write_template(template: &Value, entries: &mut Entries) {
     const KEY: &str = "tokenizer.chat_template";
     if let Some(text) = template.as_str() {

@@ -19,13 +19,13 @@ use serde_json::Value;
 use std::collections::HashSet;
 use std::path::Path;
 
-/// The name of the file.
+/// Name of the file.
 pub(super) const FILE: &str = "tokenizer.model";
 
 /// A SentencePiece model.
 pub(super) struct Model {
     pub pieces: Vec<Token>,
-    /// Whether a space is put in front of a text.
+    /// True if texts get a space prefix.
     pub prefixes_space: bool,
 }
 
@@ -82,14 +82,14 @@ fn parse(bytes: &[u8]) -> std::result::Result<Model, String> {
     if pieces.is_empty() {
         return Err("not a SentencePiece model: it has no pieces".to_owned());
     }
-    // As the library does: the byte's own token is <0x00>.
+    // As in the library: the byte's own token is <0x00>.
     let nul = pieces.iter_mut().find(|piece| piece.text == "\0");
     if let Some(nul) = nul.filter(|_| falls_back) {
         nul.token_type = TokenType::Unused;
     }
     let mut seen = HashSet::with_capacity(pieces.len());
     match pieces.iter().position(|p| !seen.insert(p.text.as_str())) {
-        Some(at) => Err(format!("piece {at}: {:?} is there twice", pieces[at].text)),
+        Some(at) => Err(format!("piece {at}: {:?} appears twice", pieces[at].text)),
         None => Ok(Model {
             pieces,
             prefixes_space,
@@ -97,7 +97,7 @@ fn parse(bytes: &[u8]) -> std::result::Result<Model, String> {
     }
 }
 
-/// A flag of a message; `None` if it is absent.
+/// A flag of a message; `None` if absent.
 fn flag(message: &[u8], number: u64) -> std::result::Result<Option<bool>, String> {
     let mut flag = None;
     for field in Fields::new(message) {
@@ -133,7 +133,7 @@ fn parse_piece(message: &[u8]) -> std::result::Result<Token, String> {
                     3 => TokenType::Control,
                     5 => TokenType::Unused,
                     6 => TokenType::Byte,
-                    // As in the reference, user-defined pieces (4) count as normal ones.
+                    // As in the reference, user-defined pieces (4) become normal ones.
                     _ => TokenType::Normal,
                 }
             }
@@ -146,13 +146,13 @@ fn parse_piece(message: &[u8]) -> std::result::Result<Token, String> {
     Ok(token)
 }
 
-/// The handling of added tokens by family.
+/// Handling of added tokens by family.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Additions {
-    /// Added tokens are control tokens by their text; the others have spaces in place of U+2581.
+    /// Added tokens are control tokens by their text; the others get spaces for U+2581.
     Common,
-    /// Phi-3, InternLM 2: added tokens unchanged, also from `tokenizer.json`; an id beyond the
-    /// vocabulary is an error.
+    /// Phi-3, InternLM 2: added tokens unchanged, also from `tokenizer.json`; ids beyond the
+    /// vocabulary are errors.
     AsTheyAre,
 }
 
@@ -184,8 +184,8 @@ pub(super) fn vocabulary(
     Ok(Some(tokens))
 }
 
-/// Places the added tokens of `tokenizer_config.json`, and of `tokenizer.json` where the family takes
-/// them.
+/// Places the added tokens of `tokenizer_config.json`, and of `tokenizer.json` for families that
+/// use them.
 pub(super) fn place_added(files: &Files, tokens: &mut [Token], additions: Additions) -> Result<()> {
     let config_path = files.dir.join("tokenizer_config.json");
     match files.config_field("added_tokens_decoder") {
@@ -193,7 +193,10 @@ pub(super) fn place_added(files: &Files, tokens: &mut [Token], additions: Additi
         Some(Value::Object(decoder)) => {
             for (id, entry) in decoder {
                 let number = id.parse().map_err(|_| {
-                    bad(&config_path, format!("added token id {id:?} is no number"))
+                    bad(
+                        &config_path,
+                        format!("added token id {id:?} is not a number"),
+                    )
                 })?;
                 let entry = Added::parse(number, entry).map_err(|what| bad(&config_path, what))?;
                 entry
@@ -221,10 +224,10 @@ pub(super) fn place_added(files: &Files, tokens: &mut [Token], additions: Additi
     Ok(())
 }
 
-/// A warning of tokens that `tokenizer.json` adds and that are padding, since neither
-/// `added_tokens.json` nor `tokenizer_config.json` has them: the reference looks in no other file.
+/// Warning about added tokens of `tokenizer.json` that become padding, as neither
+/// `added_tokens.json` nor `tokenizer_config.json` has them: the reference reads no other file.
 pub(super) fn unplaced(files: &Files, tokens: &[Token]) -> Option<String> {
-    /// Tokens that are named.
+    /// Maximum number of tokens named.
     const NAMED: usize = 8;
     let is_padding = |id: u64| {
         let token = usize::try_from(id).ok().and_then(|id| tokens.get(id));
@@ -255,7 +258,7 @@ fn add_from_added_tokens_json(tokens: &mut [Token], path: &Path) -> Result<()> {
                 format!("the id of {text:?} is not a whole number from 0 up"),
             )
         })?;
-        // An id beyond the vocabulary is ignored.
+        // Ids beyond the vocabulary are ignored.
         if let Some(token) = usize::try_from(id).ok().and_then(|id| tokens.get_mut(id)) {
             *token = Token {
                 text,
@@ -323,7 +326,7 @@ impl<'a> Added<'a> {
     }
 }
 
-/// Writes tokens with scores, under the name of a pre-tokenizer.
+/// Writes tokens with scores, with the name of a pre-tokenizer.
 pub(super) fn write_tokens(tokens: &[Token], pre: &str, entries: &mut Entries) {
     entries.set_str("tokenizer.ggml.model", "llama");
     entries.set_str("tokenizer.ggml.pre", pre);
@@ -337,7 +340,7 @@ pub(super) fn write(files: &Files, tokens: &[Token], entries: &mut Entries) -> R
     Ok(())
 }
 
-/// The bytes of a model with these pieces: text, score and type.
+/// A serialized model with these pieces: text, score and type.
 #[cfg(test)]
 pub(super) fn model_of(pieces: &[(&str, f32, u8)]) -> Vec<u8> {
     let mut model = Vec::new();
@@ -353,7 +356,7 @@ pub(super) fn model_of(pieces: &[(&str, f32, u8)]) -> Vec<u8> {
     model
 }
 
-/// A `tokenizer_config.json` read from its text.
+/// Parses a `tokenizer_config.json`.
 #[cfg(test)]
 pub(super) fn object(json: &str) -> serde_json::Map<String, Value> {
     serde_json::from_str(json).unwrap()
@@ -406,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_cut_anywhere_is_an_error_or_a_shorter_model() {
+    fn truncated_models_are_errors_or_shorter_models() {
         let model = small_model();
         for length in 0..model.len() {
             if let Ok(model) = parse(&model[..length]) {
@@ -416,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_models_say_what_is_wrong() {
+    fn malformed_models_are_explained() {
         for (model, what) in [
             (vec![], "no pieces"),
             (vec![0x0a, 200, 1], "claims 200 bytes"),
@@ -426,7 +429,7 @@ mod tests {
             ),
             (
                 model_of(&[("a", 0.0, 1), ("a", 0.0, 1)]),
-                "piece 1: \"a\" is there twice",
+                "piece 1: \"a\" appears twice",
             ),
             (vec![0x0a, 3, 0x0a, 1, 0xff], "not UTF-8"),
             (
@@ -468,7 +471,7 @@ mod tests {
                 ("[PAD8]", -10000.0, Unused)
             ]
         );
-        // A vocabulary smaller than the model is cut; without a size, the model's counts.
+        // A vocabulary smaller than the model is truncated; without a size, the model's is used.
         assert_eq!(
             vocabulary(&files, Some(3), Additions::Common)
                 .unwrap()
@@ -483,7 +486,7 @@ mod tests {
                 .len(),
             6
         );
-        // Phi-3 takes the flags as they are, and no id beyond the vocabulary.
+        // Phi-3 uses flags unchanged, and refuses ids beyond the vocabulary.
         let error = vocabulary(&files, Some(9), Additions::AsTheyAre)
             .unwrap_err()
             .to_string();
@@ -491,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_only_tokenizer_json_adds_are_named() {
+    fn tokens_added_only_by_tokenizer_json_are_named() {
         let (dir, _) = directory("{}");
         let added = r#"{"added_tokens": [{"id": 1, "content": "<s>"}, {"id": 6, "content": "<|end|>"},
             {"id": 99, "content": "far"}]}"#;
@@ -509,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_kinds_in_the_files_beside_it_are_errors() {
+    fn wrong_types_in_companion_files_are_errors() {
         for (config, what) in [
             (
                 r#"{"added_tokens_decoder": [1]}"#,
@@ -517,7 +520,7 @@ mod tests {
             ),
             (
                 r#"{"added_tokens_decoder": {"x": {"content": "a"}}}"#,
-                "\"x\" is no number",
+                "\"x\" is not a number",
             ),
             (
                 r#"{"added_tokens_decoder": {"1": {"special": true}}}"#,
@@ -541,12 +544,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = parse(&bytes);
         }
 
         #[test]
-        fn a_flipped_byte_is_read_or_refused(at in 0usize..64, value in any::<u8>()) {
+        fn changed_bytes_are_read_or_refused(at in 0usize..64, value in any::<u8>()) {
             let mut model = small_model();
             let at = at % model.len();
             model[at] = value;

@@ -6,8 +6,8 @@
 //! special_tokens   per token: rank, token_str; their ids come first
 //! ```
 //!
-//! A token is the result of every split into two tokens; of those, the ranks of the parts decide the
-//! order.
+//! A token is the result of every split into two tokens; the ranks of the parts determine the order
+//! of these merges.
 
 use super::encode::bytes;
 use super::files::{Files, bad, kind, read_object, read_text};
@@ -24,13 +24,13 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 pub(super) const FILE: &str = "tekken.json";
-/// The tokens of a single byte, whose ranks are the bytes.
+/// Number of single-byte tokens, whose ranks are the bytes.
 const BYTES: usize = 256;
-/// Limit on the bytes of all merges together; real files have about three million.
+/// Maximum total length of all merges in bytes; real files have about three million.
 const MAX_MERGES: usize = 1 << 28;
-/// The versions of the format; from 11 on, a file names its special tokens.
+/// Versions of the format; from 11 on, a file lists its special tokens.
 const VERSIONS: [&str; 7] = ["v1", "v2", "v3", "v7", "v11", "v13", "v15"];
-/// The special tokens of a file that names none.
+/// Special tokens of a file without a list of them.
 const SPECIAL: [&str; 20] = [
     "<unk>",
     "<s>",
@@ -58,7 +58,7 @@ const SPECIAL: [&str; 20] = [
 struct Mistral {
     tokens: Vec<Token>,
     version: &'static str,
-    /// Merges; `None` of SentencePiece.
+    /// Merges; `None` for SentencePiece.
     merges: Option<Vec<String>>,
     /// Ids of the BOS, EOS, unknown and padding tokens.
     roles: [u32; 4],
@@ -115,7 +115,7 @@ fn parse(json: &Map<String, Value>) -> Parsed<Mistral> {
     })
 }
 
-/// The special tokens, filled up to their number.
+/// Special tokens, padded to their number.
 fn special(listed: Option<&Value>, version: &str, count: usize) -> Parsed<Vec<Token>> {
     let mut texts: Vec<String> = match listed {
         Some(Value::Array(entries)) => entries
@@ -151,7 +151,7 @@ fn special(listed: Option<&Value>, version: &str, count: usize) -> Parsed<Vec<To
     texts.extend((texts.len()..count).map(|id| format!("<SPECIAL_{id}>")));
     let mut seen = HashSet::new();
     if let Some(twice) = texts.iter().find(|text| !seen.insert(text.as_str())) {
-        return Err(format!("the special token {twice:?} is there twice"));
+        return Err(format!("the special token {twice:?} appears twice"));
     }
     let token = |text| Token {
         text,
@@ -168,7 +168,7 @@ fn ranks(vocab: Option<&Value>, count: usize) -> Parsed<Ranks> {
         .ok_or("it has no array vocab")?;
     let entries = vocab.get(..count).ok_or_else(|| {
         format!(
-            "its vocab has {} tokens, but config wants {count}",
+            "its vocab has {} tokens, but config requires {count}",
             vocab.len()
         )
     })?;
@@ -176,7 +176,7 @@ fn ranks(vocab: Option<&Value>, count: usize) -> Parsed<Ranks> {
         let bytes = entry.get("token_bytes").and_then(Value::as_str);
         let bytes = bytes.and_then(|text| STANDARD.decode(text).ok());
         let bytes =
-            bytes.ok_or_else(|| format!("token_bytes of token {at} of vocab are no base64"))?;
+            bytes.ok_or_else(|| format!("token_bytes of token {at} of vocab are not base64"))?;
         if entry.get("rank").and_then(Value::as_u64) != Some(at as u64) {
             return Err(format!("token {at} of vocab has another rank"));
         }
@@ -193,7 +193,7 @@ fn ranks(vocab: Option<&Value>, count: usize) -> Parsed<Ranks> {
     Ranks::new(all)
 }
 
-/// All merges that make the tokens, by the ranks of tokens, left parts and right parts.
+/// All merges that produce the tokens, sorted by the ranks of tokens, left parts and right parts.
 fn merges(ranks: &Ranks) -> Parsed<Vec<String>> {
     let mut merges = Vec::new();
     let mut bytes_of_all = 0;
@@ -220,8 +220,8 @@ fn merges(ranks: &Ranks) -> Parsed<Vec<String>> {
     Ok(merges)
 }
 
-/// The file of a checkpoint in Mistral's format: `tekken.json`, else the last `tokenizer.model.vN`,
-/// else `tokenizer.model`.
+/// The file of a checkpoint in Mistral's format: `tekken.json`, otherwise the last
+/// `tokenizer.model.vN`, otherwise `tokenizer.model`.
 fn file_of(files: &Files) -> (PathBuf, &'static str) {
     let tekken = files.dir.join(FILE);
     if tekken.is_file() {
@@ -269,13 +269,13 @@ fn of_pieces(model: Model, version: &'static str) -> Parsed<Mistral> {
 
 impl Import<'_> {
     /// Mistral's vocabulary. `native` if the weights are in Mistral's format too: then the
-    /// checkpoint's chat template counts.
+    /// checkpoint's chat template is used.
     pub(crate) fn mistral(&mut self, native: bool) -> Result<usize> {
         let files = self.files;
         let (path, version) = file_of(files);
         let missing = || {
             let what = format!(
-                "neither {FILE} nor {}; download it from where the model comes from",
+                "neither {FILE} nor {}; download it from the model's source",
                 spm::FILE
             );
             bad(&files.dir, what)
@@ -307,7 +307,7 @@ impl Import<'_> {
         {
             self.set_id(kind, id);
         }
-        // The reference gives tekken's tokens the whole number 0.
+        // The reference writes integer scores of 0 for tekken.
         let scores = match mistral.merges {
             Some(_) => Scores::Integers,
             None => Scores::Floats,
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_files_say_what_is_wrong() {
+    fn invalid_files_are_explained() {
         let with = |pointer: &str, value: Value| {
             let mut json = Value::Object(file(&["ab"]));
             *json.pointer_mut(pointer).unwrap() = value;

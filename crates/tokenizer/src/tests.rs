@@ -1,4 +1,4 @@
-//! Whole vocabularies from small files, right and wrong.
+//! Whole vocabularies from small files, valid and invalid.
 
 use super::*;
 use quantier_gguf::gguf::Array;
@@ -13,7 +13,7 @@ fn directory(files: &[(&str, String)]) -> tempfile::TempDir {
     dir
 }
 
-/// A byte-level tokenizer with nine tokens of its own and two added ones, split as Qwen2's.
+/// A byte-level tokenizer with nine tokens of its own and two added ones, split like Qwen2's.
 fn tokenizer() -> serde_json::Value {
     let split = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     let added = |id, content: &str, special: bool| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special});
@@ -49,7 +49,7 @@ fn strings(vocabulary: &Vocabulary, key: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_byte_level_vocabulary_has_tokens_types_and_merges() {
+fn byte_level_vocabularies_have_tokens_types_and_merges() {
     let config = json!({
         "eos_token": "<end>", "add_eos_token": true,
         "chat_template": [{"name": "tool use", "template": "T"}, {"name": "default", "template": "D"}]
@@ -88,7 +88,7 @@ fn a_byte_level_vocabulary_has_tokens_types_and_merges() {
         .unwrap()
         .collect();
     assert_eq!(types[8..], [1, 3, 4, 5, 5].map(Value::I32));
-    // The post-processor stands above the configuration.
+    // The post-processor overrides the configuration.
     assert_eq!(
         vocabulary.entries.get("tokenizer.ggml.add_eos_token"),
         Some(&Value::Bool(false))
@@ -105,7 +105,7 @@ fn a_byte_level_vocabulary_has_tokens_types_and_merges() {
 }
 
 #[test]
-fn a_family_may_have_its_own_name_for_a_split() {
+fn families_can_rename_pre_tokenizers() {
     let mut llama3 = tokenizer();
     let split = &mut llama3["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"];
     *split = json!(split.as_str().unwrap().replace(r"\p{N}|", r"\p{N}{1,3}|"));
@@ -134,7 +134,7 @@ fn a_family_may_have_its_own_name_for_a_split() {
 }
 
 #[test]
-fn the_user_may_name_the_pre_tokenizer() {
+fn users_can_set_the_pre_tokenizer() {
     let dir = directory(&[("tokenizer.json", tokenizer().to_string())]);
     let vocabulary = import(dir.path(), VocabKind::Qwen, None, Some("mine")).unwrap();
     assert_eq!(
@@ -145,7 +145,7 @@ fn the_user_may_name_the_pre_tokenizer() {
 }
 
 #[test]
-fn a_tokenizer_that_cannot_be_read_says_why() {
+fn unreadable_tokenizers_are_explained() {
     let with = |pointer: &str, value: serde_json::Value| {
         let mut tokenizer = tokenizer();
         *tokenizer.pointer_mut(pointer).unwrap() = value;
@@ -161,7 +161,7 @@ fn a_tokenizer_that_cannot_be_read_says_why() {
     let digits = json!({"type": "Sequence", "pretokenizers": vec![json!({"type": "Digits", "individual_digits": true}); 64]});
     let split = json!({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated", "invert": false});
     let splits = json!({"type": "Sequence", "pretokenizers": vec![split; 17]});
-    // The library looks for the sign beyond the token's beginning.
+    // The library searches for the character beyond the start of the token.
     let strip = json!({"type": "Strip", "content": "d", "start": 0, "stop": 9});
     let mut stripped = with("/decoder", strip);
     stripped["added_tokens"][0]["content"] = json!("d");
@@ -180,7 +180,7 @@ fn a_tokenizer_that_cannot_be_read_says_why() {
         ),
         (
             with("/model/vocab/a", json!(u64::MAX)),
-            "the largest that is taken",
+            "the largest allowed",
         ),
         (
             with("/model/vocab/abc", json!(13)),
@@ -335,7 +335,7 @@ fn bad_files_are_named_with_line_and_column() {
 }
 
 #[test]
-fn a_tokenizer_cut_anywhere_is_an_error() {
+fn truncated_tokenizers_are_errors() {
     let text = tokenizer().to_string();
     for length in 0..text.len() {
         if text.is_char_boundary(length) {

@@ -4,9 +4,9 @@
 //! file = lines of: token in base64, space, rank
 //! ```
 //!
-//! Such a file ranks tokens and has no merges. A token's merge is the pair that is left of its bytes
-//! when only tokens of lower ranks are merged. Special tokens stand in the program beside the file; here
-//! they are data.
+//! Such a file ranks tokens and has no merges. A token's merge is the pair that remains of its
+//! bytes after all merges of lower ranks. Special tokens are defined in the program beside the
+//! file; here they are data.
 
 use super::encode::{Tokenizer, bytes, merge};
 use super::files::{bad, read_bytes, read_object};
@@ -22,24 +22,24 @@ use quantier_gguf::safetensors::lfs_pointer;
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 
-/// Limit on the bytes of a token; real files have up to 128.
+/// Maximum length of a token in bytes; real files have up to 128.
 const MAX_BYTES: usize = 512;
 /// Number of the tokens `<|extra_0|>`, `<|extra_1|>` ... of Qwen and Hunyuan.
 const EXTRAS: usize = 205;
 
-/// A file of a family, with what its program adds.
+/// A file of a family, with the additions of its program.
 struct Family {
     file: &'static str,
-    /// Special tokens before the extras, from the first id behind the file's on.
+    /// Special tokens before the extras, from the first id after the file's on.
     special: &'static [&'static str],
     extras: usize,
-    /// Ids left free between the file's tokens and the special ones.
+    /// Unused ids between the file's tokens and the special ones.
     gap: usize,
-    /// The pre-tokenizer of an unknown fingerprint.
+    /// Pre-tokenizer for unknown fingerprints.
     pre: &'static str,
-    /// Whether the file has no other pre-tokenizer, whatever its fingerprint.
+    /// True if the file has only this pre-tokenizer, whatever its fingerprint.
     one_pre: bool,
-    /// Whether a token may have no merge, and the line numbers are the ranks.
+    /// True if tokens may lack merges, and line numbers are the ranks.
     lenient: bool,
 }
 
@@ -109,7 +109,7 @@ static ARCADE: Family = Family {
     one_pre: false,
     lenient: false,
 };
-/// Its special tokens stand in tokenizer_config.json.
+/// Its special tokens are in tokenizer_config.json.
 static KIMI: Family = Family {
     file: "tiktoken.model",
     special: &[],
@@ -121,7 +121,7 @@ static KIMI: Family = Family {
 };
 
 impl Family {
-    /// The texts of the special tokens.
+    /// Texts of the special tokens.
     fn names(&self) -> Vec<String> {
         let extras = (0..self.extras).map(|n| format!("<|extra_{n}|>"));
         let named = self.special.iter().map(|text| (*text).to_owned());
@@ -136,8 +136,8 @@ pub(super) struct Ranks {
 }
 
 impl Ranks {
-    /// Reads a file. Ranks go from 0 up without holes; `lenient` leaves a repeated token out and
-    /// ranks by line.
+    /// Reads a file. Ranks ascend from 0 without gaps; `lenient` skips repeated tokens and ranks by
+    /// line.
     fn parse(file: &[u8], lenient: bool) -> std::result::Result<Ranks, String> {
         if let Some(pointer) = lfs_pointer(file) {
             return Err(pointer);
@@ -165,7 +165,7 @@ impl Ranks {
                 true if lenient => all.push((all.len() as u32, token)),
                 true => all.push((rank, token)),
                 false if lenient => {}
-                false => return Err(wrong("this token is there twice")),
+                false => return Err(wrong("this token appears twice")),
             }
         }
         Ranks::new(all)
@@ -179,13 +179,13 @@ impl Ranks {
             .find(|(_, t)| t.is_empty() || t.len() > MAX_BYTES);
         if let Some((rank, token)) = odd {
             return Err(format!(
-                "the token of rank {rank} has {} bytes; taken are 1 to {MAX_BYTES}",
+                "the token of rank {rank} has {} bytes; allowed are 1 to {MAX_BYTES}",
                 token.len()
             ));
         }
         let hole = all.iter().zip(0..).find(|((rank, _), at)| rank != at);
         if let Some((_, at)) = hole {
-            return Err(format!("no token has the rank {at}, or two have"));
+            return Err(format!("rank {at} is missing or repeated"));
         }
         if all.is_empty() {
             return Err("it has no tokens".to_owned());
@@ -201,7 +201,7 @@ impl Ranks {
         })
     }
 
-    /// The tokens in the order of their ranks.
+    /// The tokens in rank order.
     pub(super) fn tokens(&self) -> &[Vec<u8>] {
         &self.tokens
     }
@@ -211,8 +211,8 @@ impl Ranks {
         self.ranks.get(token).copied()
     }
 
-    /// The two parts whose merge makes a token, in GPT-2's alphabet: what is left of its bytes after
-    /// all merges of lower ranks. `None` if more or less than two are left.
+    /// The two parts whose merge makes a token, in GPT-2's alphabet: the remainder of its bytes
+    /// after all merges of lower ranks. `None` unless exactly two parts remain.
     fn merge(&self, rank: u32, merger: &mut Merger) -> Option<String> {
         let token = &self.tokens[rank as usize];
         merger.clear();
@@ -230,7 +230,7 @@ impl Ranks {
         Some(format!("{} {}", bytes::encode(left), bytes::encode(right)))
     }
 
-    /// The merges of all tokens of several bytes, or the first token that has none.
+    /// The merges of all multi-byte tokens, or the first token without one.
     fn merges(&self, lenient: bool) -> std::result::Result<Vec<String>, String> {
         let mut merger = Merger::default();
         let mut merges = Vec::with_capacity(self.tokens.len());
@@ -266,7 +266,7 @@ impl Import<'_> {
     }
 
     pub(crate) fn hunyuan_moe(&mut self) -> Result<usize> {
-        /// `<|bos|>`; configurations say another.
+        /// `<|bos|>`; configurations state another one.
         const BOS: u32 = 127_959;
 
         let tokens = self.tiktoken_of_hunyuan()?;
@@ -275,8 +275,8 @@ impl Import<'_> {
     }
 
     pub(crate) fn hunyuan(&mut self) -> Result<usize> {
-        /// Hidden size of the model of seven billion weights, whose configuration says another BOS
-        /// token.
+        /// Hidden size of the model of seven billion weights, whose configuration states another
+        /// BOS token.
         const LARGE: u64 = 4096;
         const BOS_OF_LARGE: u32 = 127_958;
 
@@ -297,7 +297,7 @@ impl Import<'_> {
             }
             tokens
         };
-        // transformers leaves the field out of the configurations that it knows.
+        // transformers omits the field from the configurations that it knows.
         let model_type = self.files.config.as_ref().and_then(|c| c.get("model_type"));
         let known = ["hunyuan_v1_dense", "hunyuan_v1_moe"].map(Value::from);
         let eod = self.config("eod_token_id").filter(|v| !v.is_null());
@@ -319,11 +319,11 @@ impl Import<'_> {
         Ok(tokens)
     }
 
-    /// Special tokens behind the ranks, by number; those without a name are reserved.
+    /// Special tokens after the ranks, by number; those without names are reserved.
     pub(crate) fn kimi(&mut self) -> Result<usize> {
-        /// Numbers behind the ranks that are special tokens.
+        /// Number of special tokens after the ranks.
         const SPECIAL: usize = 258;
-        /// The end of a text where tokenizer_config.json names none.
+        /// End of text if tokenizer_config.json has none.
         const END: &str = "[EOS]";
 
         if self.files.tokenizer.is_some() || !self.files.dir.join(KIMI.file).is_file() {
@@ -345,9 +345,7 @@ impl Import<'_> {
         let end = end.and_then(|end| end.get("content").unwrap_or(end).as_str());
         let end = end.unwrap_or(END);
         let eos = names.iter().rposition(|name| name == end).ok_or_else(|| {
-            let what = format!(
-                "the end of a text, '{end}', is none of the special tokens behind the ranks"
-            );
+            let what = format!("the end-of-text token '{end}' is not among the special tokens");
             bad(&self.files.dir.join("tokenizer_config.json"), what)
         })?;
         let special = Special::load(self.files, false, &Special::TYPES, None)?;
@@ -363,7 +361,7 @@ impl Import<'_> {
         self.tiktoken(&HUNYUAN, &ranks, special, HUNYUAN.names())
     }
 
-    /// With the end of text as unknown token, and as BOS and EOS token where no file names any.
+    /// With the end of text as unknown token, and as default BOS and EOS tokens.
     fn tiktoken_with_ends(&mut self, family: &Family) -> Result<usize> {
         let ranks = self.ranks(family)?;
         let end = (ranks.tokens.len() + family.gap) as u32;
@@ -379,10 +377,7 @@ impl Import<'_> {
     fn ranks(&self, family: &Family) -> Result<Ranks> {
         let path = self.files.dir.join(family.file);
         let file = read_bytes(&path)?.ok_or_else(|| {
-            let what = format!(
-                "no {}; download it from where the model comes from",
-                family.file
-            );
+            let what = format!("no {}; download it from the model's source", family.file);
             bad(&self.files.dir, what)
         })?;
         Ranks::parse(&file, family.lenient).map_err(|what| bad(&path, what))
@@ -401,7 +396,7 @@ impl Import<'_> {
         let first = ranks.tokens.len() + family.gap;
         let own = first + names.len();
         let size = checked_size(self.vocab_size, own, &files.dir)?;
-        // Hunyuan's converter wants no padding, Qwen's as much as the embeddings have rows.
+        // Hunyuan's converter requires no padding, Qwen's as much as the embeddings have rows.
         if size < own || family.lenient && size != own {
             return Err(bad(
                 &files.dir.join("config.json"),
@@ -440,8 +435,8 @@ impl Import<'_> {
         Ok(size)
     }
 
-    /// The name of the pre-tokenizer: the user's, else by the fingerprint of the ids that this
-    /// vocabulary gives the probe text.
+    /// Name of the pre-tokenizer: the user's, otherwise from the fingerprint of this vocabulary's
+    /// ids for the probe text.
     fn pre_of(&mut self, family: &Family, entries: &Entries) -> Result<String> {
         if family.one_pre {
             return Ok(family.pre.to_owned());
@@ -497,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_without_a_merge_is_left_out_or_refused() {
+    fn tokens_without_a_merge_are_skipped_or_refused() {
         let ranks = ranks(&["a", "b", "abab"]);
         assert_eq!(ranks.merges(true).unwrap(), Vec::<String>::new());
         let error = ranks.merges(false).unwrap_err();
@@ -508,7 +503,7 @@ mod tests {
     fn lines_are_tokens_with_ranks() {
         let read = Ranks::parse(b"Yg== 1\r\nYQ== 0\n\n", false).unwrap();
         assert_eq!(read.tokens, [b"a", b"b"]);
-        // Hunyuan's reader ranks by line and passes over what it has seen.
+        // Hunyuan's reader ranks by line and skips repeated tokens.
         let read = Ranks::parse(b"Yg== 7\nYg== 8\nYQ== 9\n", true).unwrap();
         assert_eq!(read.tokens, [b"b", b"a"]);
         for (file, what) in [
@@ -518,9 +513,9 @@ mod tests {
             (b"YQ= 0", "line 1: the token is not base64"),
             (b"YQ== x", "line 1: the rank is not"),
             (b"YQ== -1", "line 1: the rank is not"),
-            (b"YQ== 0\nYQ== 1", "line 2: this token is there twice"),
-            (b"YQ== 0\nYg== 2", "no token has the rank 1"),
-            (b"YQ== 0\nYg== 0", "no token has the rank 1, or two have"),
+            (b"YQ== 0\nYQ== 1", "line 2: this token appears twice"),
+            (b"YQ== 0\nYg== 2", "rank 1 is missing"),
+            (b"YQ== 0\nYg== 0", "rank 1 is missing or repeated"),
         ] {
             let error = Ranks::parse(file, false).err().unwrap();
             assert!(error.contains(what), "{error}");
@@ -529,7 +524,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(file in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_are_read_or_refused(file in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = Ranks::parse(&file, true).map(|ranks| ranks.merges(true));
         }
     }

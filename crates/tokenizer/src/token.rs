@@ -2,21 +2,21 @@
 
 use quantier_gguf::gguf::{Entries, Value, ValueType};
 
-/// Type of a token, with its number in a GGUF (SentencePiece's).
+/// Type of a token, with its number in a GGUF (as in SentencePiece).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub(crate) enum TokenType {
     /// A result of merges.
     Normal = 1,
-    /// Replaces text without an encoding.
+    /// Replaces text that cannot be encoded.
     Unknown = 2,
     /// A control token.
     Control = 3,
-    /// Text split off before the pre-tokenizer.
+    /// Text split off before pre-tokenization.
     UserDefined = 4,
     /// Never produced.
     Unused = 5,
-    /// One byte, for text without another token.
+    /// One byte, for text without other tokens.
     Byte = 6,
 }
 
@@ -44,14 +44,14 @@ impl Token {
     }
 }
 
-/// The scores of a vocabulary in a file.
+/// Format of a vocabulary's scores in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scores {
-    /// None.
+    /// No scores.
     Left,
-    /// As they are.
+    /// Unchanged.
     Floats,
-    /// As whole numbers.
+    /// As integers.
     Integers,
 }
 
@@ -72,8 +72,8 @@ pub(super) fn write(tokens: &[Token], scores: Scores, entries: &mut Entries) {
     entries.set_values("tokenizer.ggml.token_type", ValueType::I32, types);
 }
 
-/// Whether an added token is a control token by its text: some publishers forget the flag. The rules
-/// are the reference's, each with the models that need it.
+/// True for the text of a control token: some publishers forget the flag. The rules are the
+/// reference's, each with the models that need it.
 pub(super) fn looks_special(text: &str) -> bool {
     let enclosed = |start: &str, end: &str| text.starts_with(start) && text.ends_with(end);
     // deepseek-coder; gemma, three of them
@@ -85,7 +85,7 @@ pub(super) fn looks_special(text: &str) -> bool {
         || enclosed("<unused", ">")
 }
 
-/// Text of a user-defined token for llama.cpp: spaces in place of U+2581.
+/// Text of a user-defined token for llama.cpp: spaces instead of U+2581.
 pub(super) fn with_spaces(text: &str) -> String {
     text.replace('\u{2581}', " ")
 }

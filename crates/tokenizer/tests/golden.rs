@@ -64,7 +64,7 @@ fn digest(array: &Array<'_>) -> String {
 }
 
 #[test]
-fn every_familys_vocabulary_is_what_the_reference_writes() {
+fn vocabularies_of_all_families_match_the_reference() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
     let golden = std::fs::read_to_string(data.join("vocabularies.golden")).unwrap();
     for (name, kind) in KINDS {

@@ -1,7 +1,7 @@
 //! Byte-pair encoding: adjacent symbols are merged by the rank of their merge.
 //!
-//! Symbols are ids: of the token with the same text, or beyond all tokens for intermediate results.
-//! So a merge is one look-up of two ids.
+//! Symbols are ids: those of tokens with the same text, or ids beyond all tokens for intermediate
+//! results. So a merge is one look-up of two ids.
 
 use super::bytes;
 use super::merge::{Merger, UNKNOWN};
@@ -52,7 +52,7 @@ impl Bpe {
             || metadata.get("tokenizer.ggml.pre").and_then(|p| p.as_str()) != Some("kimi-k2")
         {
             for (rank, merge) in vocab::strings(metadata, MERGES)?.enumerate() {
-                // A first part may begin with a space, and neither may be empty.
+                // The first part may begin with a space, and neither part may be empty.
                 let Some(at) = merge.iter().skip(1).position(|&b| b == b' ').map(|n| n + 1) else {
                     continue;
                 };

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-/// The character of each byte: itself if printable, else the next from U+0100 on.
+/// The character of each byte: itself if printable, otherwise the next one from U+0100 on.
 fn alphabet() -> &'static [char; 256] {
     static ALPHABET: OnceLock<[char; 256]> = OnceLock::new();
     ALPHABET.get_or_init(|| {
@@ -35,7 +35,7 @@ fn byte_of(c: char) -> Option<u8> {
     }
 }
 
-/// Decodes a text in the alphabet; `None` if it has a character outside of it.
+/// Decodes a text in the alphabet; `None` if it has other characters.
 pub(crate) fn decode(text: &[u8]) -> Option<Vec<u8>> {
     std::str::from_utf8(text)
         .ok()?
@@ -44,7 +44,7 @@ pub(crate) fn decode(text: &[u8]) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// Decodes a text; a character outside of the alphabet becomes a marker, as in the reference.
+/// Decodes a text; other characters become a marker, as in the reference.
 pub(crate) fn decode_or_mark(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     for c in String::from_utf8_lossy(text).chars() {
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_has_a_character_of_its_own() {
+    fn bytes_have_distinct_characters() {
         for byte in 0..=255u8 {
             assert_eq!(
                 decode(char_of(byte).to_string().as_bytes()),

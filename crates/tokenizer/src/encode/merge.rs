@@ -1,5 +1,5 @@
-//! Merging, common to both algorithms: of all adjacent symbols that can be merged, merge the best
-//! pair, the leftmost of equals, until none is left.
+//! Merging, common to both algorithms: merge the best pair of adjacent symbols, the leftmost of
+//! equals, until no pair can be merged.
 //!
 //! ```text
 //! queue every mergeable pair of neighbours
@@ -16,14 +16,14 @@ use std::collections::BinaryHeap;
 pub(crate) const UNKNOWN: u32 = u32::MAX;
 const NONE: u32 = u32::MAX;
 
-/// A stretch of a text.
+/// A range of the text.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Symbol {
-    /// First byte.
+    /// Offset of its first byte.
     pub start: u32,
-    /// Bytes; 0 after a merge into the symbol before it.
+    /// Length in bytes; 0 after a merge into the preceding symbol.
     pub len: u32,
-    /// Its id, or [`UNKNOWN`].
+    /// Id, or [`UNKNOWN`].
     pub id: u32,
     prev: u32,
     next: u32,
@@ -69,8 +69,8 @@ impl Merger {
         });
     }
 
-    /// Merges until no pair is left. `pair` gives the order of two neighbours (the lowest first) and
-    /// the resulting id, or `None` without a merge.
+    /// Merges until no pair is left. `pair` returns the priority of two neighbours (lowest first)
+    /// and the resulting id, or `None` if they do not merge.
     pub(crate) fn merge(&mut self, pair: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>) {
         for right in 1..self.symbols.len() as u32 {
             self.queue(right - 1, right, &pair);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_leftmost_of_equals_is_joined_first() {
+    fn leftmost_of_equal_pairs_is_merged_first() {
         assert!(merged(0).is_empty());
         assert_eq!(merged(1), [1]);
         assert_eq!(merged(3), [3]);

@@ -40,16 +40,16 @@ const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
 /// SentencePiece's character for a space.
 const SPACE: char = '\u{2581}';
-/// Limits on the words of the cache and on their length in bytes.
+/// Maximum number of cached words, and their maximum length in bytes.
 const CACHED: usize = 1 << 16;
 const CACHED_LEN: usize = 48;
 
-/// An unusable vocabulary: the key and its fault.
+/// An unusable vocabulary: the key and its defect.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Error(String);
 
-/// An encoder and decoder of text, usable from several threads at once.
+/// An encoder and decoder of text, thread-safe.
 pub struct Tokenizer {
     vocab: Vocab,
     special: Special,
@@ -171,7 +171,7 @@ impl Tokenizer {
     /// `parse_special` recognizes control tokens in the text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
         let mut session = Session::default();
-        // As in the reference, whatever the file says of PLaMo.
+        // As in the reference, PLaMo's settings in the file are ignored.
         let add_special = add_special && !matches!(self.algorithm, Algorithm::Plamo(_));
         if add_special && self.adds_bos {
             session.out.extend(self.vocab.bos);
@@ -226,8 +226,8 @@ impl Tokenizer {
         }
     }
 
-    /// Decodes tokens to text, special tokens included. Byte-level BPE is decoded exactly;
-    /// SentencePiece's space prefix stays.
+    /// Decodes tokens to text, including special tokens. Byte-level BPE is decoded exactly;
+    /// SentencePiece's space prefix is kept.
     pub fn decode(&self, tokens: &[u32]) -> Vec<u8> {
         tokens.iter().flat_map(|&id| self.piece(id)).collect()
     }
@@ -256,22 +256,22 @@ impl Tokenizer {
         self.vocab.eos
     }
 
-    /// Whether texts get a BOS token.
+    /// True if texts get a BOS token.
     pub fn adds_bos(&self) -> bool {
         self.adds_bos
     }
 
-    /// Whether texts get an EOS token.
+    /// True if texts get an EOS token.
     pub fn adds_eos(&self) -> bool {
         self.adds_eos
     }
 
-    /// Whether a token ends a generation.
+    /// True if a token ends generation.
     pub fn is_eog(&self, id: u32) -> bool {
         self.vocab.ends.contains(&id)
     }
 
-    /// Whether a token is a control token.
+    /// True for control tokens.
     pub fn is_control(&self, id: u32) -> bool {
         self.vocab
             .tokens
@@ -353,7 +353,7 @@ fn escape(c: char) -> char {
     if c == ' ' { SPACE } else { c }
 }
 
-/// Characters that some token has before a space: no merge joins another character to a space.
+/// Characters that precede a space in some token: merges join no other character to a space.
 struct Seams(HashSet<char, RandomState>);
 
 impl Seams {

@@ -1,10 +1,10 @@
 //! The subset of regular expressions in pre-tokenizers, with the reference's semantics.
 //!
 //! The reference has two modes. An expression with a category (`\p{L}`) sees a text with each
-//! character beyond ASCII replaced by one of six: letter, number, mark, punctuation, symbol, other.
-//! Any other expression sees the code points. In both, a space beyond ASCII is a vertical tab, which
-//! both `\s` and `[^\r\n]` match. So a [`Set`] is a bit per ASCII character, and either kinds or code
-//! points for the others.
+//! non-ASCII character replaced by one of six: letter, number, mark, punctuation, symbol, other.
+//! Any other expression sees the code points. In both, a non-ASCII space becomes a vertical tab,
+//! which both `\s` and `[^\r\n]` match. So a [`Set`] has one bit per ASCII character, and either
+//! kinds or code points for the others.
 //!
 //! Alternatives are tried in order and repetitions are greedy with backtracking, as in ECMAScript.
 //! Backtracking stays within one alternative, and every repetition is of a single set, so the depth
@@ -21,7 +21,7 @@ use super::unicode::{self, Kind, Kinds};
 
 const ALL_KINDS: Kind =
     unicode::LETTER | unicode::NUMBER | unicode::MARK | unicode::PUNCTUATION | unicode::SYMBOL;
-/// In sets: characters beyond ASCII without a kind.
+/// In sets: non-ASCII characters without a kind.
 const OTHER: Kind = unicode::SPACE;
 const VERTICAL_TAB: u32 = 0x0B;
 const ASCII_SPACES: u128 = 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 32;
@@ -30,11 +30,11 @@ const ASCII_SPACES: u128 = 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 <<
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Set {
     ascii: u128,
-    /// Kinds of characters beyond ASCII.
+    /// Kinds of non-ASCII characters.
     kinds: Kind,
-    /// Code points beyond ASCII.
+    /// Non-ASCII code points.
     ranges: Vec<(u32, u32)>,
-    /// Whether the code points are the complement of `ranges`.
+    /// True if the code points are the complement of `ranges`.
     beyond: bool,
 }
 
@@ -46,7 +46,7 @@ impl Set {
         }
     }
 
-    /// Adds the characters of a kind, also those in ASCII.
+    /// Adds the characters of a kind, including ASCII ones.
     fn add_kind(&mut self, kind: Kind) {
         let kinds = Kinds::get();
         (0..128u8)
@@ -113,15 +113,15 @@ struct Sequence {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Pattern {
     alternatives: Vec<Sequence>,
-    /// Whether it names a category: it sees kinds instead of code points.
+    /// True if it contains a category: it sees kinds instead of code points.
     by_kind: bool,
 }
 
 impl Pattern {
-    /// Compiles a pattern of this program's own tables.
+    /// Compiles a pattern from this program's own tables.
     ///
     /// # Panics
-    /// If the pattern is not in the grammar above.
+    /// If the pattern does not match the grammar above.
     pub(crate) fn new(pattern: &str) -> Pattern {
         let mut parser = Parser { rest: pattern };
         let alternatives = parser.alternatives();
@@ -136,7 +136,7 @@ impl Pattern {
         }
     }
 
-    /// End of the match at a byte.
+    /// End of a match that starts at a byte.
     fn match_at(&self, text: &str, at: usize) -> Option<usize> {
         self.alternatives
             .iter()
@@ -290,7 +290,7 @@ impl Parser<'_> {
         if negated { set.negated() } else { set }
     }
 
-    /// One escape, character or range.
+    /// Parses one escape, character or range.
     fn member(&mut self, set: &mut Set) {
         let mut first = self.char();
         if first == '\\' {
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn repetitions_back_off_and_alternatives_keep_their_order() {
+    fn repetitions_backtrack_and_alternatives_keep_their_order() {
         assert_eq!(
             pieces(r"\s+(?!\S)|\s+", "a   b  "),
             ["a", "  ", " ", "b", "  "]
@@ -376,10 +376,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_with_a_category_sees_kinds_and_one_without_sees_code_points() {
+    fn patterns_with_categories_see_kinds_others_see_code_points() {
         assert_eq!(pieces("[一-龥]+", "a漢字b"), ["a", "漢字", "b"]);
         assert_eq!(pieces(r"\p{P}+", "a。！b"), ["a", "。！", "b"]);
-        // A space beyond ASCII is a vertical tab for both.
+        // Both see a non-ASCII space as a vertical tab.
         assert_eq!(
             pieces(r"[^\s\p{L}]+", "a\u{3000}1b"),
             ["a\u{3000}", "1", "b"]

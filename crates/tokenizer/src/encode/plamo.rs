@@ -1,4 +1,4 @@
-//! PLaMo 2 and 3: of all ways to write a text in tokens, the one with the highest sum of scores.
+//! PLaMo 2 and 3: the sequence of tokens for a text with the highest sum of scores.
 //!
 //! ```text
 //! suffixes   every token and what is left of it without its first characters
@@ -7,35 +7,35 @@
 //!                          which is the longest that the rows allow; the best of its rows
 //! ```
 //!
-//! A character without a token is written in bytes, at [`UNKNOWN`]. O(n m) for n characters and
-//! tokens of up to m.
+//! A character without a token is encoded in bytes, with the score [`UNKNOWN`]. O(n m) for n
+//! characters and tokens of up to m characters.
 
 use super::Error;
 use super::vocab::{self, BYTE, Vocab};
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 
-/// Scores are counted in units of this.
+/// Unit of the integer scores.
 const UNIT: f64 = 1e4;
-/// Score of a suffix that is no token.
+/// Score of a suffix that is not a token.
 const INVALID: i32 = -20_000_000;
-/// Score of a character in bytes. A row of this score is the last that counts, as in the reference.
+/// Score of a character in bytes. As in the reference, a row with this score is the last one used.
 const UNKNOWN: i32 = -10_000_000;
-/// Score of a text that is not written yet.
+/// Initial cost of a position.
 const UNWRITTEN: i64 = 1 << 60;
-/// The suffix without characters.
+/// The empty suffix.
 const EMPTY: u32 = 0;
-/// Limit on the characters of all suffixes together; real vocabularies have about three million.
+/// Maximum total length of all suffixes in characters; real vocabularies have about three million.
 const MAX_CHARS: usize = 1 << 24;
 
-/// A beginning of a suffix.
+/// A prefix of a suffix.
 #[derive(Clone, Copy)]
 struct Row {
-    /// Characters.
+    /// Length in characters.
     len: u32,
     token: Option<u32>,
     score: i32,
-    /// As a suffix of its own.
+    /// Its index as a suffix.
     suffix: u32,
 }
 
@@ -47,18 +47,18 @@ const LAST: Row = Row {
     suffix: EMPTY,
 };
 
-/// The tables of a vocabulary.
+/// Tables of a vocabulary.
 pub(crate) struct Plamo {
-    /// The suffix of a character and a suffix after it.
+    /// Index of the suffix that prepends a character to a suffix.
     longer: HashMap<(char, u32), u32, RandomState>,
-    /// First row of each suffix; the next one's is its end.
+    /// Index of the first row of each suffix; rows end at the next suffix's.
     starts: Vec<usize>,
     rows: Vec<Row>,
     /// Tokens of single bytes.
     bytes: [u32; 256],
 }
 
-/// The best way to write the rest of a text from a character on.
+/// The best encoding of the rest of a text from a character on.
 #[derive(Clone, Copy)]
 struct Best {
     cost: i64,
@@ -70,7 +70,7 @@ impl Plamo {
     /// Prepares a vocabulary.
     pub(crate) fn of(vocab: &Vocab) -> Result<Plamo, Error> {
         let mut bytes = [None; 256];
-        // Scores of all suffixes; none for one that is no token.
+        // Scores of all suffixes; `None` for those that are not tokens.
         let mut scores: HashMap<Vec<char>, Option<f32>, RandomState> = HashMap::default();
         let mut chars = 0;
         for (token, id) in vocab.tokens.iter().zip(0..) {
@@ -110,7 +110,7 @@ impl Plamo {
         scores: &HashMap<Vec<char>, Option<f32>, RandomState>,
         bytes: [u32; 256],
     ) -> Plamo {
-        // What follows the first character of a suffix comes before it.
+        // The rest of a suffix after its first character precedes it in the order.
         let mut suffixes: Vec<&[char]> = scores.keys().map(Vec::as_slice).collect();
         suffixes.push(&[]);
         suffixes.sort_unstable_by_key(|suffix| (suffix.len(), *suffix));
@@ -151,7 +151,7 @@ impl Plamo {
         &self.rows[self.starts[suffix as usize]..self.starts[suffix as usize + 1]]
     }
 
-    /// The longest suffix that begins with a character before a suffix.
+    /// The longest suffix that begins with a character followed by a prefix of a suffix.
     fn before(&self, c: char, suffix: u32) -> u32 {
         for row in self.rows(suffix) {
             if let Some(&longer) = self.longer.get(&(c, row.suffix)) {
@@ -164,7 +164,7 @@ impl Plamo {
         EMPTY
     }
 
-    /// Appends the tokens of a text. A byte order mark at its beginning is left out.
+    /// Appends the tokens of a text, without a byte order mark at its beginning.
     pub(crate) fn text(&self, text: &str, out: &mut Vec<u32>) {
         let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
         let chars: Vec<char> = text.chars().collect();
@@ -208,7 +208,7 @@ impl Plamo {
         }
     }
 
-    /// The text of a token: as it is, or the byte of a token such as `<0x0A>`.
+    /// Text of a token: verbatim, or the byte of a token such as `<0x0A>`.
     pub(crate) fn piece(vocab: &Vocab, id: u32) -> Vec<u8> {
         let Some(token) = vocab.tokens.get(id as usize) else {
             return Vec::new();

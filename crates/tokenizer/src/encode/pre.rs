@@ -11,20 +11,20 @@ use super::split::Step;
 pub(crate) struct Pre {
     /// The steps; each splits the pieces of the previous one.
     pub steps: Vec<Step>,
-    /// Whether tokens are spelled in GPT-2's alphabet of bytes, not in UTF-8 with byte tokens such as
-    /// `<0x0A>`.
+    /// True if tokens are spelled in GPT-2's alphabet of bytes, not in UTF-8 with byte tokens such
+    /// as `<0x0A>`.
     pub byte_level: bool,
-    /// Whether spaces become U+2581.
+    /// True if spaces become U+2581.
     pub escapes_spaces: bool,
-    /// Whether a word equal to a token is not merged.
+    /// True if a word equal to a token is not merged.
     pub ignores_merges: bool,
-    /// Whether a run of line breaks equal to a token is not merged.
+    /// True if a run of line breaks equal to a token is not merged.
     pub keeps_line_breaks: bool,
     /// Default of `add_bos_token`.
     pub adds_bos: bool,
-    /// Whether a BOS token is added regardless of `add_bos_token`.
+    /// True if a BOS token is added regardless of `add_bos_token`.
     pub forces_bos: bool,
-    /// Whether the default BOS token is 11; else there is no default.
+    /// True if the default BOS token is 11; otherwise there is no default.
     pub has_bos: bool,
 }
 
@@ -35,7 +35,7 @@ macro_rules! contractions {
     };
 }
 
-/// Words of OpenAI's o200k: capitals, then small letters, then a suffix; characters beyond ASCII count
+/// Words of OpenAI's o200k: upper case, then lower case, then a suffix; non-ASCII characters count
 /// as both.
 macro_rules! cased_words {
     ($marks:literal, $after:expr) => {
@@ -56,7 +56,7 @@ macro_rules! cased_words {
     };
 }
 
-/// Words of letters and marks, with contractions at their end.
+/// Words of letters and marks, with trailing contractions.
 macro_rules! marked_words {
     () => {
         concat!(
@@ -77,7 +77,7 @@ const ASCII_SIGN_AND_WORD: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Z
 const CHINESE_AND_KANA: &str = "[一-龥぀-ゟ゠-ヿ]+";
 const CHINESE_AND_KOREAN: &str = "[一-龥ࠀ-一가-퟿]+";
 const AFMOE_ASIAN: &str = "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+";
-/// Letters of scripts with capitals and small letters.
+/// Letters of scripts with upper and lower case.
 const DEEPSEEK_LETTERS: &str = concat!(
     "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ",
     "-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK",
@@ -100,7 +100,7 @@ fn words(digits: usize) -> Step {
     }
 }
 
-/// The three steps of DeepSeek V3, also of its variants with other arguments.
+/// The three steps of DeepSeek V3 and, with other arguments, of its variants.
 fn deepseek3(first: Step, asian: &str, signs_and_spaces: &str) -> Vec<Step> {
     let last = [
         ASCII_SIGN_AND_WORD,
@@ -112,8 +112,8 @@ fn deepseek3(first: Step, asian: &str, signs_and_spaces: &str) -> Vec<Step> {
 }
 
 impl Pre {
-    /// The pre-tokenizer of a name in `tokenizer.ggml.pre`; an empty name is `default`. `None` for an
-    /// unknown name.
+    /// The pre-tokenizer with a name in `tokenizer.ggml.pre`; an empty name is `default`. `None`
+    /// for unknown names.
     pub(crate) fn named(name: &str) -> Option<Pre> {
         let contractions = contractions!();
         let spaces_after_breaks = format!(r"[\r\n]*|{SPACES}");
@@ -314,7 +314,7 @@ mod tests {
             pieces("superbpe", "a12345 678"),
             ["a", "12", "345", " ", "678"]
         );
-        // The text before digits goes with their first group.
+        // The text before digits joins their first group.
         assert_eq!(pieces("tiny_aya", "1234567"), ["1", "234", "567"]);
     }
 
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn phrases_are_words_with_single_spaces_between() {
+    fn phrases_are_words_separated_by_single_spaces() {
         assert_eq!(
             pieces("exaone-moe", " ab cd  e\u{301}f 1 x.\n\n y"),
             [
@@ -354,13 +354,13 @@ mod tests {
     }
 
     #[test]
-    fn marks_belong_to_words_where_it_says_so() {
+    fn marks_belong_to_words_if_configured() {
         assert_eq!(pieces("qwen2", "e\u{301}e"), ["e", "\u{301}e"]);
         assert_eq!(pieces("qwen35", "e\u{301}e"), ["e\u{301}e"]);
     }
 
     #[test]
-    fn every_name_loses_no_text() {
+    fn splits_keep_all_text() {
         let text = "It's 12345 naïve—漢字かな한국어 ไทย \t\r\n\u{85}\u{3000}\u{a0}x  'LL e\u{301}😀‍👩  <a href='b'>\n\n  ";
         for name in NAMES {
             assert_eq!(pieces(name, text).concat(), text, "{name}");

@@ -1,7 +1,7 @@
-//! Cuts special tokens out of a text, before the pre-tokenizer.
+//! Cuts special tokens out of a text, before pre-tokenization.
 //!
 //! The reference searches the text for each token in turn, longest first. Few of them occur in a
-//! text: one search for all finds these, and only they are searched in that order.
+//! text: one combined search finds these, and only they are searched in that order.
 
 use super::vocab::{CONTROL, UNKNOWN, USER_DEFINED, Vocab};
 use aho_corasick::AhoCorasick;
@@ -18,7 +18,7 @@ pub(crate) enum Fragment {
 
 /// The special tokens of a vocabulary.
 pub(crate) struct Special {
-    /// By falling length, then by id.
+    /// By descending length, then by id.
     ids: Vec<u32>,
     search: Option<AhoCorasick>,
 }

@@ -1,8 +1,8 @@
 //! The steps of pre-tokenizers, and the reference's hand-written pre-tokenizers.
 //!
-//! Each splits a range of a text into pieces and appends their ends; text after the range is not
-//! visible. The reference's hand-written splits differ from the regular expressions that they
-//! replace, and so do these.
+//! Each step splits a range of a text into pieces and appends their ends; text after the range is
+//! not visible. The reference's hand-written splits differ from the regular expressions they
+//! replace, and these follow them.
 
 use super::pattern::Pattern;
 use super::unicode::{Kinds, LETTER, MARK, NUMBER, SPACE, is_han};
@@ -15,9 +15,9 @@ pub(super) enum Step {
     /// Llama 3 and Qwen: letters after at most one other character, groups of digits, punctuation
     /// with the line breaks after it, spaces.
     Words { digits: usize, marks: bool },
-    /// EXAONE MoE: as Qwen, with all words that single spaces separate in one piece, and marks.
+    /// EXAONE MoE: like Qwen, with words separated by single spaces in one piece, and marks.
     Phrases,
-    /// Kimi K2: as Llama 3, with runs of Chinese and with contractions at the end of words.
+    /// Kimi K2: like Llama 3, with runs of Chinese, and contractions at the end of words.
     Kimi,
     /// Runs of digits in groups of three from the right.
     DigitsFromRight,
@@ -85,7 +85,7 @@ impl Part<'_> {
         }
     }
 
-    /// End of an English contraction at `at`. `fold` maps capitals to small letters.
+    /// End of an English contraction at `at`. `fold` maps upper to lower case.
     fn contraction(&self, at: usize, fold: impl Fn(u8) -> u8) -> Option<usize> {
         if self.byte(at) != b'\'' {
             return None;
@@ -104,7 +104,7 @@ impl Part<'_> {
         at
     }
 
-    /// End of the spaces at `at`: without the last of several if text follows.
+    /// End of the spaces at `at`, without the last of several if text follows.
     fn spaces(&self, at: usize) -> usize {
         let (mut end, mut last) = (at, 0);
         loop {
@@ -211,7 +211,8 @@ impl Part<'_> {
             .unwrap_or_else(|| self.spaces(at))
     }
 
-    /// End of the words at a letter: letters, each with marks, and a single space before a letter.
+    /// End of the words from a letter on: letters, each with marks, and single spaces before
+    /// letters.
     fn phrase(&self, mut at: usize) -> usize {
         loop {
             let end = self.run(at, |k| k & (LETTER | MARK) != 0);
@@ -222,7 +223,7 @@ impl Part<'_> {
         }
     }
 
-    /// End of at most `digits` digits.
+    /// End of a group of at most `digits` digits.
     fn group(&self, at: usize, digits: usize) -> usize {
         let mut end = at;
         for _ in 0..digits {
@@ -235,7 +236,7 @@ impl Part<'_> {
         end
     }
 
-    /// End of the punctuation at `at`, after at most one space and with all line breaks behind.
+    /// End of the punctuation at `at`, after at most one space, with all following line breaks.
     fn signs(&self, at: usize, letters: u8) -> Option<usize> {
         let not_signs = SPACE | NUMBER | letters;
         let after_space = at + usize::from(self.byte(at) == b' ');
@@ -293,7 +294,7 @@ impl Part<'_> {
             }
             let end = self.run(at, |k| k & NUMBER != 0);
             let mut left = self.text[at..end].chars().count();
-            // Text before the digits goes with the first group.
+            // Text before the digits joins the first group.
             while left > 0 {
                 let group = if left.is_multiple_of(3) { 3 } else { left % 3 };
                 at = self.group(at, group);

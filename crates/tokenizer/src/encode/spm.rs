@@ -7,7 +7,7 @@ use super::vocab::Vocab;
 
 /// Tables of SentencePiece beside the vocabulary.
 pub(crate) struct Spm {
-    /// Order of each token by score: lower for a higher score.
+    /// Priority of each token by score: lower for a higher score.
     order: Vec<u32>,
     /// Tokens of single bytes, the fallback.
     bytes: [Option<u32>; 256],
@@ -15,7 +15,7 @@ pub(crate) struct Spm {
     pub seams: Seams,
 }
 
-/// A number that is lower for a higher score, and equal for equal ones.
+/// An order-reversing integer of a score: lower for a higher score, equal for equal ones.
 fn order(score: f32) -> u32 {
     let bits = (score + 0.0).to_bits();
     if bits >> 31 != 0 {
@@ -61,7 +61,7 @@ impl Spm {
                 continue;
             }
             for &byte in &bytes[symbol.start as usize..][..symbol.len as usize] {
-                // The reference fails here without a token for a byte.
+                // The reference fails here if the byte has no token.
                 out.extend(self.bytes[byte as usize].or(vocab.unknown));
             }
         }
@@ -71,7 +71,7 @@ impl Spm {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_higher_score_comes_first() {
+    fn higher_scores_have_priority() {
         let scores = [
             f32::INFINITY,
             3.0,

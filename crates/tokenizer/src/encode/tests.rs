@@ -53,7 +53,7 @@ fn bpe(pre: &str) -> Metadata<'static> {
     metadata
 }
 
-/// PLaMo with all bytes, padding as its converter writes it, and a few tokens.
+/// PLaMo with all bytes, padding as from its converter, and a few tokens.
 fn plamo() -> Metadata<'static> {
     let bytes: Vec<String> = (0..256).map(|b| format!("<0x{b:02X}>")).collect();
     let mut tokens = vec![("<|plamo:unk|>", 0.0, 2), ("<|plamo:bos|>", 0.0, 3)];
@@ -84,13 +84,13 @@ fn shown(tokenizer: &Tokenizer, text: &str, parse: bool) -> Vec<String> {
 }
 
 #[test]
-fn sentencepiece_joins_by_score_and_falls_back_to_bytes() {
+fn sentencepiece_merges_by_score_and_falls_back_to_bytes() {
     let t = tokenizer(&spm());
     assert_eq!(shown(&t, "ab", true), ["<s>", "▁", "ab"]);
     assert_eq!(shown(&t, "a  a", true), ["<s>", "▁a", "▁▁", "a"]);
     assert_eq!(shown(&t, "é", true), ["<s>", "▁", "<0xC3>", "<0xA9>"]);
     assert_eq!(shown(&t, "", true), ["<s>"]);
-    // A space in front after each special token, and user-defined ones are always special.
+    // A space prefix after each special token; user-defined ones are always special.
     assert_eq!(
         shown(&t, "a[x]a</s>a", true),
         ["<s>", "▁a", "[x]", "▁a", "</s>", "▁a"]
@@ -108,11 +108,11 @@ fn sentencepiece_joins_by_score_and_falls_back_to_bytes() {
 }
 
 #[test]
-fn byte_pairs_join_by_rank() {
+fn byte_pairs_merge_by_rank() {
     let t = tokenizer(&bpe("gpt-2"));
     assert_eq!(shown(&t, "aab ab", true), ["aab", "Ġab"]);
     assert_eq!(shown(&t, "aaa", true), ["aa", "a"]);
-    // The longest special token is cut out first, a control token only if so said.
+    // The longest special token is cut out first, control tokens only on request.
     assert_eq!(shown(&t, "a<u>b", true), ["a", "<u>b"]);
     assert_eq!(shown(&t, "a<u>b", false), ["a", "<u>", "b"]);
     assert_eq!(shown(&t, "<|endoftext|>", true), ["<|endoftext|>"]);
@@ -120,7 +120,7 @@ fn byte_pairs_join_by_rank() {
 }
 
 #[test]
-fn plamo_writes_a_text_at_the_highest_score() {
+fn plamo_maximizes_the_score() {
     let t = tokenizer(&plamo());
     assert_eq!(shown(&t, "ab", true), ["ab"]);
     // The sum decides: -3 - 3, not -4 - 2 - 4.
@@ -132,7 +132,7 @@ fn plamo_writes_a_text_at_the_highest_score() {
         ["漢", "<0xE5>", "<0xAD>", "<0x97>"]
     );
     assert_eq!(shown(&t, "\u{feff}a</s>", true), ["a", "</s>"]);
-    // Unused tokens count, at the price of a character in bytes.
+    // Unused tokens are used, at the cost of a character in bytes.
     assert_eq!(shown(&t, "[P1]", true), ["[P1]"]);
     let mut broken = plamo();
     let bytes = Array::of_values(ValueType::I32, (0..267).map(|_| Value::I32(1)));
@@ -142,7 +142,7 @@ fn plamo_writes_a_text_at_the_highest_score() {
 }
 
 #[test]
-fn what_is_wrong_is_said() {
+fn defects_are_reported() {
     let said = |metadata: &Metadata<'_>| {
         Tokenizer::from_gguf(metadata)
             .err()
@@ -167,7 +167,7 @@ fn what_is_wrong_is_said() {
 }
 
 #[test]
-fn ten_megabytes_of_one_letter_end() {
+fn long_runs_of_one_letter_terminate() {
     let text = "a".repeat(10 << 20);
     assert_eq!(
         tokenizer(&bpe("gpt-2")).encode(&text, false, false).len(),
@@ -181,7 +181,7 @@ fn ten_megabytes_of_one_letter_end() {
 
 proptest! {
     #[test]
-    fn byte_level_tokens_spell_the_text(text in r"(\PC|[ab' \r\n0-9\u{0}-\u{ff}]|<u>b?){0,60}") {
+    fn byte_level_tokens_decode_to_the_text(text in r"(\PC|[ab' \r\n0-9\u{0}-\u{ff}]|<u>b?){0,60}") {
         for pre in ["gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "tekken", "jais-2"] {
             let t = tokenizer(&bpe(pre));
             prop_assert_eq!(t.decode(&t.encode(&text, false, true)), text.as_bytes());
@@ -189,14 +189,14 @@ proptest! {
     }
 
     #[test]
-    fn plamos_tokens_spell_the_text(text in r"(\PC|[ab' \r\n漢字]|\[P1\]){0,60}") {
+    fn plamo_tokens_decode_to_the_text(text in r"(\PC|[ab' \r\n漢字]|\[P1\]){0,60}") {
         let t = tokenizer(&plamo());
         let whole = text.strip_prefix('\u{feff}').unwrap_or(&text);
         prop_assert_eq!(t.decode(&t.encode(&text, false, false)), whole.as_bytes());
     }
 
     #[test]
-    fn words_apart_give_what_the_whole_gives(text in "[ab ▁é]{0,60}") {
+    fn split_and_whole_texts_give_equal_tokens(text in "[ab ▁é]{0,60}") {
         let t = tokenizer(&spm());
         let Algorithm::Spm(spm) = &t.algorithm else { unreachable!() };
         let (mut out, mut merger) = (Vec::new(), Merger::default());

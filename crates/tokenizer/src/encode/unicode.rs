@@ -20,7 +20,7 @@ pub(crate) const PUNCTUATION: Kind = 8;
 pub(crate) const SYMBOL: Kind = 16;
 /// `\s`: the `White_Space` property.
 pub(crate) const SPACE: Kind = 32;
-/// Set for every code point: distinguishes one without a category from the end of the text, which
+/// Set for every code point: distinguishes those without a category from the end of the text, which
 /// is 0.
 pub(crate) const SOME: Kind = 64;
 
@@ -88,7 +88,7 @@ fn ranges(class: &str) -> Vec<(char, char)> {
     }
 }
 
-/// Whether the reference counts a character as Chinese.
+/// True for characters that the reference treats as Chinese.
 pub(crate) fn is_han(c: char) -> bool {
     matches!(c as u32,
         0x4E00..=0x9FFF | 0x3400..=0x4DBF | 0x20000..=0x2A6DF | 0x2A700..=0x2EBEF | 0xF900..=0xFAFF | 0x2F800..=0x2FA1F)
@@ -98,13 +98,12 @@ pub(crate) fn is_han(c: char) -> bool {
 mod tests {
     use super::*;
 
-    /// Checksum of the reference's table, over all code points in order but the surrogates, which
-    /// no text has: a byte of kinds each. Renewed by `scripts/unicode-kinds.sh`, which asks the
-    /// reference.
+    /// Checksum of the reference's table, one byte of kinds per code point, in order, without
+    /// surrogates. Renewed by `scripts/unicode-kinds.sh` from the reference.
     const REFERENCE: u64 = 0x7715_41bb_2bde_31f5;
 
     #[test]
-    fn every_code_point_has_the_kind_that_the_reference_gives_it() {
+    fn kinds_of_code_points_match_the_reference() {
         let kinds = Kinds::get();
         let fnv = (0..CODE_POINTS as u32)
             .filter_map(char::from_u32)
@@ -118,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_end_is_nothing() {
+    fn positions_beyond_the_end_have_no_kind() {
         let kinds = Kinds::get();
         assert_eq!(kinds.at("é", 0), (LETTER | SOME, 2));
         assert_eq!(kinds.at("é", 2), (0, 0));

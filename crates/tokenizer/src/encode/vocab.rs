@@ -9,7 +9,7 @@ pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const SCORES: &str = "tokenizer.ggml.scores";
 const TYPES: &str = "tokenizer.ggml.token_type";
 
-/// Roles of a token as a bit set: the reference gives some tokens several.
+/// Roles of a token as a bit set: the reference assigns several to some tokens.
 pub(super) type Role = u8;
 pub(crate) const UNKNOWN: Role = 1;
 pub(crate) const UNUSED: Role = 2;
@@ -18,7 +18,7 @@ pub(crate) const CONTROL: Role = 8;
 pub(crate) const USER_DEFINED: Role = 16;
 pub(crate) const BYTE: Role = 32;
 
-/// Texts of tokens at the end of a turn or text: control tokens regardless of the file.
+/// Texts of tokens that end a turn or text: control tokens regardless of the file.
 const ENDS: [&str; 22] = [
     "<|eot_id|>",
     "<|im_end|>",
@@ -44,7 +44,7 @@ const ENDS: [&str; 22] = [
     "[e~[",
 ];
 
-/// Infill tokens: their keys, their texts for files without the key, and whether they end a
+/// Infill tokens: their keys, their texts for files without the key, and true for those that end
 /// generation. The first existing text becomes a control token.
 const FILL_IN: [(&[&str], &[&str], bool); 6] = [
     (
@@ -126,9 +126,9 @@ pub(super) struct Token {
     pub text: Box<[u8]>,
     pub score: f32,
     pub role: Role,
-    /// Whether it includes the spaces before it.
+    /// True if it includes the spaces before it.
     pub strips_left: bool,
-    /// Whether it includes the spaces after it.
+    /// True if it includes the spaces after it.
     pub strips_right: bool,
 }
 
@@ -137,12 +137,12 @@ pub(super) type Texts = HashMap<Box<[u8]>, u32, RandomState>;
 /// Tokens and special ids.
 pub(crate) struct Vocab {
     pub tokens: Vec<Token>,
-    /// From texts to tokens.
+    /// Map from texts to tokens.
     pub ids: Texts,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub unknown: Option<u32>,
-    /// Tokens that end a generation.
+    /// Tokens that end generation.
     pub ends: BTreeSet<u32>,
 }
 
@@ -179,7 +179,7 @@ fn numbers(
     Ok(Some(array.values().take(tokens).map(number).collect()))
 }
 
-/// A number of the metadata.
+/// A number from the metadata.
 fn id(metadata: &Metadata<'_>, key: &str) -> Result<Option<u64>, Error> {
     let number = |v: &Value<'_>| {
         v.as_u64()
@@ -188,7 +188,7 @@ fn id(metadata: &Metadata<'_>, key: &str) -> Result<Option<u64>, Error> {
     metadata.get(key).map(number).transpose()
 }
 
-/// A text of the metadata; empty if it is missing.
+/// A text from the metadata; empty if missing.
 pub(crate) fn text<'m>(metadata: &'m Metadata<'_>, key: &str) -> Result<&'m str, Error> {
     let string = |v: &'m Value<'_>| {
         v.as_str()
@@ -197,7 +197,7 @@ pub(crate) fn text<'m>(metadata: &'m Metadata<'_>, key: &str) -> Result<&'m str,
     Ok(metadata.get(key).map(string).transpose()?.unwrap_or(""))
 }
 
-/// A boolean of the metadata.
+/// A boolean from the metadata.
 pub(crate) fn flag(metadata: &Metadata<'_>, key: &str) -> Result<Option<bool>, Error> {
     match metadata.get(key) {
         None => Ok(None),
@@ -206,7 +206,7 @@ pub(crate) fn flag(metadata: &Metadata<'_>, key: &str) -> Result<Option<bool>, E
     }
 }
 
-/// The strings of the metadata.
+/// Strings from the metadata.
 pub(crate) fn strings<'m>(
     metadata: &'m Metadata<'_>,
     key: &str,
@@ -286,7 +286,7 @@ impl Vocab {
         self.ids.get(text.as_bytes()).copied()
     }
 
-    /// The id of a key, or else the default, if it is in the vocabulary.
+    /// The id of a key, otherwise the default, if it is in the vocabulary.
     fn named(
         &self,
         metadata: &Metadata<'_>,
@@ -351,7 +351,8 @@ impl Vocab {
         Ok(())
     }
 
-    /// Sets the tokens that include adjacent spaces, by the name of the model: files do not state it.
+    /// Sets the tokens that include adjacent spaces, by the name of the model, as files do not
+    /// state it.
     fn set_strips(&mut self, metadata: &Metadata<'_>) -> Result<(), Error> {
         let name = text(metadata, "general.name")?.to_ascii_lowercase();
         let pre = text(metadata, "tokenizer.ggml.pre")?;
