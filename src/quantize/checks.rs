@@ -64,7 +64,7 @@ pub(super) fn foreign_imatrix(input: &Input<'_>, used: &UsedImatrix) -> Option<P
     Some(Problem::of(
         "",
         format!(
-            "{}: the importance matrix is of none of this model's tensors (it has '{example}', for one); it is of \
+            "{}: the importance matrix has none of this model's tensors (it has '{example}'); it belongs to \
              another model. Compute it with this one, or leave --imatrix out",
             used.file
         ),

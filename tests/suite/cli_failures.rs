@@ -288,7 +288,7 @@ fn importance_of_another_model() {
     other.write(&dir.path().join("other.gguf"));
     let parts = [
         "blk.1.ffn_up.weight",
-        "128 values and 256 are needed",
+        "128 values, but 256 are needed",
         "another model",
     ];
     fails(

@@ -642,7 +642,7 @@ fn pytorch_and_safetensors_files_convert_identically() {
     fails(
         dir.path(),
         &[],
-        &["pytorch_model.bin", "no file of torch.save"],
+        &["pytorch_model.bin", "not a file of torch.save"],
     );
 
     std::fs::write(path("pytorch_model.bin"), model.torch(|_| true).bytes()).unwrap();
@@ -765,7 +765,7 @@ fn pytorch_files_with_other_contents_are_refused() {
         ),
         (with("epoch", b"K\x03"), &["tensor 'epoch'", "a number"]),
         (legacy, &["before 1.6", "torch.save"]),
-        (model.safetensors(|_| true), &["no file of torch.save"]),
+        (model.safetensors(|_| true), &["not a file of torch.save"]),
     ] {
         std::fs::write(dir.path().join("pytorch_model.bin"), bytes).unwrap();
         fails(

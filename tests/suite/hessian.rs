@@ -654,7 +654,7 @@ fn inconsistent_heads_are_refused() {
         write(&path, &sound, &[nan])
             .unwrap_err()
             .to_string()
-            .contains("the input of 'a'")
+            .contains("the input Hessian of 'a'")
     );
     let refused = |head: &Head, parts: &[Writing<'_>], part: &str| {
         write(&path, head, parts).unwrap();

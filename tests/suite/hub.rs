@@ -422,13 +422,13 @@ fn each_status_has_its_own_error() {
     refuse(418, "");
     place.fails("hf://org/name", &["status 418"]);
     place.hub.state().answers = [(429, ""); 6].into();
-    place.fails("hf://org/name", &["429", "slow down"]);
+    place.fails("hf://org/name", &["429", "rate limit"]);
     refuse(429, "Retry-After: 86400");
-    place.fails("hf://org/name", &["429", "slow down"]);
+    place.fails("hf://org/name", &["429", "rate limit"]);
     place.hub.state().answers = [(503, ""); 6].into();
     place.fails("hf://org/name", &["status 503", "resumes the download"]);
     refuse(307, "Location: ftp://elsewhere/");
-    place.fails("hf://org/name", &["redirects to no address"]);
+    place.fails("hf://org/name", &["redirects to an invalid address"]);
     place.hub.state().answers = [(307, "Location: /api/models/org/name/revision/main"); 20].into();
     place.fails("hf://org/name", &["more than 8 redirects"]);
     place.hub.state().answers.clear();
@@ -471,7 +471,7 @@ fn server_names_cannot_leave_the_cache() {
     let place = Place::new();
     let index = br#"{"weight_map": {"a": "../../../evil.safetensors"}}"#;
     place.hub.state().files.insert(INDEX.into(), index.to_vec());
-    place.fails("hf://org/name", &["no file name"]);
+    place.fails("hf://org/name", &["not a file name"]);
     let place = Place::new();
     let index = br#"{"weight_map": {"a": "absent.safetensors"}}"#;
     place.hub.state().files.insert(INDEX.into(), index.to_vec());
@@ -737,7 +737,7 @@ fn errors_of_the_program_have_remedies() {
     program.fails(&mut inspect("hf://org"), &["404"]);
     program.fails(
         &mut inspect("hf://org/na--me"),
-        &["no name of a model", "hf://ORG/NAME"],
+        &["not a model name", "hf://ORG/NAME"],
     );
     program.fails(
         &mut inspect("org/name"),
@@ -757,7 +757,7 @@ fn errors_of_the_program_have_remedies() {
     );
     for (name, part) in [
         ("nowhere.pem", "No such file"),
-        ("/", "no file of certificates"),
+        ("/", "not a certificate file"),
         ("Cargo.toml", "PEM"),
     ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);

@@ -294,7 +294,7 @@ fn invalid_edits() {
         ("--remove nothing", "no key 'nothing' to remove"),
         (
             "--remove general.architecture",
-            "nothing can read the model",
+            "no program can read the model",
         ),
         ("--key split.count=u16:3", "use split or merge"),
         ("--remove split.no", "use split or merge"),
@@ -302,9 +302,9 @@ fn invalid_edits() {
         ("--key general.alignment=u64:64 --force", "power of two"),
         (
             "--name a --key general.name=str:b",
-            "'general.name' is to be changed twice",
+            "'general.name' has two edits",
         ),
-        ("--key =str:b", "is no key"),
+        ("--key =str:b", "is not a key"),
     ] {
         fails(dir.path(), &format!("set m.gguf -o n.gguf {edit}"), &[part]);
     }

@@ -509,7 +509,7 @@ mod tests {
             (b"\x82\x01.", "EXT1"),
             (b"ctorch\nf\n)\x81.", "NEWOBJ"),
             (b"K\x01)R.", "not a function"),
-            (b"ctorch\nf\nK\x01R.", "no tuple"),
+            (b"ctorch\nf\nK\x01R.", "not a tuple"),
             (
                 b"ctorch\nf\n)R}b.",
                 "attributes of something that is not a dictionary",

@@ -430,7 +430,7 @@ mod tests {
                 json!("YWJj"),
                 "token 256 of vocab is not made of two tokens",
             ),
-            ("/vocab/256/token_bytes", json!("?"), "no base64"),
+            ("/vocab/256/token_bytes", json!("?"), "not base64"),
         ] {
             let error = with(pointer, value);
             assert!(error.contains(what), "{pointer}: {error}");

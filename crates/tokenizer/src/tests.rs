@@ -236,7 +236,7 @@ fn unreadable_tokenizers_are_explained() {
                 "/normalizer",
                 json!({"type": "Prepend", "prepend": "x".repeat(99)}),
             ),
-            "more than 64 bytes before a text",
+            "more than 64 bytes to a text",
         ),
         (
             with(

@@ -519,7 +519,7 @@ fn unusable_models_and_directories() {
         &with("other.gguf"),
         &[
             "blk.1.ffn_up.weight",
-            "128 values and 256 are needed",
+            "128 values, but 256 are needed",
             "another model",
         ],
     );
@@ -531,7 +531,7 @@ fn unusable_models_and_directories() {
     other.write_gguf(&dir.path().join("other.gguf")).unwrap();
     run(
         &with("other.gguf"),
-        &["names none of this model's matrices", "encoder.weight"],
+        &["has none of this model's tensors", "encoder.weight"],
     );
     run(&with("cal.txt"), &["cal.txt"]);
 }

@@ -284,7 +284,7 @@ fn unrelated_archives_are_refused() {
     );
     refused(
         &changed(|entries| entries[2].0 = entries[3].0.clone()),
-        &["data/1' is there twice"],
+        &["data/1' appears twice"],
         parse,
     );
     refused(
@@ -304,8 +304,8 @@ fn unrelated_archives_are_refused() {
         &["Git LFS"],
         parse,
     );
-    refused(b"GGUF", &["no file of torch.save"], parse);
-    refused(b"", &["no file of torch.save"], parse);
+    refused(b"GGUF", &["not a file of torch.save"], parse);
+    refused(b"", &["not a file of torch.save"], parse);
 }
 
 #[test]
