@@ -1,8 +1,9 @@
 //! A Hugging Face checkpoint on disk: config.json and the tensors of all its files.
 
 use super::parts::{self, Parts};
+use super::stored::{self, Form};
 use super::view::View;
-use super::{Error, Result, explain, reranker};
+use super::{Error, Result, explain, numbers, reranker};
 use crate::arch::wrapper::Part;
 use crate::arch::{Config, Pooling};
 use crate::format::index::{Format, Index};
@@ -29,6 +30,12 @@ pub struct Checkpoint {
     pub tensors: Vec<Source>,
     /// The number of other tensors, by the part of the model that they belong to.
     pub(super) left_out: BTreeMap<&'static str, u64>,
+    /// The type of the first matrix of 16 bits among the tensors of the files.
+    pub(super) halves: Option<Dtype>,
+    /// What is wrong with quantized tensors.
+    pub(super) problems: Vec<Problem>,
+    /// What the user should know about quantized tensors.
+    pub(super) notes: Vec<String>,
     maps: Vec<Map>,
 }
 
@@ -39,7 +46,7 @@ pub struct Source {
     pub name: String,
     /// Its name within the text model, if that is another.
     pub(super) text_name: Option<String>,
-    /// How its numbers are stored.
+    /// How its numbers are stored; of a quantized tensor, what they are made.
     pub dtype: Dtype,
     /// Dimensions, outermost first.
     pub shape: Vec<u64>,
@@ -50,6 +57,8 @@ pub struct Source {
     pub(super) file: usize,
     /// Its bytes in that file, from its first number to its last.
     pub(super) range: Range<usize>,
+    /// How its numbers are made, if it is quantized; file and bytes are those of its codes.
+    pub(super) form: Option<Box<Form>>,
 }
 
 impl Source {
@@ -66,9 +75,18 @@ impl Source {
         }
     }
 
-    /// Where these elements are in the file, in bytes.
+    /// Where these elements are in the file, in bytes; of a quantized tensor, all of its codes once
+    /// the last element is among them.
     pub(super) fn bytes(&self, elements: Range<u64>) -> Range<usize> {
         let (start, width) = (self.range.start, self.dtype.bytes());
+        if self.form.is_some() {
+            let is_last = elements.end == self.shape.iter().product::<u64>();
+            return if is_last {
+                self.range.clone()
+            } else {
+                start..start
+            };
+        }
         start + elements.start as usize * width..start + elements.end as usize * width
     }
 }
@@ -133,6 +151,9 @@ impl Checkpoint {
             config,
             tensors: Vec::new(),
             left_out: BTreeMap::new(),
+            halves: None,
+            problems: Vec::new(),
+            notes: Vec::new(),
             maps: Vec::new(),
         };
         let mut problems = Vec::new();
@@ -141,10 +162,22 @@ impl Checkpoint {
             let compare = |index| compare(index, index_name, &names);
             problems.extend(index.iter().flat_map(compare));
         }
-        match problems.is_empty() {
-            true => Ok(checkpoint),
-            false => Err(Error::Impossible(problems)),
+        if !problems.is_empty() {
+            return Err(Error::Impossible(problems));
         }
+        checkpoint.resolve();
+        Ok(checkpoint)
+    }
+
+    /// Joins the tensors of quantized linears.
+    fn resolve(&mut self) {
+        let is_half =
+            |t: &&Source| matches!(t.dtype, Dtype::Bf16 | Dtype::F16) && t.shape.len() > 1;
+        self.halves = self.tensors.iter().find(is_half).map(|t| t.dtype);
+        let tensors = std::mem::take(&mut self.tensors);
+        let resolved = stored::resolve(&self.config, &self.dir, tensors);
+        (self.tensors, self.problems, self.notes) =
+            (resolved.sources, resolved.problems, resolved.notes);
     }
 
     /// The mapped files.
@@ -155,6 +188,34 @@ impl Checkpoint {
     /// The files of the weights.
     pub(crate) fn paths(&self) -> Vec<&Path> {
         self.maps.iter().map(Map::path).collect()
+    }
+
+    /// The numbers of some of a tensor's elements, in the order of the file.
+    ///
+    /// # Errors
+    /// A scale that no quantizer writes.
+    pub(super) fn numbers(
+        &self,
+        source: &Source,
+        elements: Range<u64>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let Some(form) = &source.form else {
+            let width = source.dtype.bytes();
+            let bytes = elements.start as usize * width..elements.end as usize * width;
+            numbers::widen(source.dtype, &self.data(source)[bytes], out);
+            return Ok(());
+        };
+        form.read(&self.maps, elements, out).map_err(|fault| {
+            let columns = source.shape.last().copied().unwrap_or(1).max(1);
+            Error::BadScale {
+                path: self.maps[source.file].path().to_owned(),
+                tensor: source.name.clone(),
+                row: fault.element / columns,
+                column: fault.element % columns,
+                what: fault.what,
+            }
+        })
     }
 
     /// A tensor's bytes.
@@ -248,6 +309,7 @@ impl Checkpoint {
                     strides: tensor.strides,
                     file,
                     range: tensor.range,
+                    form: None,
                 });
             }
             self.maps.push(map);

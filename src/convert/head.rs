@@ -2,7 +2,7 @@
 //! an output matrix of its own where the config says so.
 
 use super::plan::PlannedTensor;
-use super::{Checkpoint, Error, Result, numbers};
+use super::{Checkpoint, Error, Result};
 use crate::arch::Architecture;
 use crate::plan::recipe::Problem;
 
@@ -65,19 +65,18 @@ pub(super) fn untrained(checkpoint: &Checkpoint) -> Result<Vec<u32>> {
         .get("model")
         .and_then(|model| model.get("vocab")?.as_object());
     let own = own.map_or(0, |own| own.len());
-    let (&[_, columns], None) = (&*table.shape, table.strides.as_ref()) else {
+    let (&[rows, columns], None) = (&*table.shape, table.strides.as_ref()) else {
         return Ok(Vec::new());
     };
     let mut row = vec![0.0; columns as usize];
-    let rows = checkpoint.data(table);
-    let rows = rows.chunks_exact(row.len().max(1) * table.dtype.bytes());
-    let mut is_zero = |bytes: &[u8]| {
-        numbers::widen(table.dtype, bytes, &mut row);
-        row.iter().all(|x| *x == 0.0)
-    };
-    let tokens = rows.enumerate().skip(own);
-    let untrained = tokens.filter(|(_, bytes)| is_zero(bytes));
-    Ok(untrained.map(|(token, _)| token as u32).collect())
+    let mut untrained = Vec::new();
+    for token in own as u64..rows {
+        checkpoint.numbers(table, token * columns..(token + 1) * columns, &mut row)?;
+        if row.iter().all(|x| *x == 0.0) {
+            untrained.push(token as u32);
+        }
+    }
+    Ok(untrained)
 }
 
 /// Compares what config.json says about the output matrix with what is there. Returns a note where

@@ -21,7 +21,7 @@ mod parts;
 mod plan;
 mod range;
 mod reranker;
-mod scale;
+mod stored;
 mod tensors;
 mod view;
 mod weights;
@@ -33,6 +33,7 @@ pub use range::TooLarge;
 use crate::arch::Nextn;
 use crate::format;
 use crate::format::gguf::Endian;
+use crate::format::safetensors::Dtype;
 use crate::plan::file_type::FileType;
 use crate::plan::recipe::Problem;
 use std::path::PathBuf;
@@ -112,6 +113,20 @@ pub enum Error {
         /// What it holds: NaN or an infinity.
         value: f32,
     },
+    /// A number of a quantized tensor that no quantizer writes.
+    #[error("{}: tensor '{tensor}', row {row}, column {column}: {what}; the checkpoint is damaged, download it again", path.display())]
+    BadScale {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its row, counted over all its matrices.
+        row: u64,
+        /// The column.
+        column: u64,
+        /// What is wrong there.
+        what: String,
+    },
     /// A weight that `--check` refuses: the output's type makes it infinite.
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
@@ -142,9 +157,8 @@ impl OutType {
         ("tq2_0", OutType::Tq2_0),
     ];
 
-    /// The file type that a checkpoint gets.
-    pub(crate) fn file_type(self, tensors: &[Source]) -> FileType {
-        use format::safetensors::Dtype;
+    /// The file type that a checkpoint gets whose first matrix of 16 bits is of this type.
+    pub(crate) fn file_type(self, stored: Option<Dtype>) -> FileType {
         match self {
             OutType::F32 => FileType::F32,
             OutType::F16 => FileType::F16,
@@ -152,19 +166,8 @@ impl OutType {
             OutType::Q8_0 => FileType::Q8_0,
             OutType::Tq1_0 => FileType::TQ1_0,
             OutType::Tq2_0 => FileType::TQ2_0,
-            OutType::Auto => {
-                let halves = tensors
-                    .iter()
-                    .filter(|t| t.shape.len() > 1)
-                    .map(|t| t.dtype);
-                match halves
-                    .into_iter()
-                    .find(|dtype| matches!(dtype, Dtype::Bf16 | Dtype::F16))
-                {
-                    Some(Dtype::Bf16) => FileType::BF16,
-                    _ => FileType::F16,
-                }
-            }
+            OutType::Auto if stored == Some(Dtype::Bf16) => FileType::BF16,
+            OutType::Auto => FileType::F16,
         }
     }
 }

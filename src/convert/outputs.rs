@@ -4,7 +4,6 @@
 use super::numbers;
 use super::ops::{self, Sizes};
 use super::plan::PlannedTensor;
-use super::scale::{self, Scales};
 use super::weights::{Cast, Operand, Part, Weights};
 use super::{Checkpoint, Source};
 use crate::arch::recipes::{Input, Match, Output, Recipe};
@@ -95,7 +94,6 @@ pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Output
     } = conversion;
     let mut planner = Planner {
         conversion,
-        scales: Scales::default(),
         problems: Vec::new(),
         outputs: Outputs {
             tensors: Vec::new(),
@@ -113,7 +111,9 @@ pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Output
     }
     let layers = config.layers().map_err(Fault::Config)?;
     let blocks = config.blocks().map_err(Fault::Config)?;
-    planner.scales = scale::find(config, &checkpoint.tensors).map_err(Fault::Tensors)?;
+    if !checkpoint.problems.is_empty() {
+        return Err(Fault::Tensors(checkpoint.problems.clone()));
+    }
     for index in 0..checkpoint.tensors.len() {
         planner.source(index, blocks).map_err(Fault::Config)?;
         planner.set_keys(layers, keys);
@@ -129,7 +129,6 @@ pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Output
 
 struct Planner<'a> {
     conversion: Conversion<'a>,
-    scales: Scales,
     problems: Vec<Problem>,
     outputs: Outputs,
     /// Layers that tensors have been seen of.
@@ -178,7 +177,7 @@ impl<'a> Planner<'a> {
         let source = &self.conversion.checkpoint.tensors[index];
         let name = source.text_name();
         let is_buffer = BUFFERS.iter().any(|end| name.ends_with(end));
-        if is_buffer || self.scales.is_consumed(index) {
+        if is_buffer {
             return Ok(());
         }
         let (names, layers) = (architecture.nextn(), config.layers()?);
@@ -251,9 +250,7 @@ impl<'a> Planner<'a> {
             self.problem(source, what);
             return Ok(());
         }
-        if self.scales.of(index).is_none()
-            && let Some(what) = unscaled(source)
-        {
+        if let Some(what) = unscaled(source) {
             self.problem(source, what);
             return Ok(());
         }
@@ -269,7 +266,9 @@ impl<'a> Planner<'a> {
             .filter(|other| recipe.unless_equal.contains(&other.text_name()));
         others.any(|other| {
             let tensor = &rest[0];
-            other.dtype == tensor.dtype
+            other.form.is_none()
+                && tensor.form.is_none()
+                && other.dtype == tensor.dtype
                 && other.shape == tensor.shape
                 && checkpoint.data(other) == checkpoint.data(tensor)
         })
@@ -286,11 +285,10 @@ impl<'a> Planner<'a> {
             ));
         }
         let mut numbers = vec![0.0; count as usize];
-        numbers::widen(
-            source.dtype,
-            self.conversion.checkpoint.data(source),
-            &mut numbers,
-        );
+        let checkpoint = self.conversion.checkpoint;
+        checkpoint
+            .numbers(source, 0..count, &mut numbers)
+            .map_err(|e| e.to_string())?;
         Ok(numbers)
     }
 
@@ -391,8 +389,7 @@ impl<'a> Planner<'a> {
                     let what = format!("dimension {axis} of its shape {:?} is 0", tensor.shape);
                     return Err(Problem::of(&tensor.name, what));
                 }
-                let scale = self.scales.of(member.source);
-                operands.push(Operand::viewed(member.source, tensor.view(), scale));
+                operands.push(Operand::viewed(member.source, tensor.view()));
             }
             inputs.push(operands);
         }

@@ -135,7 +135,7 @@ impl<'a> Plan<'a> {
                 "a vocabulary is one file; leave out --no-tensor-first-split, or --vocab-only",
             ));
         }
-        let file_type = job.out_type.file_type(&checkpoint.tensors);
+        let file_type = job.out_type.file_type(checkpoint.halves);
         let names = checkpoint.tensors.iter().map(Source::text_name);
         let nextn = architecture.nextn_blocks(job.nextn, config, names);
         let config = &config.clone().with_nextn(nextn.map_err(in_config)?);

@@ -8,7 +8,6 @@ use super::checkpoint::Source;
 use super::mean::mean_magnitude;
 use super::numbers::{apply, is_quiet_bf16, make_ternary, narrow, quiet_bf16, same_type, widen};
 use super::plan::{Plan, PlannedTensor};
-use super::scale::Scale;
 use super::weights::{Numeric, Part, Stored, Weights};
 use super::{Error, Result};
 use crate::format::gguf::Writer;
@@ -157,9 +156,7 @@ impl Plan<'_> {
             }
         };
         let release = self.mapped(tensor, elements.clone());
-        release
-            .iter()
-            .try_for_each(|(file, _)| self.checkpoint.maps()[*file].check_length())?;
+        self.check_lengths(stored, elements.clone())?;
         if let Some((file, range)) = self.unchanged(tensor, stored, elements.clone()) {
             return Ok(Band {
                 bytes: Bytes::Mapped { file, range },
@@ -241,6 +238,18 @@ impl Plan<'_> {
         stored.pieces(elements).map(in_file).collect()
     }
 
+    /// Fails if a file that some elements come from has become shorter.
+    fn check_lengths(&self, stored: &Stored, elements: Range<u64>) -> Result<()> {
+        for (part, _) in stored.pieces(elements) {
+            let source = self.source(part);
+            let others = source.form.iter().flat_map(|form| form.files());
+            for file in std::iter::once(source.file).chain(others) {
+                self.checkpoint.maps()[file].check_length()?;
+            }
+        }
+        Ok(())
+    }
+
     fn source(&self, part: &Part) -> &Source {
         &self.checkpoint.tensors[part.source]
     }
@@ -249,7 +258,7 @@ impl Plan<'_> {
     fn is_copied(&self, tensor: &PlannedTensor, part: &Part) -> bool {
         same_type(self.source(part).dtype) == Some(tensor.target)
             && part.numeric.is_empty()
-            && part.scale.is_none()
+            && self.source(part).form.is_none()
             && !self.check
     }
 
@@ -304,9 +313,7 @@ impl Plan<'_> {
         stored: &Stored,
         elements: Range<u64>,
     ) -> Result<Vec<f32>> {
-        self.mapped(tensor, elements.clone())
-            .iter()
-            .try_for_each(|(file, _)| self.checkpoint.maps()[*file].check_length())?;
+        self.check_lengths(stored, elements.clone())?;
         let mut scratch = Scratch::default();
         self.convert(tensor, stored, elements, &mut scratch)?;
         Ok(scratch.weights)
@@ -325,28 +332,23 @@ impl Plan<'_> {
         let mut done = 0;
         for (part, here) in stored.pieces(elements.clone()) {
             let source = self.source(part);
-            let (data, width) = (self.checkpoint.data(source), source.dtype.bytes());
             let count = (here.end - here.start) as usize;
             let weights = &mut weights[done..done + count];
             match part.order.contiguous(here.clone()) {
-                Some(range) => {
-                    let bytes = range.start as usize * width..range.end as usize * width;
-                    widen(source.dtype, &data[bytes], weights);
-                }
+                Some(range) => self.checkpoint.numbers(source, range, weights)?,
+                None if source.form.is_some() => self.read_runs(part, here, weights)?,
                 None => {
+                    let (data, width) = (self.checkpoint.data(source), source.dtype.bytes());
                     raw.resize(count * width, 0);
-                    part.order.gather(data, width, here.clone(), raw);
+                    part.order.gather(data, width, here, raw);
                     widen(source.dtype, raw, weights);
                 }
-            }
-            if let Some(scale) = &part.scale {
-                self.scale(part, scale, here, weights);
             }
             for numeric in &part.numeric {
                 match numeric {
                     Numeric::Ternary => {
-                        let mean = part.mean.get_or_init(|| self.mean_magnitude(part));
-                        make_ternary(*mean, source.dtype, weights);
+                        let mean = self.mean_magnitude(part)?;
+                        make_ternary(mean, source.dtype, weights);
                     }
                     numeric => apply(*numeric, source.dtype, weights),
                 }
@@ -366,41 +368,46 @@ impl Plan<'_> {
     }
 
     /// The mean magnitude of a whole tensor's numbers.
-    fn mean_magnitude(&self, part: &Part) -> f32 {
+    fn mean_magnitude(&self, part: &Part) -> Result<f32> {
+        if let Some(mean) = part.mean.get() {
+            return Ok(*mean);
+        }
         let source = self.source(part);
-        let (data, width) = (self.checkpoint.data(source), source.dtype.bytes());
-        mean_magnitude(source.shape.iter().product(), |at, out| {
-            let start = at as usize * width;
-            widen(source.dtype, &data[start..start + out.len() * width], out);
-        })
+        let mut failed = None;
+        let mean = mean_magnitude(source.shape.iter().product(), |at, out| {
+            let elements = at..at + out.len() as u64;
+            failed = self
+                .checkpoint
+                .numbers(source, elements, out)
+                .err()
+                .or(failed.take());
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(*part.mean.get_or_init(|| mean)),
+        }
     }
 
-    /// Multiplies elements of a part by their scales.
-    fn scale(&self, part: &Part, scale: &Scale, elements: Range<u64>, mut weights: &mut [f32]) {
-        let columns = self.source(part).shape.last().copied().unwrap_or(1);
-        let scales = &self.checkpoint.tensors[scale.source];
-        let (data, width) = (self.checkpoint.data(scales), scales.dtype.bytes());
+    /// The numbers of a quantized tensor in another order than the file's.
+    fn read_runs(&self, part: &Part, elements: Range<u64>, mut weights: &mut [f32]) -> Result<()> {
+        let source = self.source(part);
         for run in part.order.runs(elements) {
-            let mut done = 0;
-            while done < run.len {
-                let position = run.start + done * run.stride;
-                let (row, column) = (position / columns, position % columns);
-                let len = match run.stride {
-                    1 => (columns - column)
-                        .min(scale.columns - column % scale.columns)
-                        .min(run.len - done),
-                    _ => 1,
-                };
-                let index = row / scale.rows * scale.row_len + column / scale.columns;
-                let mut factor = [0.0];
-                let bytes = &data[index as usize * width..][..width];
-                widen(scales.dtype, bytes, &mut factor);
-                let (here, rest) = weights.split_at_mut(len as usize);
-                here.iter_mut().for_each(|w| *w *= factor[0]);
-                weights = rest;
-                done += len;
+            let (here, rest) = weights.split_at_mut(run.len as usize);
+            match run.stride {
+                1 => self
+                    .checkpoint
+                    .numbers(source, run.start..run.start + run.len, here)?,
+                stride => {
+                    for (i, weight) in here.iter_mut().enumerate() {
+                        let at = run.start + i as u64 * stride;
+                        let weight = std::slice::from_mut(weight);
+                        self.checkpoint.numbers(source, at..at + 1, weight)?;
+                    }
+                }
             }
+            weights = rest;
         }
+        Ok(())
     }
 }
 

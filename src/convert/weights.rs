@@ -1,7 +1,6 @@
 //! The weights of an output, as data: views of the checkpoint's tensors, joined, and what is done to
 //! every number. [`super::tensors`] reads bands of them.
 
-use super::scale::Scale;
 use super::view::{Order, View};
 use crate::format::types::GgmlType;
 use std::ops::Range;
@@ -27,8 +26,6 @@ pub(super) struct Stored {
 pub(super) struct Part {
     /// The tensor, as an index.
     pub(super) source: usize,
-    /// What its numbers are multiplied by.
-    pub(super) scale: Option<Scale>,
     /// Which of its elements, in which order.
     pub(super) order: Order,
     /// What is done to every number, in order.
@@ -105,7 +102,6 @@ pub(super) enum Cast {
 #[derive(Clone, Debug)]
 struct Piece {
     source: usize,
-    scale: Option<Scale>,
     view: View,
     numeric: Vec<Numeric>,
 }
@@ -113,17 +109,16 @@ struct Piece {
 impl Operand {
     /// A tensor of the checkpoint whose rows follow each other.
     #[cfg(test)]
-    pub(super) fn tensor(source: usize, shape: &[u64], scale: Option<Scale>) -> Operand {
-        Operand::viewed(source, View::whole(shape), scale)
+    pub(super) fn tensor(source: usize, shape: &[u64]) -> Operand {
+        Operand::viewed(source, View::whole(shape))
     }
 
     /// A tensor of the checkpoint as it is.
-    pub(super) fn viewed(source: usize, view: View, scale: Option<Scale>) -> Operand {
+    pub(super) fn viewed(source: usize, view: View) -> Operand {
         Operand {
             shape: view.shape(),
             parts: vec![Piece {
                 source,
-                scale,
                 view,
                 numeric: Vec::new(),
             }],
@@ -249,10 +244,8 @@ impl Operand {
     /// If they are not those of one whole tensor, as they are stored.
     pub(super) fn ternary(self) -> Result<Operand, String> {
         match &self.parts[..] {
-            [part] if part.scale.is_none() && part.numeric.is_empty() => {
-                Ok(self.with(Numeric::Ternary))
-            }
-            _ => Err("only one whole tensor without scales can be made ternary".into()),
+            [part] if part.numeric.is_empty() => Ok(self.with(Numeric::Ternary)),
+            _ => Err("only one whole tensor can be made ternary".into()),
         }
     }
 
@@ -270,7 +263,6 @@ impl Operand {
             end += order.elements();
             Part {
                 source: part.source,
-                scale: part.scale,
                 order,
                 numeric: part.numeric,
                 mean: OnceLock::new(),

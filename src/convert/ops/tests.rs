@@ -344,7 +344,7 @@ fn groups_and_rotated_rows_stand_in_their_order() {
     ];
     let source = Whole::new(0, &[12, 3]);
     for (op, rows) in cases {
-        let output = made(&[op], vec![vec![Operand::tensor(0, &[12, 3], None)]]).unwrap();
+        let output = made(&[op], vec![vec![Operand::tensor(0, &[12, 3])]]).unwrap();
         let elements = rows
             .iter()
             .flat_map(|row| (0..3).map(move |column| row * 3 + column));
@@ -372,7 +372,7 @@ fn groups_and_rotated_rows_stand_in_their_order() {
             rotated: |_| Ok(8),
         },
     ] {
-        let made = made(&[op], vec![vec![Operand::tensor(0, &[12, 3], None)]]);
+        let made = made(&[op], vec![vec![Operand::tensor(0, &[12, 3])]]);
         assert!(made.is_err(), "{op:?}");
     }
 }
@@ -385,7 +385,7 @@ proptest! {
         let source = Whole::new(0, &shape);
         let expected = ops.iter().try_fold(source.clone(), |tensor, op| tensor.apply(*op));
         let expected = expected.filter(|tensor| !tensor.elements.is_empty());
-        let operand = Operand::tensor(0, &shape, None);
+        let operand = Operand::tensor(0, &shape);
         match (made(&ops, vec![vec![operand]]), expected) {
             (Ok(output), Some(expected)) => compare(&output, &[source], &expected, step),
             // What no single view can express is refused, and nothing else.
@@ -403,7 +403,7 @@ proptest! {
         shape in shape(), ops in chain(), count in 1usize..4, axis in 0usize..3, step in 1u64..50,
     ) {
         let sources: Vec<_> = (0..count).map(|i| Whole::new(i, &shape)).collect();
-        let operands: Vec<_> = (0..count).map(|i| Operand::tensor(i, &shape, None)).collect();
+        let operands: Vec<_> = (0..count).map(|i| Operand::tensor(i, &shape)).collect();
         let changed: Option<Vec<_>> = sources.iter().map(|source| {
             let all = ops.iter().try_fold(source.clone(), |tensor, op| tensor.apply(*op))?;
             (!all.elements.is_empty()).then_some(all)
@@ -430,7 +430,7 @@ proptest! {
 #[test]
 fn experts_are_fused_and_stacked() {
     let sources: Vec<_> = (0..6).map(|i| Whole::new(i, &[4, 3])).collect();
-    let stack = |first: usize| (first..first + 3).map(|i| Operand::tensor(i, &[4, 3], None));
+    let stack = |first: usize| (first..first + 3).map(|i| Operand::tensor(i, &[4, 3]));
     let inputs = vec![stack(0).collect(), stack(3).collect()];
     let output = made(&[Op::Concat(0), Op::Stack(Number(3))], inputs).unwrap();
     let fused: Vec<_> = (0..3)
@@ -453,7 +453,7 @@ fn a_fused_matrix_is_split_within_its_groups() {
         part,
     };
     let rows = |ops: &[Op]| {
-        let output = made(ops, vec![vec![Operand::tensor(0, &[8, 3], None)]]).unwrap();
+        let output = made(ops, vec![vec![Operand::tensor(0, &[8, 3])]]).unwrap();
         let elements = read(
             &output.clone().finish(),
             std::slice::from_ref(&source),
@@ -472,7 +472,7 @@ fn a_fused_matrix_is_split_within_its_groups() {
 #[test]
 fn halves_of_heads_are_interleaved() {
     let source = Whole::new(0, &[12]);
-    let interleaved = |heads| apply_to(Operand::tensor(0, &[12], None), Op::Interleave(heads));
+    let interleaved = |heads| apply_to(Operand::tensor(0, &[12]), Op::Interleave(heads));
     let output = interleaved(Number(2)).unwrap().finish();
     let rows = read(&output, &[source], 0..12);
     assert_eq!(rows, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
@@ -490,7 +490,7 @@ fn grouped_blocks_are_tiled() {
         groups: Number(3),
         members: Number(2),
     };
-    let output = apply_to(Operand::tensor(0, &[12], None), tile).unwrap();
+    let output = apply_to(Operand::tensor(0, &[12]), tile).unwrap();
     let rows = read(&output.finish(), &[source], 0..12);
     // a0 a1 b0 b1 c0 c1, in blocks of two, become a0 b0 c0 a1 b1 c1.
     assert_eq!(rows, [0, 1, 4, 5, 8, 9, 2, 3, 6, 7, 10, 11]);
@@ -504,7 +504,7 @@ fn blocks_behind_the_first_rows_are_tiled() {
         groups: Number(2),
         members: Number(2),
     };
-    let output = apply_to(Operand::tensor(0, &[7, 2], None), tile).unwrap();
+    let output = apply_to(Operand::tensor(0, &[7, 2]), tile).unwrap();
     let rows = read(&output.finish(), &[source], 0..14);
     assert_eq!(rows, [0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 8, 9, 12, 13]);
 }
@@ -547,7 +547,7 @@ fn operations_that_do_not_fit_say_why() {
         ),
     ];
     for (op, part) in cases {
-        let error = apply_to(Operand::tensor(0, &[6, 5], None), *op).unwrap_err();
+        let error = apply_to(Operand::tensor(0, &[6, 5]), *op).unwrap_err();
         assert!(error.contains(part), "{op:?}: {error}");
     }
 }
@@ -555,7 +555,7 @@ fn operations_that_do_not_fit_say_why() {
 #[test]
 fn numeric_operations_and_types_are_kept_for_the_bands() {
     let ops = [Op::NegExp, Op::AddOne, Op::Cast(GgmlType::F32)];
-    let output = made(&ops, vec![vec![Operand::tensor(0, &[4], None)]]).unwrap();
+    let output = made(&ops, vec![vec![Operand::tensor(0, &[4])]]).unwrap();
     assert_eq!(output.cast, Some(Cast::To(GgmlType::F32)));
     assert_eq!(numeric(output), [[Numeric::NegExp, Numeric::Plus(1.0)]]);
 }
@@ -577,12 +577,12 @@ fn parts_of_rows_have_factors_of_their_own() {
             factor: |_, part| Ok([0.5, 2.0, 4.0][part]),
         },
     ];
-    let output = made(&ops, vec![vec![Operand::tensor(0, &[6, 5], None)]]).unwrap();
+    let output = made(&ops, vec![vec![Operand::tensor(0, &[6, 5])]]).unwrap();
     assert_eq!(output.shape(), [6, 5]);
     let [first, second, third] =
         [0.5, 2.0, 4.0].map(|factor| vec![Numeric::Times(3.0), Numeric::Times(factor)]);
     assert_eq!(numeric(output), [first, second, third]);
-    let too_long = made(&ops, vec![vec![Operand::tensor(0, &[2, 5], None)]]).unwrap_err();
+    let too_long = made(&ops, vec![vec![Operand::tensor(0, &[2, 5])]]).unwrap_err();
     assert!(too_long.contains("[1, 2]"), "{too_long}");
 }
 

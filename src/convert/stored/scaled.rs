@@ -1,0 +1,201 @@
+//! Numbers of 8 bits under scales: FP8 in blocks, rows and tensors, and integers without groups.
+//!
+//! ```text
+//! weight (m, i, j) = code (m, i, j) * scale (m / matrices, i / rows, j / columns)        in f32
+//! ```
+
+use super::declared::Declared;
+use super::table::{Order, Table};
+use super::{Fault, Form, Raw, Sign, check_scale};
+use crate::convert::numbers::widen;
+use crate::format::map::Map;
+use crate::format::safetensors::Dtype;
+use std::ops::Range;
+
+/// Scales of activations and of the KV cache, which no GGUF has.
+const UNUSED: &[&str] = &[".activation_scale", "_activation_scale", ".qscale_act"];
+
+/// Scaled numbers of 8 bits.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::convert) struct Scaled {
+    codes: Raw,
+    scales: Raw,
+    /// Rows and columns of a matrix.
+    rows: u64,
+    columns: u64,
+    /// Matrices, rows and columns that share a scale.
+    each: [u64; 3],
+    /// Scales in a matrix of them, and in a row.
+    per_matrix: u64,
+    per_row: u64,
+}
+
+/// Joins the weights of `quant_method: fp8` with their scales, in the names of Hugging Face and of
+/// Mistral.
+pub(super) fn resolve_fp8(declared: &Declared, table: &mut Table) {
+    table.drop_ending(UNUSED);
+    for [scale, weight] in [["_scale_inv", ""], [".qscale_weight", ".weight"]] {
+        for name in table.ending(scale) {
+            let base = name.strip_suffix(scale).unwrap_or(&name);
+            let codes = format!("{base}{weight}");
+            join(table, &codes, &name, declared.block.as_deref());
+        }
+    }
+}
+
+/// Joins a tensor with its scales.
+fn join(table: &mut Table, codes: &str, scales: &str, block: Option<&[u64]>) {
+    if table.get(codes).is_none() {
+        let what =
+            format!("{codes}, which these scales belong to, is missing; download the files again");
+        let problem = crate::plan::recipe::Problem::of(scales, what);
+        return table.problems.push(problem);
+    }
+    table.join(codes, ["", ""], Order::InPlace, |table, _| {
+        let (codes, scales) = (table.take(codes)?, table.take(scales)?);
+        let shape = codes.shape.clone();
+        Ok((shape, Form::Scaled(Scaled::new(codes, scales, block)?)))
+    });
+}
+
+impl Scaled {
+    /// # Errors
+    /// If the scales do not fit the codes.
+    fn new(codes: Raw, scales: Raw, block: Option<&[u64]>) -> Result<Scaled, String> {
+        let rank = codes.shape.len();
+        if !(1..=3).contains(&rank) || scales.shape.len() > rank {
+            return Err(format!(
+                "scales of shape {:?} and weights of shape {:?} are none that this format has",
+                scales.shape, codes.shape
+            ));
+        }
+        let misfit = || {
+            format!(
+                "scales of shape {:?} ({}) do not fit weights of shape {:?}",
+                scales.shape, scales.name, codes.shape
+            )
+        };
+        // Scales of fewer dimensions are those of the first ones.
+        let mut counts = scales.shape.clone();
+        counts.resize(rank, 1);
+        let mut each = Vec::new();
+        match block {
+            Some(block) => {
+                let Some(first) = scales.shape.len().checked_sub(block.len()) else {
+                    return Err(misfit());
+                };
+                for (i, (&count, &size)) in counts.iter().zip(&codes.shape).enumerate() {
+                    let width = i.checked_sub(first).and_then(|i| block.get(i).copied());
+                    // The last block need not be whole.
+                    match width.unwrap_or(1) {
+                        width if count.saturating_mul(width) >= size => each.push(width),
+                        _ => return Err(misfit()),
+                    }
+                }
+            }
+            None => {
+                for (&count, &size) in counts.iter().zip(&codes.shape) {
+                    match count {
+                        1 => each.push(size.max(1)),
+                        count if count == size => each.push(1),
+                        _ => return Err(misfit()),
+                    }
+                }
+            }
+        }
+        let three = |list: &[u64]| {
+            let mut three = [1; 3];
+            three[3 - list.len()..].copy_from_slice(list);
+            three
+        };
+        let [_, rows, columns] = three(&codes.shape);
+        let [_, per_column, per_row] = three(&counts);
+        Ok(Scaled {
+            codes,
+            scales,
+            rows,
+            columns,
+            each: three(&each),
+            per_matrix: per_column * per_row,
+            per_row,
+        })
+    }
+
+    pub(super) fn raws(&self) -> Vec<&Raw> {
+        vec![&self.codes, &self.scales]
+    }
+
+    pub(super) fn read(
+        &self,
+        maps: &[Map],
+        elements: Range<u64>,
+        out: &mut [f32],
+    ) -> Result<(), Fault> {
+        let width = self.codes.dtype.bytes();
+        let bytes = elements.start as usize * width..elements.end as usize * width;
+        widen(self.codes.dtype, &self.codes.bytes(maps)[bytes], out);
+        let sign = match self.codes.dtype {
+            Dtype::I8 => Sign::Any,
+            _ => Sign::Positive,
+        };
+        let [matrices_each, rows_each, columns_each] = self.each;
+        let (mut at, mut rest) = (elements.start, out);
+        while !rest.is_empty() {
+            let (row, column) = (at / self.columns, at % self.columns);
+            let (matrix, row) = (row / self.rows, row % self.rows);
+            let len = (self.columns - column).min(columns_each - column % columns_each);
+            let len = (len as usize).min(rest.len());
+            let index = matrix / matrices_each * self.per_matrix
+                + row / rows_each * self.per_row
+                + column / columns_each;
+            let scale = self.scales.number(maps, index);
+            let (here, later) = rest.split_at_mut(len);
+            check_scale(scale, sign, here).map_err(|what| Fault { element: at, what })?;
+            here.iter_mut().for_each(|weight| *weight *= scale);
+            rest = later;
+            at += len as u64;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scaled(codes: &[u64], scales: &[u64], block: Option<&[u64]>) -> Result<Scaled, String> {
+        let raw = |name: &str, dtype, shape| Raw::made(name, dtype, shape);
+        let codes = raw("a.weight", Dtype::F8E4m3, codes);
+        Scaled::new(codes, raw("a.weight_scale", Dtype::F32, scales), block)
+    }
+
+    #[test]
+    fn scales_are_matched_to_blocks_rows_and_tensors() {
+        let each =
+            |codes: &[u64], scales: &[u64], block| scaled(codes, scales, block).map(|s| s.each);
+        let block: &[u64] = &[128, 128];
+        assert_eq!(each(&[256, 300], &[2, 3], Some(block)), Ok([1, 128, 128]));
+        assert_eq!(
+            each(&[4, 256, 300], &[4, 2, 3], Some(block)),
+            Ok([1, 128, 128])
+        );
+        assert_eq!(each(&[256, 300], &[], None), Ok([1, 256, 300]));
+        assert_eq!(each(&[256, 300], &[256], None), Ok([1, 1, 300]));
+        assert_eq!(each(&[256, 300], &[256, 1], None), Ok([1, 1, 300]));
+        assert_eq!(each(&[4, 256, 300], &[4], None), Ok([1, 256, 300]));
+        for (codes, scales, block) in [
+            (&[256, 300][..], &[2, 2][..], Some(block)),
+            (&[256, 300], &[3], Some(block)),
+            (&[256, 300], &[2], None),
+            (&[256, 300], &[1, 1, 1], None),
+            (&[2, 2, 2, 2], &[], None),
+        ] {
+            assert!(
+                scaled(codes, scales, block).is_err(),
+                "{codes:?} {scales:?}"
+            );
+        }
+        let error = scaled(&[256, 300], &[2, 2], Some(block)).unwrap_err();
+        assert!(error.contains("a.weight_scale") && error.contains("do not fit"));
+    }
+}

@@ -1,0 +1,135 @@
+//! The tensors of a checkpoint by name, while those of quantized linears are joined.
+
+use super::{Form, Raw, Resolved};
+use crate::convert::checkpoint::Source;
+use crate::format::safetensors::Dtype;
+use crate::plan::recipe::Problem;
+use std::collections::HashMap;
+
+/// Tensors by name; those that are taken leave the list.
+pub(super) struct Table {
+    sources: Vec<Option<Source>>,
+    index: HashMap<String, usize>,
+    /// Joined tensors that the reference puts behind all others.
+    behind: Vec<Source>,
+    pub(super) problems: Vec<Problem>,
+    pub(super) notes: Vec<String>,
+}
+
+/// The place of joined weights among the tensors, which decides their place in the output.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Order {
+    /// That of the codes.
+    InPlace,
+    /// Behind all others.
+    Behind,
+}
+
+impl Table {
+    pub(super) fn new(sources: Vec<Source>) -> Table {
+        let names = sources.iter().enumerate();
+        let index = names.map(|(i, source)| (source.name.clone(), i)).collect();
+        Table {
+            sources: sources.into_iter().map(Some).collect(),
+            index,
+            behind: Vec::new(),
+            problems: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// The names that end so, in the tensors' order.
+    pub(super) fn ending(&self, ending: &str) -> Vec<String> {
+        let names = self.sources.iter().flatten().map(|source| &source.name);
+        names
+            .filter(|name| name.ends_with(ending))
+            .cloned()
+            .collect()
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&Source> {
+        self.sources[*self.index.get(name)?].as_ref()
+    }
+
+    /// Takes a tensor that belongs to quantized weights.
+    ///
+    /// # Errors
+    /// If it is missing, or its rows do not follow each other.
+    pub(super) fn take(&mut self, name: &str) -> Result<Raw, String> {
+        match self.take_optional(name)? {
+            Some(raw) => Ok(raw),
+            None => Err(format!(
+                "{name}, which belongs to it, is missing; download the files again"
+            )),
+        }
+    }
+
+    /// As [`Table::take`], of a tensor that need not be there.
+    pub(super) fn take_optional(&mut self, name: &str) -> Result<Option<Raw>, String> {
+        let source = self.index.get(name).and_then(|i| self.sources[*i].take());
+        source.map(|source| Raw::of(&source)).transpose()
+    }
+
+    /// Takes tensors that no GGUF has.
+    pub(super) fn drop_ending(&mut self, endings: &[&str]) {
+        for source in &mut self.sources {
+            let is_it = |source: &Source| endings.iter().any(|end| source.name.ends_with(end));
+            if source.as_ref().is_some_and(is_it) {
+                *source = None;
+            }
+        }
+    }
+
+    /// Puts joined weights in the place of the tensor `codes`, whose name ends so, under a name that
+    /// ends in `ending` instead. `join` makes the shape and the form of the weights.
+    pub(super) fn join(
+        &mut self,
+        codes: &str,
+        [from, to]: [&str; 2],
+        order: Order,
+        join: impl FnOnce(&mut Table, &str) -> Result<(Vec<u64>, Form), String>,
+    ) {
+        let Some(&at) = self.index.get(codes) else {
+            return;
+        };
+        let Some(first) = self.sources[at].clone() else {
+            return;
+        };
+        let renamed = |name: &str| {
+            let base = name.strip_suffix(from).unwrap_or(name);
+            format!("{base}{to}")
+        };
+        let base = codes.strip_suffix(from).unwrap_or(codes).to_owned();
+        match join(self, &base) {
+            Ok((shape, form)) => {
+                let joined = Source {
+                    name: renamed(&first.name),
+                    text_name: first.text_name.as_deref().map(renamed),
+                    dtype: Dtype::F32,
+                    shape,
+                    strides: None,
+                    form: Some(form.into()),
+                    ..first
+                };
+                match order {
+                    Order::InPlace => self.sources[at] = Some(joined),
+                    Order::Behind => {
+                        self.sources[at] = None;
+                        self.behind.push(joined);
+                    }
+                }
+            }
+            Err(what) => self.problems.push(Problem::of(codes, what)),
+        }
+    }
+
+    pub(super) fn finish(self) -> Resolved {
+        let mut sources: Vec<_> = self.sources.into_iter().flatten().collect();
+        sources.extend(self.behind);
+        Resolved {
+            sources,
+            problems: self.problems,
+            notes: self.notes,
+        }
+    }
+}
