@@ -20,6 +20,7 @@ import zlib
 from pathlib import Path
 
 import torch
+from quantized import QUANTIZED, REFUSED, write_files
 from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2
 
@@ -219,16 +220,16 @@ def qwen3_yarn():
     return config | {"rope_scaling": scaling, "max_position_embeddings": 8192}, shapes, tokenizer
 
 
-def qwen3moe():
+def qwen3moe(ffn=96):
     config = base("Qwen3MoeForCausalLM", "qwen3_moe", BPE_VOCAB, head_dim=128, num_experts=8, num_experts_per_tok=2,
-                  moe_intermediate_size=96, norm_topk_prob=True)
+                  moe_intermediate_size=ffn, norm_topk_prob=True)
 
     def layer(p):
         shapes = attention(p, head=128) | norms(p, "input_layernorm", "post_attention_layernorm")
         shapes |= norms(p + "self_attn.", "q_norm", "k_norm", size=128)
         shapes[p + "mlp.gate.weight"] = (8, HIDDEN)
         for e in range(8):
-            shapes |= gated(f"{p}mlp.experts.{e}.", ffn=96)
+            shapes |= gated(f"{p}mlp.experts.{e}.", ffn=ffn)
         return shapes
 
     return config, model(BPE_VOCAB, layer), "bpe"
@@ -1102,10 +1103,10 @@ def nemotron_h(pattern="M-M*-", **more):
     return config, backbone(len(pattern), BPE_VOCAB + 8, layer), "bpe"
 
 
-def nemotron_h_moe(latent=None, mtp=0, listed=False, **more):
+def nemotron_h_moe(latent=None, mtp=0, listed=False, length=96, shared=160, **more):
     """Nemotron 3: experts without gates, chosen by logistic functions and a bias, in groups; one that sees every token.
     They may read a shorter vector. A block for a further token has two layers, attention and experts."""
-    pattern, experts, length, shared = "ME*E", 8, 96, 160
+    pattern, experts = "ME*E", 8
     config, shapes, tokenizer = nemotron_h(pattern)
     names = {"M": "mamba", "E": "moe", "*": "attention"}
     config |= {"n_routed_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": length,
@@ -2102,6 +2103,13 @@ CHECKPOINTS = {
 }
 
 
+# Checkpoints that are written only with quantized weights.
+PLAIN = {
+    "qwen3moe-128": (lambda: qwen3moe(128), torch.bfloat16, 2),
+    "nemotron_h_moe-128": (lambda: nemotron_h_moe(length=128, shared=192), torch.bfloat16, 1),
+}
+
+
 CARD = "Card-Llama-7M-Chat-v0.3"
 
 
@@ -2378,20 +2386,27 @@ def write_pooling(folder):
 def make(out, name, lively=False):
     if name == CARD:
         return make_card(out / name)
-    maker, dtype, files = CHECKPOINTS[name]
+    plain, quantize = (QUANTIZED | REFUSED).get(name, (name, None))
+    maker, dtype, files = (CHECKPOINTS | PLAIN)[plain]
     config, shapes, tokenizer = maker()
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {n: tensor(n, shape, dtype) for n, shape in shapes.items()}
     if lively:
-        tensors = enliven(name, tensors)
+        tensors = enliven(plain, tensors)
     if name.startswith("minimax"):
         # Tokens that were never trained.
         tensors["model.embed_tokens.weight"][[-5, -2, -1]] = 0.0
     if name == "mamba-old":
         tensors["lm_head.weight"] = tensors["backbone.embedding.weight"].clone()
-    if name.endswith("fp8"):
+    if name == "llama-fp8":
         tensors = quantize_fp8(tensors)
+    if quantize:
+        # Some have files beside config.json.
+        tensors = quantize(config, tensors)
+        if isinstance(tensors, tuple):
+            tensors, more = tensors
+            write_files(folder, more)
     is_torch, is_mistral = "-bin" in name, name.startswith("mistral-format")
     (folder / ("params.json" if is_mistral else "config.json")).write_text(json.dumps(config, indent=2))
     stem = "consolidated" if is_mistral else "model"
@@ -2412,13 +2427,13 @@ UNCONVERTED = {"baichuan", "exaone"}
 
 def main():
     if sys.argv[1:] == ["--list"]:
-        print("\n".join(name for name in [*CHECKPOINTS, CARD] if name not in UNCONVERTED))
+        print("\n".join(name for name in [*CHECKPOINTS, *QUANTIZED, CARD] if name not in UNCONVERTED))
         return
     lively = "--lively" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--lively"]
     if not arguments:
         sys.exit(__doc__)
-    for name in arguments[1:] or [*CHECKPOINTS, CARD]:
+    for name in arguments[1:] or [*CHECKPOINTS, *QUANTIZED, *REFUSED, CARD]:
         make(Path(arguments[0]), name, lively)
 
 

@@ -19,6 +19,8 @@ import traceback
 
 # Checkpoints with tensor values that the reference cannot read lazily ("Tensor.item() cannot be called on meta tensors").
 EAGER = {"jais"}
+# "Tensor on device cpu is not on the expected device meta".
+EAGER_NAMES = {"bitnet-packed"}
 
 
 def subclasses(cls):
@@ -50,7 +52,8 @@ def main():
         TextModel.prepare_metadata = without_parameters
     for line in sys.stdin.read().splitlines():
         arguments = line.split("\t")
-        eager = ["--no-lazy"] if os.path.basename(arguments[0]).split("-")[0] in EAGER else []
+        name = os.path.basename(arguments[0])
+        eager = ["--no-lazy"] if name.split("-")[0] in EAGER or name in EAGER_NAMES else []
         sys.argv = ["convert_hf_to_gguf.py", *arguments, *eager]
         try:
             convert_hf_to_gguf.main()

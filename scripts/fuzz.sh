@@ -12,7 +12,7 @@ seconds=${1:-60}
 shift || true
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] ||
-    targets=(gguf imatrix covariance safetensors torch tokenizer_model tokenizer_json tiktoken)
+    targets=(gguf imatrix covariance safetensors torch quantized tokenizer_model tokenizer_json tiktoken)
 export RUSTC_BOOTSTRAP=1
 for target in "${targets[@]}"; do
     mkdir -p "corpus/$target"

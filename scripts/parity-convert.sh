@@ -84,6 +84,11 @@ cases() {
                 printf '%s-mtp-default\t%s\t.\t--mtp\t--outtype\tf16\n' "$name" "$name"
                 printf '%s-no-mtp-default\t%s\t.\t--no-mtp\t--outtype\tf16\n' "$name" "$name"
                 ;;
+            *fp8* | *nvfp4-mixed)
+                for type in f16 bf16; do
+                    printf '%s-as-q8-%s\t%s\tout.gguf\t--fp8-as-q8\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
+                done
+                ;;
             Card-*)
                 printf '%s-default\t%s\t.\t--outtype\tf16\n' "$name" "$name"
                 printf '%s-default-vocab\t%s\t.\t--vocab-only\n' "$name" "$name"

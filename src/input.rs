@@ -138,6 +138,15 @@ impl TensorSource for convert::Plan<'_> {
                     } => format!(
                         "tensor '{tensor}', row {row}, holds {value}; the checkpoint is damaged"
                     ),
+                    convert::Error::BadScale {
+                        tensor,
+                        row,
+                        column,
+                        what,
+                        ..
+                    } => format!(
+                        "tensor '{tensor}', row {row}, column {column}: {what}; the checkpoint is damaged"
+                    ),
                     error => error.to_string(),
                 },
             },

@@ -72,6 +72,13 @@ pub struct Args {
     /// Leave out the blocks for multi-token prediction
     #[arg(long, alias = "no-mtp", conflicts_with = "mtp")]
     no_nextn: bool,
+    /// Make matrices Q8_0 that the checkpoint stores as FP8
+    #[arg(long)]
+    fp8_as_q8: bool,
+    /// Multiply NVFP4 and MXFP4 weights by their scales and write them in --outtype, instead of keeping
+    /// them as they are
+    #[arg(long)]
+    widen: bool,
     /// Fail on weights that are NaN or infinite, or become so in the output's type
     #[arg(long)]
     check: bool,
@@ -168,6 +175,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             (_, true) => Nextn::LeftOut,
             _ => Nextn::Kept,
         },
+        fp8_as_q8: args.fp8_as_q8,
+        widen: args.widen,
     };
     let plan = Plan::new(&checkpoint, &job)?;
     if !args.dry_run {

@@ -1,7 +1,7 @@
 //! A Hugging Face checkpoint on disk: config.json and the tensors of all its files.
 
 use super::parts::{self, Parts};
-use super::stored::{self, Form};
+use super::stored::{self, Fault, Form, Fp4Types};
 use super::view::View;
 use super::{Error, Result, explain, numbers, reranker};
 use crate::arch::wrapper::Part;
@@ -32,10 +32,12 @@ pub struct Checkpoint {
     pub(super) left_out: BTreeMap<&'static str, u64>,
     /// The type of the first matrix of 16 bits among the tensors of the files.
     pub(super) halves: Option<Dtype>,
-    /// What is wrong with quantized tensors.
-    pub(super) problems: Vec<Problem>,
+    /// What is wrong with quantized tensors; a conversion fails with it.
+    pub problems: Vec<Problem>,
     /// What the user should know about quantized tensors.
     pub(super) notes: Vec<String>,
+    /// Its 4-bit floats.
+    pub(super) fp4: Fp4Types,
     maps: Vec<Map>,
 }
 
@@ -154,6 +156,7 @@ impl Checkpoint {
             halves: None,
             problems: Vec::new(),
             notes: Vec::new(),
+            fp4: Fp4Types::default(),
             maps: Vec::new(),
         };
         let mut problems = Vec::new();
@@ -175,9 +178,10 @@ impl Checkpoint {
             |t: &&Source| matches!(t.dtype, Dtype::Bf16 | Dtype::F16) && t.shape.len() > 1;
         self.halves = self.tensors.iter().find(is_half).map(|t| t.dtype);
         let tensors = std::mem::take(&mut self.tensors);
-        let resolved = stored::resolve(&self.config, &self.dir, tensors);
+        let resolved = stored::resolve(&self.config, &self.dir, tensors, &self.maps);
         (self.tensors, self.problems, self.notes) =
             (resolved.sources, resolved.problems, resolved.notes);
+        self.fp4 = resolved.fp4;
     }
 
     /// The mapped files.
@@ -190,32 +194,35 @@ impl Checkpoint {
         self.maps.iter().map(Map::path).collect()
     }
 
-    /// The numbers of some of a tensor's elements, in the order of the file.
+    /// The numbers of some of a tensor's elements in f32, in the order of the file; of a quantized
+    /// tensor, the weights that it stands for, row by row.
     ///
     /// # Errors
     /// A scale that no quantizer writes.
-    pub(super) fn numbers(
-        &self,
-        source: &Source,
-        elements: Range<u64>,
-        out: &mut [f32],
-    ) -> Result<()> {
+    ///
+    /// # Panics
+    /// If the tensor has no such elements, or `out` is not as long.
+    pub fn numbers(&self, source: &Source, elements: Range<u64>, out: &mut [f32]) -> Result<()> {
         let Some(form) = &source.form else {
             let width = source.dtype.bytes();
             let bytes = elements.start as usize * width..elements.end as usize * width;
             numbers::widen(source.dtype, &self.data(source)[bytes], out);
             return Ok(());
         };
-        form.read(&self.maps, elements, out).map_err(|fault| {
-            let columns = source.shape.last().copied().unwrap_or(1).max(1);
-            Error::BadScale {
-                path: self.maps[source.file].path().to_owned(),
-                tensor: source.name.clone(),
-                row: fault.element / columns,
-                column: fault.element % columns,
-                what: fault.what,
-            }
-        })
+        let read = form.read(&self.maps, elements, out);
+        read.map_err(|fault| self.bad_scale(source, fault))
+    }
+
+    /// The error of a number that no quantizer writes.
+    pub(super) fn bad_scale(&self, source: &Source, fault: Fault) -> Error {
+        let columns = source.shape.last().copied().unwrap_or(1).max(1);
+        Error::BadScale {
+            path: self.maps[source.file].path().to_owned(),
+            tensor: source.name.clone(),
+            row: fault.element / columns,
+            column: fault.element % columns,
+            what: fault.what,
+        }
     }
 
     /// A tensor's bytes.

@@ -20,6 +20,7 @@ mod outputs;
 mod parts;
 mod plan;
 mod range;
+mod repack;
 mod reranker;
 mod stored;
 mod tensors;
@@ -90,6 +91,10 @@ pub struct Job {
     pub endian: Endian,
     /// What is written of a model with blocks for multi-token prediction.
     pub nextn: Nextn,
+    /// Make the matrices Q8_0 that the checkpoint stores as FP8.
+    pub fp8_as_q8: bool,
+    /// Multiply 4-bit floats by their scales instead of keeping them as they are.
+    pub widen: bool,
 }
 
 /// Why a conversion failed.

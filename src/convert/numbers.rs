@@ -43,9 +43,13 @@ pub(super) fn widen(dtype: Dtype, raw: &[u8], out: &mut [f32]) {
                 half::f16::from_bits(u16::from(byte) << 8).to_f32()
             });
         }
+        Dtype::F8E8m0 => each(raw, out, |[byte]: [u8; 1]| e8m0(byte)),
         Dtype::I64 => each(raw, out, |bytes| i64::from_le_bytes(bytes) as f32),
         Dtype::I32 => each(raw, out, |bytes| i32::from_le_bytes(bytes) as f32),
         Dtype::I16 => each(raw, out, |bytes| i16::from_le_bytes(bytes).into()),
+        Dtype::U64 => each(raw, out, |bytes| u64::from_le_bytes(bytes) as f32),
+        Dtype::U32 => each(raw, out, |bytes| u32::from_le_bytes(bytes) as f32),
+        Dtype::U16 => each(raw, out, |bytes| u16::from_le_bytes(bytes).into()),
         Dtype::I8 => each(raw, out, |bytes| i8::from_le_bytes(bytes).into()),
         Dtype::U8 => each(raw, out, |[byte]: [u8; 1]| byte.into()),
         Dtype::Bool => each(raw, out, |[byte]: [u8; 1]| f32::from(byte != 0)),
@@ -195,6 +199,17 @@ fn fix_ternary(target: GgmlType, weights: &[f32], out: &mut [u8]) {
         if x.iter().any(|x| x.is_nan()) {
             block.copy_from_slice(&zeros);
         }
+    }
+}
+
+/// The number of F8_E8M0, a power of two: an exponent with bias 127; the greatest one is no number.
+fn e8m0(byte: u8) -> f32 {
+    /// 2^-127, which is subnormal in f32.
+    const SMALLEST: u32 = 0x0040_0000;
+    match byte {
+        0 => f32::from_bits(SMALLEST),
+        0xff => f32::NAN,
+        exponent => f32::from_bits(u32::from(exponent) << 23),
     }
 }
 

@@ -4,6 +4,7 @@
 use super::numbers;
 use super::ops::{self, Sizes};
 use super::plan::PlannedTensor;
+use super::repack::{self, Early, Repacked};
 use super::weights::{Cast, Operand, Part, Weights};
 use super::{Checkpoint, Source};
 use crate::arch::recipes::{Input, Match, Output, Recipe};
@@ -33,6 +34,9 @@ const ALWAYS_F32: &[&str] = &[
     "shortconv.conv.weight",
     "indexer.proj.weight",
 ];
+
+/// The ending of a norm's name.
+const NORM: &str = "_norm.weight";
 
 /// A matrix that no rule is about.
 const ANY: &str = ".weight";
@@ -67,6 +71,10 @@ pub(super) struct Outputs {
     /// The number of the checkpoint's tensors that are left out, by the part of the model that they
     /// belong to.
     pub(super) left_out: BTreeMap<&'static str, u64>,
+    /// Those whose activations must not have 4 bits.
+    pub(super) weights_only: Vec<String>,
+    /// The number of those whose 4-bit floats llama.cpp would not load.
+    pub(super) widened: u64,
 }
 
 /// What is converted, and how.
@@ -78,6 +86,10 @@ pub(super) struct Conversion<'a> {
     pub(super) architecture: &'static Architecture,
     pub(super) file_type: FileType,
     pub(super) nextn: Nextn,
+    /// Whether matrices of FP8 become Q8_0.
+    pub(super) fp8_as_q8: bool,
+    /// Whether 4-bit floats are not kept.
+    pub(super) widen: bool,
 }
 
 /// Every tensor of the output in its order: those that are computed, then the checkpoint's as they
@@ -95,9 +107,12 @@ pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Output
     let mut planner = Planner {
         conversion,
         problems: Vec::new(),
+        early: Early::default(),
         outputs: Outputs {
             tensors: Vec::new(),
             left_out: checkpoint.left_out.clone(),
+            weights_only: Vec::new(),
+            widened: 0,
         },
         seen_layers: HashSet::new(),
         touched: HashSet::new(),
@@ -118,6 +133,8 @@ pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Output
         planner.source(index, blocks).map_err(Fault::Config)?;
         planner.set_keys(layers, keys);
     }
+    let early = std::mem::take(&mut planner.early).finish();
+    planner.outputs.tensors.splice(0..0, early);
     planner.check_complete(layers);
     planner.check_names();
     planner.problems.sort();
@@ -131,6 +148,8 @@ struct Planner<'a> {
     conversion: Conversion<'a>,
     problems: Vec<Problem>,
     outputs: Outputs,
+    /// Outputs before all others.
+    early: Early,
     /// Layers that tensors have been seen of.
     seen_layers: HashSet<u32>,
     /// Names of outputs that some tensor of the checkpoint belongs to.
@@ -403,6 +422,48 @@ impl<'a> Planner<'a> {
                 self.check_finite(part).map_err(failed)?;
             }
         }
+        let first = members
+            .iter()
+            .map(|member| member.source)
+            .min()
+            .unwrap_or(0);
+        let checkpoint = self.conversion.checkpoint;
+        let repacked = (!self.conversion.widen).then(|| repack::of(checkpoint, &stored, &dims));
+        let is_nextn = match members[0].matched.layer {
+            Some(layer) => layer >= self.config().layers().map_err(failed)?,
+            None => false,
+        };
+        let repacked = repacked.flatten().filter(|repacked| {
+            let is_loaded = repacked.is_loaded(&name, is_nextn);
+            self.outputs.widened += u64::from(!is_loaded);
+            is_loaded
+        });
+        if let (Some(repacked), None) = (repacked, cast) {
+            let stack = recipe.stacked().map(|_| self.config());
+            let names = members.iter().map(|member| source(member).text_name());
+            if checkpoint.fp4.keeps_activations(&common(names)) {
+                self.outputs.weights_only.push(name.clone());
+            }
+            let start = self.outputs.tensors.len();
+            let Repacked { ggml_type, scales } = repacked;
+            let kept = Some(Cast::To(ggml_type));
+            self.push(name.clone(), &dims, kept, || Weights::Stored(stored));
+            for (ending, scales) in scales {
+                let (name, dims) = (repack::beside(&name, ending), [scales.len() as u64]);
+                self.push(name, &dims, None, || Weights::Computed(scales));
+            }
+            let tensors = self.outputs.tensors.split_off(start);
+            self.early.add(tensors, stack, first);
+            return Ok(());
+        }
+        // The reference looks at the tensor that completes an output.
+        let last = members.iter().map(|member| member.source).max();
+        let form = last.and_then(|last| checkpoint.tensors[last].form.as_ref());
+        let is_fp8 = form.is_some_and(|form| form.is_fp8()) && dims.len() > 1;
+        let cast = match self.conversion.fp8_as_q8 && is_fp8 && !name.ends_with(NORM) {
+            true => cast.or(Some(Cast::To(GgmlType::Q8_0))),
+            false => cast,
+        };
         self.push(name, &dims, cast, || Weights::Stored(stored));
         Ok(())
     }
@@ -536,6 +597,22 @@ impl<'a> Planner<'a> {
     }
 }
 
+/// What the names of tensors have in common, in whole modules: the name itself of a single one.
+fn common<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let mut common: Option<&str> = None;
+    for name in names {
+        let mut prefix = common.unwrap_or(name);
+        while prefix != name && !name.starts_with(&format!("{prefix}.")) {
+            prefix = prefix.rsplit_once('.').map_or("", |(outer, _)| outer);
+            if prefix.is_empty() {
+                break;
+            }
+        }
+        common = Some(prefix);
+    }
+    common.unwrap_or_default().to_owned()
+}
+
 /// The inputs that a recipe lacks beside those that have been seen, of `stack` that each stack has.
 fn absent_inputs(recipe: &Recipe, members: &[Member], stack: u64) -> Vec<Problem> {
     let Some(Match { layer, ending, .. }) = members.first().map(|first| &first.matched) else {
@@ -584,11 +661,17 @@ fn unscaled(source: &Source) -> Option<String> {
     let dtype = source.dtype;
     match dtype {
         Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16 => None,
-        Dtype::I8 | Dtype::U8 | Dtype::F8E4m3 | Dtype::F8E5m2 => Some(format!(
-            "these matrices are stored in 8 bits ({dtype}), and their scales (NAME_scale_inv, with a \
-             quantization_config in config.json) are missing; convert the original model, in bf16 or f16"
+        Dtype::I8 | Dtype::U8 | Dtype::F8E4m3 | Dtype::F8E5m2 | Dtype::F8E8m0 => Some(format!(
+            "these matrices are stored in 8 bits ({dtype}), and their scales, or a quantization_config in config.json \
+             that says where they are, are missing; convert the original model, in bf16 or f16"
         )),
-        Dtype::I64 | Dtype::I32 | Dtype::I16 | Dtype::Bool => Some(format!(
+        Dtype::I64
+        | Dtype::I32
+        | Dtype::I16
+        | Dtype::U64
+        | Dtype::U32
+        | Dtype::U16
+        | Dtype::Bool => Some(format!(
             "these matrices hold no weights but whole numbers ({dtype}); convert the original model, in bf16 or f16"
         )),
     }
@@ -624,7 +707,7 @@ fn check_dims(input: &Input, source: &Source, config: &Config) -> Result<(), Str
 fn wanted_type(name: &str, rank: usize, file_type: FileType) -> GgmlType {
     let in_f32 = rank <= 1
         || !name.ends_with(".weight")
-        || name.ends_with("_norm.weight")
+        || name.ends_with(NORM)
         || ALWAYS_F32.iter().any(|end| name.ends_with(end));
     match file_type {
         _ if in_f32 => GgmlType::F32,

@@ -3,7 +3,7 @@
 use super::general::{General, ParameterCount, naming::fill_template};
 use super::outputs::{self, Conversion, Fault, Outputs};
 use super::weights::Weights;
-use super::{Checkpoint, Error, Job, Result, Source, head, range};
+use super::{Checkpoint, Error, Job, Result, Source, head, range, repack};
 use crate::arch::{Architecture, Keys, Nextn};
 use crate::format::gguf::{
     self, Array, DEFAULT_ALIGNMENT, Endian, Entries, Layout, Metadata, QUANTIZATION_VERSION, Shape,
@@ -25,7 +25,7 @@ pub struct Plan<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
     /// What is written, in the order of the files.
     pub tensors: Vec<PlannedTensor>,
-    /// What matrices are stored as, most of them.
+    /// What matrices are stored as, most of them; 4-bit floats that are kept aside.
     pub file_type: FileType,
     /// The architecture.
     pub architecture: &'static Architecture,
@@ -139,9 +139,16 @@ impl<'a> Plan<'a> {
         let names = checkpoint.tensors.iter().map(Source::text_name);
         let nextn = architecture.nextn_blocks(job.nextn, config, names);
         let config = &config.clone().with_nextn(nextn.map_err(in_config)?);
-        let mut keys = Keys::new(architecture.name, file_type.id());
+        let is_float = [FileType::F32, FileType::F16, FileType::BF16].contains(&file_type);
+        let named = match is_float && !job.vocab_only && !job.widen {
+            true if checkpoint.fp4.nvfp4 => FileType::NVFP4,
+            true if checkpoint.fp4.mxfp4 => FileType::MXFP4_MOE,
+            _ => file_type,
+        };
+        let mut keys = Keys::new(architecture.name, named.id());
         let mut tensors = Vec::new();
         let mut left_out = BTreeMap::new();
+        let (mut weights_only, mut widened) = (Vec::new(), 0);
         if !job.vocab_only {
             checkpoint.check_has_weights()?;
             let conversion = Conversion {
@@ -150,9 +157,16 @@ impl<'a> Plan<'a> {
                 architecture,
                 file_type,
                 nextn: job.nextn,
+                fp8_as_q8: job.fp8_as_q8,
+                widen: job.widen,
             };
             let outputs = outputs::plan(conversion, &mut keys);
-            Outputs { tensors, left_out } = outputs.map_err(|fault| match fault {
+            Outputs {
+                tensors,
+                left_out,
+                weights_only,
+                widened,
+            } = outputs.map_err(|fault| match fault {
                 Fault::Config(what) => in_config(what).into(),
                 Fault::Tensors(problems) => Error::Impossible(problems),
             })?;
@@ -162,7 +176,14 @@ impl<'a> Plan<'a> {
         for parameter in architecture.parameters.iter().flat_map(|list| list.iter()) {
             parameter.apply(config, &mut keys).map_err(in_config)?;
         }
-        let mut notes = keys.notes().to_vec();
+        let mut notes = checkpoint.notes.clone();
+        notes.extend_from_slice(keys.notes());
+        if widened > 0 {
+            notes.push(format!(
+                "{widened} tensors of 4-bit floats are multiplied by their scales, which llama.cpp does not load beside \
+                 them; a file with these scales does not run (convert_hf_to_gguf.py writes it)"
+            ));
+        }
         let mut own = keys.into_entries().split_off(computed.len());
         if architecture.vocabulary == tokenizer::VocabKind::MiniMax01 {
             let untrained = head::untrained(checkpoint)?;
@@ -202,6 +223,9 @@ impl<'a> Plan<'a> {
         own.into_iter()
             .for_each(|(key, value)| entries.set(key, value));
         entries.set(keys::QUANTIZATION_VERSION, Value::U32(QUANTIZATION_VERSION));
+        for (key, value) in repack::keys(weights_only).into_iter().flatten() {
+            entries.set(key, value);
+        }
         let own_template = dir.join("chat_template.jinja").is_file();
         for (key, value) in vocabulary.entries {
             let is_template = key == CHAT_TEMPLATE;
@@ -220,7 +244,7 @@ impl<'a> Plan<'a> {
             .into_iter()
             .for_each(|(key, value)| metadata.set(key, value));
 
-        let output = output(job, &general, file_type)?;
+        let output = output(job, &general, named)?;
         let shards = split(&mut tensors, job);
         let files = files(&output, metadata, shards, tensors.len());
         let (vocab_only, check, threads) = (job.vocab_only, job.check, job.threads);
@@ -235,7 +259,7 @@ impl<'a> Plan<'a> {
         Ok(Plan {
             checkpoint,
             tensors,
-            file_type,
+            file_type: named,
             architecture,
             notes,
             files,

@@ -8,10 +8,12 @@ use super::checkpoint::Source;
 use super::mean::mean_magnitude;
 use super::numbers::{apply, is_quiet_bf16, make_ternary, narrow, quiet_bf16, same_type, widen};
 use super::plan::{Plan, PlannedTensor};
+use super::stored::Blocks;
 use super::weights::{Numeric, Part, Stored, Weights};
 use super::{Error, Result};
 use crate::format::gguf::Writer;
 use crate::format::safetensors::Dtype;
+use crate::format::types::GgmlType;
 use crate::progress::{Progress, Unit};
 use quantier_core::threads;
 use rayon::prelude::*;
@@ -171,6 +173,7 @@ impl Plan<'_> {
             let start = elements.start + i as u64 * step;
             let task = start..elements.end.min(start + step);
             match self.is_copied_whole(tensor, stored, task.clone()) {
+                _ if is_of_fp4(tensor.target) => self.repack(stored, task, out),
                 true => {
                     self.copy(stored, task, out);
                     Ok::<_, Error>(())
@@ -306,6 +309,27 @@ impl Plan<'_> {
         }
     }
 
+    /// Puts 4-bit floats into blocks; a part that is not of 4-bit floats has no such target.
+    fn repack(&self, stored: &Stored, elements: Range<u64>, out: &mut [u8]) -> Result<()> {
+        let mut place = 0;
+        for (part, elements) in stored.pieces(elements) {
+            let source = self.source(part);
+            let Some(fp4) = source.form.as_ref().and_then(|form| form.fp4()) else {
+                continue;
+            };
+            let group = fp4.kind().group();
+            for run in part.order.runs(elements) {
+                let groups = run.start / group..(run.start + run.len) / group;
+                let count = (groups.end - groups.start) as usize;
+                let blocks = Blocks { bytes: out, place };
+                fp4.repack(self.checkpoint.maps(), groups, blocks)
+                    .map_err(|fault| self.checkpoint.bad_scale(source, fault))?;
+                place += count;
+            }
+        }
+        Ok(())
+    }
+
     /// The numbers of elements, before they are rounded to the output's type.
     pub(super) fn numbers(
         &self,
@@ -409,6 +433,11 @@ impl Plan<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether blocks hold 4-bit floats, which are never made of other numbers here.
+fn is_of_fp4(target: GgmlType) -> bool {
+    matches!(target, GgmlType::NVFP4 | GgmlType::MXFP4)
 }
 
 /// Memory that a thread keeps from task to task.

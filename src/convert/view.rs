@@ -258,6 +258,19 @@ impl Order {
         size(&self.factors)
     }
 
+    /// Whether groups of this many neighbours in the tensor stay together.
+    pub(super) fn is_of_groups(&self, group: u64) -> bool {
+        let [outer @ .., inner] = &*self.factors else {
+            return false;
+        };
+        inner.stride == 1
+            && inner.size.is_multiple_of(group)
+            && self.offset.is_multiple_of(group)
+            && outer
+                .iter()
+                .all(|factor| factor.stride.is_multiple_of(group))
+    }
+
     /// The tensor's element that is this one in the sequence.
     fn position(&self, mut element: u64) -> u64 {
         let mut position = self.offset;

@@ -26,6 +26,7 @@ mod imatrix_failures;
 mod logits_vs_reference;
 mod nextn;
 mod ollama_templates;
+mod quantized;
 #[cfg(unix)]
 mod set;
 mod slow;

@@ -50,6 +50,7 @@ file_types! {
     TQ1_0     = 36, TQ1_0;
     TQ2_0     = 37, TQ2_0;
     MXFP4_MOE = 38, MXFP4;
+    NVFP4     = 39, NVFP4;
     Q1_0      = 40, Q1_0;
     Q2_0      = 41, Q2_0;
 }
@@ -71,6 +72,10 @@ impl FileType {
 
     /// The name of the preset, aliases aside.
     pub fn name(self) -> &'static str {
+        // A file type of conversions, which llama-quantize does not offer.
+        if self == FileType::NVFP4 {
+            return "NVFP4";
+        }
         let named = |o: &&Choice| o.file_type == Some(self) && !o.is_alias;
         CHOICES.iter().find(named).map_or("?", |o| o.name)
     }

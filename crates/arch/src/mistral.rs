@@ -105,16 +105,6 @@ impl Config {
                     .into(),
             );
         }
-        if fields
-            .get("quantization")
-            .is_some_and(|value| !value.is_null())
-        {
-            return Err(
-                "8-bit weights in Mistral's format ('quantization') are not converted; take the checkpoint in Hugging \
-                 Face's format (config.json, model*.safetensors), without --mistral-format"
-                    .into(),
-            );
-        }
         for (name, other) in NAMES {
             if let (Some(value), false) = (fields.get(name).cloned(), fields.contains_key(other)) {
                 fields.insert(other.into(), value);
@@ -217,14 +207,7 @@ mod tests {
     #[test]
     fn what_is_not_converted_from_this_format_is_named() {
         assert_eq!(config(json!({})).unwrap().class(), Some(PLAIN));
-        for (more, part) in [
-            (json!({ "moe": { "num_experts": 4 } }), "'moe'"),
-            (
-                json!({ "quantization": { "qformat_weight": "fp8_e4m3" } }),
-                "'quantization'",
-            ),
-        ] {
-            assert!(config(more).unwrap_err().contains(part));
-        }
+        let error = config(json!({ "moe": { "num_experts": 4 } })).unwrap_err();
+        assert!(error.contains("'moe'"));
     }
 }

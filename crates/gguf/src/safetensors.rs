@@ -30,9 +30,14 @@ pub enum Dtype {
     Bf16,
     F8E4m3,
     F8E5m2,
+    /// A power of two.
+    F8E8m0,
     I64,
+    U64,
     I32,
+    U32,
     I16,
+    U16,
     I8,
     U8,
     Bool,
@@ -40,16 +45,20 @@ pub enum Dtype {
 
 impl Dtype {
     /// Every type with its name in the format and its size in bytes.
-    const TABLE: [(Dtype, &'static str, u64); 12] = [
+    const TABLE: [(Dtype, &'static str, u64); 16] = [
         (Dtype::F64, "F64", 8),
         (Dtype::F32, "F32", 4),
         (Dtype::F16, "F16", 2),
         (Dtype::Bf16, "BF16", 2),
         (Dtype::F8E4m3, "F8_E4M3", 1),
         (Dtype::F8E5m2, "F8_E5M2", 1),
+        (Dtype::F8E8m0, "F8_E8M0", 1),
         (Dtype::I64, "I64", 8),
+        (Dtype::U64, "U64", 8),
         (Dtype::I32, "I32", 4),
+        (Dtype::U32, "U32", 4),
         (Dtype::I16, "I16", 2),
+        (Dtype::U16, "U16", 2),
         (Dtype::I8, "I8", 1),
         (Dtype::U8, "U8", 1),
         (Dtype::Bool, "BOOL", 1),

@@ -15,25 +15,43 @@
 //! they are read: a pass over all of them beforehand would read a ninth of an NVFP4 checkpoint twice.
 
 mod declared;
+mod fp4;
+mod grouped;
+mod join;
 mod scaled;
 mod table;
+mod ternary;
+
+#[cfg(test)]
+mod tests;
 
 use super::checkpoint::Source;
 use super::numbers::widen;
+use crate::arch::Config;
 use crate::format::map::Map;
 use crate::format::safetensors::Dtype;
 use crate::plan::recipe::Problem;
-use declared::{Declared, Method};
+use declared::Declared;
+pub(super) use declared::Fp4Types;
+pub(super) use fp4::{Blocks, Fp4};
+use grouped::Grouped;
 pub(super) use scaled::Scaled;
 use std::ops::Range;
 use std::path::Path;
 use table::Table;
+use ternary::Ternary;
 
 /// How the weights of a quantized linear are stored.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Form {
     /// Numbers of 8 bits, multiplied by scales of blocks, rows or tensors.
     Scaled(Scaled),
+    /// Packed integers with scales of groups.
+    Grouped(Grouped),
+    /// 4-bit floats.
+    Fp4(Fp4),
+    /// Two bits each.
+    Ternary(Ternary),
 }
 
 /// One tensor of a file, row by row.
@@ -66,10 +84,12 @@ pub(super) struct Resolved {
     pub(super) problems: Vec<Problem>,
     /// What the user should know.
     pub(super) notes: Vec<String>,
+    /// The 4-bit floats.
+    pub(super) fp4: Fp4Types,
 }
 
 /// Joins the tensors of quantized linears.
-pub(super) fn resolve(config: &crate::arch::Config, dir: &Path, sources: Vec<Source>) -> Resolved {
+pub(super) fn resolve(config: &Config, dir: &Path, sources: Vec<Source>, maps: &[Map]) -> Resolved {
     let failed = |what: String, sources| Resolved {
         sources,
         problems: vec![Problem::of("", what)],
@@ -86,10 +106,18 @@ pub(super) fn resolve(config: &crate::arch::Config, dir: &Path, sources: Vec<Sou
         Err(what) => return failed(what, sources),
     };
     let mut table = Table::new(sources);
-    match declared.method {
-        Method::Fp8 => scaled::resolve_fp8(&declared, &mut table),
+    join::all(&declared, maps, &mut table);
+    let mut resolved = table.finish();
+    resolved.fp4 = declared.fp4;
+    resolved.fp4.add(&resolved.sources);
+    let groups = declared.groups.len();
+    if groups > 1 && !resolved.fp4.all_groups {
+        resolved.notes.push(format!(
+            "config.json has {groups} config_groups; every tensor is read by its own types and shapes \
+             (convert_hf_to_gguf.py refuses such a checkpoint)"
+        ));
     }
-    table.finish()
+    resolved
 }
 
 impl Form {
@@ -105,6 +133,9 @@ impl Form {
     ) -> Result<(), Fault> {
         match self {
             Form::Scaled(form) => form.read(maps, elements, out),
+            Form::Grouped(form) => form.read(maps, elements, out),
+            Form::Fp4(form) => form.read(maps, elements, out),
+            Form::Ternary(form) => form.read(maps, elements, out),
         }
     }
 
@@ -112,6 +143,23 @@ impl Form {
     fn raws(&self) -> Vec<&Raw> {
         match self {
             Form::Scaled(form) => form.raws(),
+            Form::Grouped(form) => form.raws(),
+            Form::Fp4(form) => form.raws(),
+            Form::Ternary(form) => form.raws(),
+        }
+    }
+
+    /// Whether the codes are floats of 8 bits.
+    pub(super) fn is_fp8(&self) -> bool {
+        let codes = self.raws()[0].dtype;
+        matches!(self, Form::Scaled(_)) && matches!(codes, Dtype::F8E4m3 | Dtype::F8E5m2)
+    }
+
+    /// The weights, if they are 4-bit floats.
+    pub(super) fn fp4(&self) -> Option<&Fp4> {
+        match self {
+            Form::Fp4(fp4) => Some(fp4),
+            _ => None,
         }
     }
 
@@ -185,25 +233,4 @@ fn check_scale(scale: f32, sign: Sign, codes: &[f32]) -> Result<(), String> {
         scale => format!("is {scale}"),
     };
     Err(format!("the scale {what}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scales_that_no_quantizer_writes_are_named() {
-        let ok = |scale, sign, codes: &[f32]| check_scale(scale, sign, codes).is_ok();
-        assert!(ok(0.5, Sign::Positive, &[1.0]) && ok(-0.5, Sign::Any, &[1.0]));
-        assert!(ok(0.0, Sign::Positive, &[0.0, -0.0]));
-        for (scale, word) in [
-            (f32::NAN, "NaN"),
-            (f32::INFINITY, "inf"),
-            (-1.0, "-1"),
-            (0.0, "0"),
-        ] {
-            let what = check_scale(scale, Sign::Positive, &[0.0, 2.0]).unwrap_err();
-            assert!(what.contains(word), "{what}");
-        }
-    }
 }

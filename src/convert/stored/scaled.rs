@@ -1,25 +1,22 @@
 //! Numbers of 8 bits under scales: FP8 in blocks, rows and tensors, and integers without groups.
 //!
 //! ```text
-//! weight (m, i, j) = code (m, i, j) * scale (m / matrices, i / rows, j / columns)        in f32
+//! weight (m, i, j) = (code (m, i, j) - zero point) * scale (m / matrices, i / rows, j / columns)        in f32
 //! ```
 
-use super::declared::Declared;
-use super::table::{Order, Table};
-use super::{Fault, Form, Raw, Sign, check_scale};
+use super::{Fault, Raw, Sign, check_scale};
 use crate::convert::numbers::widen;
 use crate::format::map::Map;
 use crate::format::safetensors::Dtype;
 use std::ops::Range;
-
-/// Scales of activations and of the KV cache, which no GGUF has.
-const UNUSED: &[&str] = &[".activation_scale", "_activation_scale", ".qscale_act"];
 
 /// Scaled numbers of 8 bits.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::convert) struct Scaled {
     codes: Raw,
     scales: Raw,
+    /// Zero points, as many as scales.
+    zeros: Option<Raw>,
     /// Rows and columns of a matrix.
     rows: u64,
     columns: u64,
@@ -30,43 +27,26 @@ pub(in crate::convert) struct Scaled {
     per_row: u64,
 }
 
-/// Joins the weights of `quant_method: fp8` with their scales, in the names of Hugging Face and of
-/// Mistral.
-pub(super) fn resolve_fp8(declared: &Declared, table: &mut Table) {
-    table.drop_ending(UNUSED);
-    for [scale, weight] in [["_scale_inv", ""], [".qscale_weight", ".weight"]] {
-        for name in table.ending(scale) {
-            let base = name.strip_suffix(scale).unwrap_or(&name);
-            let codes = format!("{base}{weight}");
-            join(table, &codes, &name, declared.block.as_deref());
-        }
-    }
-}
-
-/// Joins a tensor with its scales.
-fn join(table: &mut Table, codes: &str, scales: &str, block: Option<&[u64]>) {
-    if table.get(codes).is_none() {
-        let what =
-            format!("{codes}, which these scales belong to, is missing; download the files again");
-        let problem = crate::plan::recipe::Problem::of(scales, what);
-        return table.problems.push(problem);
-    }
-    table.join(codes, ["", ""], Order::InPlace, |table, _| {
-        let (codes, scales) = (table.take(codes)?, table.take(scales)?);
-        let shape = codes.shape.clone();
-        Ok((shape, Form::Scaled(Scaled::new(codes, scales, block)?)))
-    });
-}
-
 impl Scaled {
     /// # Errors
     /// If the scales do not fit the codes.
-    fn new(codes: Raw, scales: Raw, block: Option<&[u64]>) -> Result<Scaled, String> {
+    pub(super) fn new(
+        codes: Raw,
+        scales: Raw,
+        zeros: Option<Raw>,
+        block: Option<&[u64]>,
+    ) -> Result<Scaled, String> {
         let rank = codes.shape.len();
         if !(1..=3).contains(&rank) || scales.shape.len() > rank {
             return Err(format!(
                 "scales of shape {:?} and weights of shape {:?} are none that this format has",
                 scales.shape, codes.shape
+            ));
+        }
+        if let Some(zeros) = zeros.iter().find(|zeros| zeros.shape != scales.shape) {
+            return Err(format!(
+                "{} has shape {:?}, and the scales have {:?}",
+                zeros.name, zeros.shape, scales.shape
             ));
         }
         let misfit = || {
@@ -113,6 +93,7 @@ impl Scaled {
         Ok(Scaled {
             codes,
             scales,
+            zeros,
             rows,
             columns,
             each: three(&each),
@@ -122,7 +103,10 @@ impl Scaled {
     }
 
     pub(super) fn raws(&self) -> Vec<&Raw> {
-        vec![&self.codes, &self.scales]
+        [&self.codes, &self.scales]
+            .into_iter()
+            .chain(&self.zeros)
+            .collect()
     }
 
     pub(super) fn read(
@@ -150,6 +134,10 @@ impl Scaled {
                 + column / columns_each;
             let scale = self.scales.number(maps, index);
             let (here, later) = rest.split_at_mut(len);
+            if let Some(zeros) = &self.zeros {
+                let zero = zeros.number(maps, index);
+                here.iter_mut().for_each(|code| *code -= zero);
+            }
             check_scale(scale, sign, here).map_err(|what| Fault { element: at, what })?;
             here.iter_mut().for_each(|weight| *weight *= scale);
             rest = later;
@@ -166,7 +154,12 @@ mod tests {
     fn scaled(codes: &[u64], scales: &[u64], block: Option<&[u64]>) -> Result<Scaled, String> {
         let raw = |name: &str, dtype, shape| Raw::made(name, dtype, shape);
         let codes = raw("a.weight", Dtype::F8E4m3, codes);
-        Scaled::new(codes, raw("a.weight_scale", Dtype::F32, scales), block)
+        Scaled::new(
+            codes,
+            raw("a.weight_scale", Dtype::F32, scales),
+            None,
+            block,
+        )
     }
 
     #[test]

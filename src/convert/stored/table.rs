@@ -12,8 +12,7 @@ pub(super) struct Table {
     index: HashMap<String, usize>,
     /// Joined tensors that the reference puts behind all others.
     behind: Vec<Source>,
-    pub(super) problems: Vec<Problem>,
-    pub(super) notes: Vec<String>,
+    problems: Vec<Problem>,
 }
 
 /// The place of joined weights among the tensors, which decides their place in the output.
@@ -34,7 +33,6 @@ impl Table {
             index,
             behind: Vec::new(),
             problems: Vec::new(),
-            notes: Vec::new(),
         }
     }
 
@@ -123,13 +121,18 @@ impl Table {
         }
     }
 
+    /// Notes what is wrong with a tensor.
+    pub(super) fn problem(&mut self, name: &str, what: String) {
+        self.problems.push(Problem::of(name, what));
+    }
+
     pub(super) fn finish(self) -> Resolved {
         let mut sources: Vec<_> = self.sources.into_iter().flatten().collect();
         sources.extend(self.behind);
         Resolved {
             sources,
             problems: self.problems,
-            notes: self.notes,
+            ..Resolved::default()
         }
     }
 }

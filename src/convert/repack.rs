@@ -1,0 +1,167 @@
+//! Outputs that keep the 4-bit floats of the checkpoint, in ggml's blocks: their type, their scales and
+//! their place in the file.
+//!
+//! The reference writes them before all other tensors. Each has the scale of its tensor, or of every
+//! expert, beside it, unless they are 1.
+
+use super::Checkpoint;
+use super::plan::PlannedTensor;
+use super::stored::Fp4;
+use super::weights::Stored;
+use crate::arch::Config;
+use crate::format::gguf::{Array, Value, ValueType};
+use crate::format::types::GgmlType;
+
+/// The ending of weights, and those of their scales.
+const WEIGHT: &str = ".weight";
+const SCALE: &str = ".scale";
+const INPUT_SCALE: &str = ".input_scale";
+/// Names of tensors with options beside their types, and whether activations may have 4 bits.
+const EXTRA_NAMES: &str = "general.tensor_extra.name";
+const EXTRA_VALUES: &str = "general.tensor_extra.prec_a4";
+/// Weights whose scales llama.cpp loads, by the end of their name. A file with others does not load.
+const SCALED: &[&str] = &[
+    ".attn_q.weight",
+    ".attn_k.weight",
+    ".attn_v.weight",
+    ".attn_qkv.weight",
+    ".attn_gate.weight",
+    ".attn_output.weight",
+    ".ffn_gate.weight",
+    ".ffn_down.weight",
+    ".ffn_up.weight",
+    ".ffn_gate_shexp.weight",
+    ".ffn_down_shexp.weight",
+    ".ffn_up_shexp.weight",
+    ".ffn_gate_exps.weight",
+    ".ffn_down_exps.weight",
+    ".ffn_up_exps.weight",
+    ".ssm_in.weight",
+    ".ssm_out.weight",
+    ".ssm_alpha.weight",
+    ".ssm_beta.weight",
+    ".nextn.eh_proj.weight",
+    ".nextn.shared_head_head.weight",
+];
+const OUTPUT: &str = "output.weight";
+
+/// The fields without which the reference does not know when all experts are there, and writes them
+/// behind all others.
+const EXPERTS: [&str; 2] = ["num_local_experts", "num_experts"];
+
+/// An output of 4-bit floats.
+pub(super) struct Repacked {
+    pub(super) ggml_type: GgmlType,
+    /// Further outputs: endings of their names, and numbers.
+    pub(super) scales: Vec<(&'static str, Vec<f32>)>,
+}
+
+impl Repacked {
+    /// Whether llama.cpp loads a file with the scales of this output. It looks for none in the blocks
+    /// for further tokens.
+    pub(super) fn is_loaded(&self, name: &str, is_nextn: bool) -> bool {
+        let is_scaled = name == OUTPUT || SCALED.iter().any(|end| name.ends_with(end));
+        self.scales.is_empty() || is_scaled && !is_nextn
+    }
+}
+
+/// What an output keeps, if all of it is 4-bit floats, in whole groups, unchanged but for their order.
+pub(super) fn of(checkpoint: &Checkpoint, stored: &Stored, dims: &[u64]) -> Option<Repacked> {
+    let elements = dims.iter().product::<u64>();
+    let fp4 = |source: usize| checkpoint.tensors[source].form.as_ref()?.fp4();
+    let (first, _) = stored.pieces(0..elements).next()?;
+    let kind = fp4(first.source)?.kind();
+    let keeps = |part: &super::weights::Part| {
+        let is_it = fp4(part.source).is_some_and(|fp4| fp4.kind() == kind);
+        is_it && part.numeric.is_empty() && part.order.is_of_groups(kind.group())
+    };
+    let is_kept = stored.pieces(0..elements).all(|(part, _)| keeps(part));
+    let ggml_type = kind.ggml_type();
+    ggml_type.row_bytes(*dims.last()?).filter(|_| is_kept)?;
+    let matrices = match dims {
+        [_, _] => 1,
+        [matrices, _, _] => *matrices,
+        _ => return None,
+    };
+    let each = elements.checked_div(matrices)?;
+    let of_matrices = |number: fn(&Fp4) -> f32| -> Option<Vec<f32>> {
+        let of_matrix = |i: u64| {
+            let mut parts = stored.pieces(i * each..(i + 1) * each);
+            let first = number(fp4(parts.next()?.0.source)?);
+            let same = |source| fp4(source).is_some_and(|fp4| number(fp4) == first);
+            parts.all(|(part, _)| same(part.source)).then_some(first)
+        };
+        (0..matrices).map(of_matrix).collect()
+    };
+    let scales = [
+        (SCALE, of_matrices(|fp4| fp4.scale)?),
+        (INPUT_SCALE, of_matrices(|fp4| fp4.input_scale)?),
+    ];
+    let is_stack = dims.len() > 2;
+    let written = scales.into_iter().filter(|(_, s)| !is_one(s, is_stack));
+    Some(Repacked {
+        ggml_type,
+        scales: written.collect(),
+    })
+}
+
+/// Whether the reference leaves scales out, by its own bounds.
+fn is_one(scales: &[f32], is_stack: bool) -> bool {
+    const NEAR: f64 = 1e-6;
+    const NEAR_IN_STACK: f64 = 1e-6 + 1e-5;
+    scales.iter().all(|scale| {
+        let difference = (f64::from(*scale) - 1.0).abs();
+        match is_stack {
+            true => difference <= NEAR_IN_STACK,
+            false => difference < NEAR,
+        }
+    })
+}
+
+/// The name of an output beside another.
+pub(super) fn beside(name: &str, ending: &str) -> String {
+    name.replace(WEIGHT, ending)
+}
+
+/// Repacked outputs on their way into the file.
+#[derive(Default)]
+pub(super) struct Early {
+    now: Vec<PlannedTensor>,
+    /// Those whose place follows from their first source.
+    late: Vec<(usize, Vec<PlannedTensor>)>,
+}
+
+impl Early {
+    /// Adds an output and its scales. `first` is its first source.
+    pub(super) fn add(
+        &mut self,
+        tensors: Vec<PlannedTensor>,
+        stack: Option<&Config>,
+        first: usize,
+    ) {
+        let counted = |config: &Config| EXPERTS.iter().any(|field| config.get(field).is_some());
+        match stack.is_none_or(counted) {
+            true => self.now.extend(tensors),
+            false => self.late.push((first, tensors)),
+        }
+    }
+
+    /// All of them, in the file's order.
+    pub(super) fn finish(mut self) -> Vec<PlannedTensor> {
+        self.late.sort_by_key(|(first, _)| *first);
+        let late = self.late.into_iter().flat_map(|(_, tensors)| tensors);
+        self.now.into_iter().chain(late).collect()
+    }
+}
+
+/// The keys that say whose activations must not have 4 bits; none if there is none.
+pub(super) fn keys(mut names: Vec<String>) -> Option<[(&'static str, Value<'static>); 2]> {
+    names.sort_unstable();
+    let values = names.iter().map(|_| Value::Bool(false));
+    let values = Array::of_values(ValueType::Bool, values);
+    let keys = [
+        (EXTRA_NAMES, Value::Array(Array::of_strings(&names))),
+        (EXTRA_VALUES, Value::Array(values)),
+    ];
+    (!names.is_empty()).then_some(keys)
+}
