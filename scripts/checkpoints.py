@@ -47,6 +47,11 @@ def tensor(name, shape, dtype):
     """Weights of this name: reproducible, with a few values that rounding could treat differently."""
     gen = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     w = torch.randn(shape, generator=gen, dtype=torch.float32) * 0.05
+    if name.endswith("_blocks"):
+        return torch.randint(0, 256, shape, generator=gen, dtype=torch.uint8)
+    if name.endswith("_scales"):
+        # Powers of 2 around the size of other weights.
+        return torch.randint(119, 124, shape, generator=gen, dtype=torch.uint8)
     if name.endswith("relative_pe.slopes"):
         return torch.tensor([[0.25 ** (i + 1)] for i in range(shape[0])], dtype=dtype)
     if name.endswith("A_log"):
@@ -731,21 +736,28 @@ def kimi_linear(head=32, kernel=4, rank=64, dense=1):
     return config, shapes, "bpe"
 
 
-def gpt_oss(**more):
+def gpt_oss(mxfp4=False, **more):
     """Sinks, every other layer with a window, experts with biases whose rows of gate and up come in turn."""
     layers, experts, length = 3, 8, 96
+    if mxfp4:
+        more |= {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}}
     config = base("GptOssForCausalLM", "gpt_oss", BPE_VOCAB, num_hidden_layers=layers, intermediate_size=length,
                   head_dim=32, num_local_experts=experts, num_experts_per_tok=3, sliding_window=96,
                   layer_types=["sliding_attention", "full_attention", "sliding_attention"])
 
     def layer(p):
         m = p + "mlp."
-        return (attention(p, head=32, biases=True, out_bias=True) | {p + "self_attn.sinks": (HEADS,)}
-                | {m + "router.weight": (experts, HIDDEN), m + "router.bias": (experts,),
-                   m + "experts.gate_up_proj": (experts, HIDDEN, 2 * length),
-                   m + "experts.gate_up_proj_bias": (experts, 2 * length),
-                   m + "experts.down_proj": (experts, length, HIDDEN), m + "experts.down_proj_bias": (experts, HIDDEN)}
-                | norms(p, "input_layernorm", "post_attention_layernorm"))
+        shapes = (attention(p, head=32, biases=True, out_bias=True) | {p + "self_attn.sinks": (HEADS,)}
+                  | {m + "router.weight": (experts, HIDDEN), m + "router.bias": (experts,),
+                     m + "experts.gate_up_proj_bias": (experts, 2 * length), m + "experts.down_proj_bias": (experts, HIDDEN)}
+                  | norms(p, "input_layernorm", "post_attention_layernorm"))
+        for name, rows, columns in (("gate_up_proj", 2 * length, HIDDEN), ("down_proj", HIDDEN, length)):
+            if mxfp4:
+                shapes |= {f"{m}experts.{name}_blocks": (experts, rows, columns // 32, 16),
+                           f"{m}experts.{name}_scales": (experts, rows, columns // 32)}
+            else:
+                shapes[f"{m}experts.{name}"] = (experts, columns, rows)
+        return shapes
 
     return config | more, model(BPE_VOCAB, layer, layers=layers), "bpe"
 
@@ -915,7 +927,8 @@ def mistral4():
 
 def sparse(cls, model_type, top_k, kinds=None, **more):
     """Indexers, in all layers or in those that are full."""
-    heads, length, layers, query_rank = 4, 32, 3, 48
+    # So many heads that hardly any index is 0, of which the best are any.
+    heads, length, layers, query_rank = 16, 64, 3, 48
     config, shapes, _ = deepseek2(cls, model_type, layers=layers, query_rank=query_rank, mtp=1, scoring_func="sigmoid",
                                   norm_topk_prob=True, routed_scaling_factor=2.5, index_n_heads=heads, index_head_dim=length,
                                   index_topk=top_k, **more)
@@ -2062,6 +2075,7 @@ CHECKPOINTS = {
     "jamba-sparse": (jamba_sparse, torch.float16, 1),
     # YaRN by its class, and by its own words.
     "gpt-oss": (gpt_oss, torch.bfloat16, 2),
+    "gpt-oss-mxfp4": (lambda: gpt_oss(True), torch.bfloat16, 2),
     "gpt-oss-f16": (lambda: gpt_oss(rope_scaling=None, rope_theta=10000.0), torch.float16, 1),
     "deepseek": (deepseek_v1, torch.bfloat16, 1),
     "deepseek2": (deepseek_v3, torch.bfloat16, 2),
@@ -2132,7 +2146,7 @@ def quantize_fp8(tensors):
 def enliven(name, tensors):
     """Weights near 1 for norms (some are added to 1 as they are), no outliers, and logits that differ by a nat."""
     for key, w in tensors.items():
-        if key.endswith("relative_pe.slopes"):
+        if key.endswith("relative_pe.slopes") or w.dtype == torch.uint8:
             continue
         w32 = w.float().clamp(-0.2, 0.2)
         plus_one = name.startswith("gemma") or name.startswith(("qwen35", "qwen3next")) and "linear_attn" not in key

@@ -39,7 +39,7 @@ CASES = {name: (name, 512, 4) for name in (
     "qwen35", "qwen35-f16", "qwen35-sparse", "qwen35moe", "qwen35moe-apart", "qwen3next",
     "lfm2", "lfm2-plain", "lfm2-vl", "lfm2-audio", "lfm2moe", "mamba", "mamba-old", "falcon-mamba", "jamba",
     "jamba-sparse",
-    "gpt-oss", "gpt-oss-f16", "deepseek", "deepseek2", "deepseek2-v2", "deepseek2-lite", "kimi-k25", "youtu", "glm4-flash",
+    "gpt-oss", "gpt-oss-mxfp4", "gpt-oss-f16", "deepseek", "deepseek2", "deepseek2-v2", "deepseek2-lite", "kimi-k25", "youtu", "glm4-flash",
     "deepseek2-ocr", "mistral4", "deepseek32", "deepseek32-dense",
     "glm-dsa", "glm-dsa-shared", "glm4moe", "glm4v-moe", "minimax-m2", "kimi-linear", "kimi-linear-f16", "bailingmoe3", "bailingmoe3-vl")}
 CASES |= {name: (name, 1024, 3) for name in ("gemma1", "gemma2", "gemma3", "gemma3-deep", "gemma3-vl")}

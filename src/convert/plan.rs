@@ -244,7 +244,7 @@ impl<'a> Plan<'a> {
             .into_iter()
             .for_each(|(key, value)| metadata.set(key, value));
 
-        let output = output(job, &general, named)?;
+        let output = output(job, architecture, &general, named)?;
         let shards = split(&mut tensors, job);
         let files = files(&output, metadata, shards, tensors.len());
         let (vocab_only, check, threads) = (job.vocab_only, job.check, job.threads);
@@ -386,10 +386,16 @@ fn split(tensors: &mut [PlannedTensor], job: &Job) -> usize {
 }
 
 /// Where the output goes: in a directory, under the model's own name.
-fn output(job: &Job, general: &General, file_type: FileType) -> Result<PathBuf> {
+fn output(
+    job: &Job,
+    architecture: &Architecture,
+    general: &General,
+    file_type: FileType,
+) -> Result<PathBuf> {
     if job.output.is_dir() {
+        let names_drafts = architecture.nextn().is_some_and(|names| names.names_drafts);
         let name = match (job.nextn, job.vocab_only) {
-            (Nextn::Alone, _) => general.draft_file_name(file_type.name()),
+            (Nextn::Alone, _) if names_drafts => general.draft_file_name(file_type.name()),
             (_, true) => general.vocabulary_file_name().stem(),
             (_, false) => general.file_name(file_type.name()).stem(),
         };

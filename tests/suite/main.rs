@@ -17,6 +17,7 @@ mod diff;
 mod engine;
 mod evaluate;
 mod evaluate_failures;
+mod experts;
 mod fuzz_seeds;
 #[cfg(unix)]
 mod hessian;

@@ -397,3 +397,75 @@ pub(super) const SELECTION_BIAS: &[Recipe] = &[Recipe::rename(
     "blk.{}.exp_probs_b.bias",
     &[Experts],
 )];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn config(fields: serde_json::Value) -> Config {
+        Config::new(fields.as_object().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn queries_are_of_low_rank_where_the_number_of_layers_says_so() {
+        for (layers, tokens, rank, loads) in [
+            (61, 129_280, Some(1536), true),
+            (27, 102_400, None, true),
+            (48, 128_256, None, true),
+            (61, 129_280, None, false),
+            (48, 128_257, None, false),
+            (26, 102_400, Some(1536), false),
+        ] {
+            let config = config(json!({ "num_hidden_layers": layers, "vocab_size": tokens,
+                "q_lora_rank": rank }));
+            let loaded = loads_queries(&config);
+            assert_eq!(loaded.is_ok(), loads, "{layers} {tokens} {rank:?}");
+            assert!(loads || loaded.unwrap_err().contains("'q_lora_rank'"));
+        }
+    }
+
+    #[test]
+    fn a_mistral_3_may_hold_a_mistral_4() {
+        for (model_type, name) in [("mistral4", "mistral4"), ("mistral", "mistral3")] {
+            let config = config(
+                json!({ "architectures": ["Mistral3ForConditionalGeneration"],
+                "model_type": "mistral3", "text_config": { "model_type": model_type,
+                "num_attention_heads": 4, "hidden_size": 64 } }),
+            );
+            assert_eq!(Architecture::of(&config).unwrap().name, name);
+        }
+    }
+
+    #[test]
+    fn layers_are_dense_in_front_of_experts_or_everywhere() {
+        let dense = |fields: serde_json::Value| {
+            let mut keys = Keys::new("a", 0);
+            leading_dense_layers(&config(fields), &mut keys).unwrap();
+            keys.into_entries()[0].1.as_u64()
+        };
+        let layers = json!({ "num_hidden_layers": 5 });
+        assert_eq!(dense(layers), Some(5));
+        assert_eq!(
+            dense(json!({ "num_hidden_layers": 5, "n_routed_experts": 8 })),
+            Some(0)
+        );
+        assert_eq!(
+            dense(json!({ "num_hidden_layers": 5, "first_k_dense_replace": 2 })),
+            Some(2)
+        );
+    }
+
+    #[test]
+    fn blocks_behind_the_layers_are_left_out() {
+        let config = config(json!({ "architectures": ["DeepseekV3ForCausalLM"],
+            "num_hidden_layers": 3, "num_nextn_predict_layers": 1 }));
+        let architecture = Architecture::of(&config).unwrap();
+        let outputs = |layer: u32| {
+            let name = format!("model.layers.{layer}.input_layernorm.weight");
+            let (recipe, _) = architecture.recipe(&name, &config).unwrap();
+            recipe.outputs().len()
+        };
+        assert_eq!((outputs(2), outputs(3)), (1, 0));
+    }
+}

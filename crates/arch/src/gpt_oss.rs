@@ -85,8 +85,29 @@ const EACH: &[Size] = &[Number(1), Number(1)];
 const PAIRS_OF_ROWS: Op = Reshape(&[Experts, WIDTH, Number(2), Any]);
 const PAIRS: Op = Reshape(&[Experts, WIDTH, Number(2)]);
 
-/// Experts as they are trained: stored by columns.
+/// Experts in 16 bits, which are stored by columns, and in MXFP4, which are stored by rows.
 const EXPERTS: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.mlp.experts.down_proj_blocks",
+        "blk.{}.ffn_down_exps.weight",
+        &[Experts, Hidden, WIDTH],
+    ),
+    Recipe::new(
+        &[Input::new(
+            "model.layers.{}.mlp.experts.gate_up_proj_blocks",
+            &[Experts, BOTH, Hidden],
+        )],
+        &[
+            Output::new(
+                "blk.{}.ffn_gate_exps.weight",
+                &[PAIRS_OF_ROWS, Op::part(2, EACH, 0), Squeeze(2)],
+            ),
+            Output::new(
+                "blk.{}.ffn_up_exps.weight",
+                &[PAIRS_OF_ROWS, Op::part(2, EACH, 1), Squeeze(2)],
+            ),
+        ],
+    ),
     Recipe::with(
         "model.layers.{}.mlp.experts.down_proj",
         "blk.{}.ffn_down_exps.weight",

@@ -775,7 +775,7 @@ impl Keys<'_> {
         let used = self.per_layer(USED, blocks)?;
         let mut used = used.unwrap_or_else(|| vec![0; blocks]);
         used.truncate(layers);
-        let experts = self.optional("expert_count")?;
+        let experts = self.optional("expert_count")?.filter(|n| *n > 0);
         let too_many = used
             .iter()
             .find(|used| experts.is_some_and(|all| **used > all));
@@ -1816,6 +1816,126 @@ mod tests {
                 "{key}: {error}"
             );
         }
+    }
+
+    /// A DeepSeek V3 of three layers.
+    const DEEPSEEK: &[(&str, u32)] = &[
+        ("block_count", 3),
+        ("embedding_length", 64),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 1),
+        ("attention.key_length", 48 + 8),
+        ("attention.value_length", 48),
+        ("attention.key_length_mla", 24),
+        ("attention.value_length_mla", 20),
+        ("attention.kv_lora_rank", 48),
+        ("rope.dimension_count", 8),
+        ("expert_count", 8),
+        ("expert_used_count", 2),
+    ];
+
+    /// The metadata of one that is stretched by YaRN to eight times its context.
+    fn stretched(architecture: &str, multiplier: Option<f32>) -> Metadata<'static> {
+        let mut numbers = DEEPSEEK.to_vec();
+        numbers.extend([
+            ("attention.indexer.head_count", 2),
+            ("attention.indexer.key_length", 8),
+            ("attention.indexer.top_k", 16),
+        ]);
+        let mut metadata = of(architecture, &numbers, &[]);
+        let own = |key: &str| format!("{architecture}.{key}");
+        metadata.set(own("rope.scaling.type"), Value::str("yarn"));
+        metadata.set(own("rope.scaling.factor"), Value::F32(8.0));
+        if let Some(multiplier) = multiplier {
+            let key = own("rope.scaling.yarn_log_multiplier");
+            metadata.set(key, Value::F32(multiplier));
+        }
+        metadata
+    }
+
+    #[test]
+    fn yarn_stretches_scores_of_latent_attention() {
+        let plain = 1.0 / 24f32.sqrt();
+        let log = 8f32.ln();
+        let magnitude = |part: f32| 1.0 + 0.1 * part * log;
+        // By the models' own code, scores are divided by the root of the head's length, times the square of
+        // the magnitude of `mscale_all_dim`; cosines and sines have the quotient of both magnitudes.
+        for (architecture, part, of_angles) in [
+            ("deepseek2", 0.707, 1.0),
+            ("deepseek2", 1.0, 1.0),
+            ("deepseek32", 0.707, magnitude(1.0) / magnitude(0.707)),
+            ("mistral4", 1.0, 1.0),
+        ] {
+            let hyper = Hyper::new(&stretched(architecture, Some(0.1 * part))).unwrap();
+            let found = hyper.rotations[0].magnitude;
+            assert!((found - of_angles).abs() < 1e-5, "{architecture}: {found}");
+            let expected = plain * (of_angles * magnitude(part)).powi(2);
+            let off = (hyper.score_scale - expected).abs();
+            assert!(
+                off < 1e-5,
+                "{architecture}: {} {expected}",
+                hyper.score_scale
+            );
+        }
+        let unlisted = Hyper::new(&stretched("glm-dsa", Some(0.1))).unwrap();
+        assert!((unlisted.score_scale - plain * magnitude(1.0).powi(2)).abs() < 1e-5);
+        // Without YaRN nothing is stretched.
+        let hyper = Hyper::new(&of("deepseek2", DEEPSEEK, &[])).unwrap();
+        assert_eq!(hyper.score_scale, plain);
+    }
+
+    #[test]
+    fn gating_follows_from_the_size_if_the_metadata_do_not_say_it() {
+        let gating = |layers: u32, tokens: u32| {
+            let mut numbers = DEEPSEEK.to_vec();
+            numbers[0].1 = layers;
+            numbers.push(("vocab_size", tokens));
+            let hyper = Hyper::new(&of("deepseek2", &numbers, &[])).unwrap();
+            hyper.routing[0].gating
+        };
+        assert_eq!(gating(47, 154_880), Gating::Sigmoid);
+        assert_eq!(gating(47, 154_881), Gating::Softmax);
+        assert_eq!(gating(3, 154_880), Gating::Softmax);
+    }
+
+    #[test]
+    fn a_token_sees_no_more_experts_than_there_are() {
+        let mut numbers = DEEPSEEK.to_vec();
+        numbers.last_mut().unwrap().1 = 9;
+        let error = Hyper::new(&of("deepseek2", &numbers, &[])).unwrap_err();
+        let expected = "'deepseek2.expert_used_count' is 9; there are 8 experts";
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn numbers_that_make_no_indexer_are_named() {
+        for (key, value) in [
+            ("attention.indexer.key_length", 7),
+            ("attention.indexer.top_k", 0),
+            ("attention.indexer.head_count", 0),
+        ] {
+            let mut metadata = stretched("glm-dsa", None);
+            metadata.set(format!("glm-dsa.{key}"), Value::U32(value));
+            let error = Hyper::new(&metadata).unwrap_err();
+            assert!(error.contains(&format!("'glm-dsa.{key}'")), "{error}");
+        }
+        let hyper = Hyper::new(&stretched("glm-dsa", None)).unwrap();
+        let indexer = hyper.indexer.unwrap();
+        assert_eq!((indexer.heads, indexer.length, indexer.top_k), (2, 8, 16));
+    }
+
+    #[test]
+    fn growing_queries_need_a_length() {
+        let mut metadata = of("mistral4", DEEPSEEK, &[]);
+        let own = |key: &str| format!("mistral4.attention.{key}");
+        metadata.set(own("temperature_scale"), Value::F32(0.1));
+        let error = Hyper::new(&metadata).unwrap_err();
+        assert!(error.contains("'attention.temperature_length'"), "{error}");
+        metadata.set(own("temperature_length"), Value::U32(8192));
+        let temperature = Hyper::new(&metadata).unwrap().temperature.unwrap();
+        assert_eq!(temperature.period, 8192);
+        assert_eq!(temperature.factor(8191), 1.0);
+        assert_eq!(temperature.factor(8192), 1.0 + 0.1 * 2f32.ln());
     }
 
     #[test]

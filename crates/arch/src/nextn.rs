@@ -56,6 +56,8 @@ pub struct Names {
     always: bool,
     /// Whether config.json alone tells their number.
     by_field: bool,
+    /// Whether the reference gives draft models a name of their own.
+    pub names_drafts: bool,
     /// Tensors that the blocks share with the layers in a draft model; none if there are no draft
     /// models of the family.
     shared: &'static [&'static str],
@@ -69,6 +71,7 @@ static FAMILIES: &[Names] = &[
     LING,
     GLM_MOE,
     GLM_MOE_LITE,
+    SPARSE,
 ];
 
 /// llama.cpp's limit on layers of all kinds.
@@ -88,6 +91,7 @@ const QWEN: Names = Names {
     copied: false,
     always: true,
     by_field: false,
+    names_drafts: true,
     first: &[
         ("mtp.fc.", "eh_proj."),
         ("mtp.pre_fc_norm_embedding.", "enorm."),
@@ -165,13 +169,19 @@ const LING: Names = Names {
 };
 
 const GLM_MOE: Names = Names {
-    architectures: &["glm4moe", "glm-dsa", "deepseek32"],
+    architectures: &["glm4moe"],
     shared: &[
         "model.embed_tokens.weight",
         "model.norm.weight",
         "lm_head.weight",
     ],
     ..LING
+};
+
+const SPARSE: Names = Names {
+    architectures: &["glm-dsa", "deepseek32"],
+    names_drafts: false,
+    ..GLM_MOE
 };
 
 const GLM_MOE_LITE: Names = Names {
