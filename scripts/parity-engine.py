@@ -42,6 +42,8 @@ CASES = {name: (name, 512, 4) for name in (
     "gpt-oss", "gpt-oss-mxfp4", "gpt-oss-f16", "deepseek", "deepseek2", "deepseek2-v2", "deepseek2-lite", "kimi-k25", "youtu", "glm4-flash",
     "deepseek2-ocr", "mistral4", "deepseek32", "deepseek32-dense",
     "glm-dsa", "glm-dsa-shared", "glm4moe", "glm4v-moe", "minimax-m2", "kimi-linear", "kimi-linear-f16", "bailingmoe3", "bailingmoe3-vl")}
+# Blocks with a scale for each matrix or expert beside them.
+CASES |= {name: (name, 512, 4) for name in ("llama-nvfp4", "qwen3moe-nvfp4", "qwen35-nvfp4", "nemotron_h_moe-nvfp4")}
 CASES |= {name: (name, 1024, 3) for name in ("gemma1", "gemma2", "gemma3", "gemma3-deep", "gemma3-vl")}
 # Ministral's queries grow from position 1024 on.
 CASES |= {"ministral3": ("ministral3", 2048, 2)}
@@ -78,6 +80,21 @@ class Case:
         done = run([self.o.reference / program, "-t", 1, *EXACT, *arguments])
         return done.stdout + done.stderr
 
+    def convert(self, checkpoint):
+        """The F32 file. Blocks that the conversion keeps (NVFP4) are widened beside their scales, and say the same."""
+        command = ["convert", checkpoint, "--outtype", "f32", "--pre", "gpt-2", "--outfile"]
+        if "nvfp4" not in self.checkpoint:
+            run([self.o.ours, *command, self.f32])
+            return
+        stored = self.folder / "stored.gguf"
+        # llama.cpp does not load the scales of a block for a further token.
+        more = ["--no-nextn"] if self.checkpoint.startswith("qwen35") else []
+        run([self.o.ours, *command, stored, *more])
+        run([self.o.ours, "quantize", "--allow-requantize", stored, self.f32, "F32"])
+        out = json.loads(run([self.o.ours, "kld", self.f32, stored, *self.sizes, "--json"]).stdout)
+        if (kld := out["models"][0]["statistics"]["kld"]["value"]) > 1e-9:
+            raise RuntimeError(f"blocks and their numbers differ by {kld} nats")
+
     def make(self):
         if self.checkpoint == "refmodel":
             checkpoint = Path(os.environ["QUANTIER_REFMODEL"])
@@ -86,7 +103,7 @@ class Case:
             if not checkpoint.exists():
                 maker = Path(__file__).with_name("checkpoints.py")
                 run([self.o.python, maker, "--lively", checkpoint.parent, self.checkpoint])
-        run([self.o.ours, "convert", checkpoint, "--outfile", self.f32, "--outtype", "f32", "--pre", "gpt-2"])
+        self.convert(checkpoint)
         run([self.o.ours, "quantize", self.f32, self.quantized, "Q4_K_M"])
         run([self.o.ours, "quantize", "--allow-requantize", self.quantized, self.dequantized, "F32"])
 

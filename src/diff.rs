@@ -5,6 +5,7 @@
 
 use crate::convert;
 use crate::format::gguf::{Array, Endian, Shape, Value, keys};
+use crate::format::reader::Band;
 use crate::format::types::GgmlType;
 use crate::input::{Input, Tensor};
 use crate::progress::{Progress, Unit};
@@ -203,8 +204,32 @@ fn identical(
     Ok(true)
 }
 
-/// Error of two tensors of one shape; `None` if either has a type without weights. Sums are in f64,
-/// in an order independent of the threads.
+/// What the products of a linear are multiplied by, a number for each matrix; `None` of other
+/// tensors.
+fn scales(input: &Input<'_>, tensor: &Tensor<'_>) -> convert::Result<Option<Vec<f32>>> {
+    let linear = input.catalog().linear_of(input.entry(tensor).id);
+    let Some(scale) = linear.and_then(|linear| linear.scale) else {
+        return Ok(None);
+    };
+    let scale = input.tensor(scale);
+    let mut numbers = vec![0.0; scale.info.shape.elements() as usize];
+    input.widen_here(scale, 0..scale.info.shape.rows(), &mut numbers)?;
+    Ok((numbers.len() == tensor.matrices()).then_some(numbers))
+}
+
+/// Multiplies the rows of a band by the scales of their matrices.
+fn multiply(weights: &mut [f32], band: &Band<'_>, scales: Option<&[f32]>, rows_per_matrix: u64) {
+    let Some(scales) = scales else {
+        return;
+    };
+    for (number, row) in band.rows().zip(weights.chunks_exact_mut(band.row_len())) {
+        let scale = scales[(number / rows_per_matrix) as usize % scales.len()];
+        row.iter_mut().for_each(|w| *w *= scale);
+    }
+}
+
+/// Error of two tensors of one shape, each with its scale; `None` if either has a type without
+/// weights. Sums are in f64, in an order independent of the threads.
 fn weight_error(
     a: &Input<'_>,
     tensor: &Tensor<'_>,
@@ -215,6 +240,8 @@ fn weight_error(
     if !holds_weights(tensor) || !holds_weights(other) {
         return Ok(None);
     }
+    let (scales_a, scales_b) = (scales(a, tensor)?, scales(b, other)?);
+    let matrix = tensor.rows_per_matrix();
     let task_rows = tensor.task_rows();
     let task_weights = task_rows * tensor.info.shape.row_len() as usize;
     let (mut buffer_a, mut buffer_b) = (Vec::new(), Vec::new());
@@ -232,6 +259,8 @@ fn weight_error(
                 let (x, y) = (&mut x[..weights], &mut y[..weights]);
                 rows_a.widen(x);
                 rows_b.widen(y);
+                multiply(x, &rows_a, scales_a.as_deref(), matrix);
+                multiply(y, &rows_b, scales_b.as_deref(), matrix);
                 sums(x, y)
             })
             .collect();

@@ -95,7 +95,8 @@ pub struct Common {
     /// Stem of the file names; by default the name of the model
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Accept a quantized model; its quantization errors remain
+    /// Accept a quantized model; its quantization errors remain. Not needed for MXFP4 and NVFP4, which models are
+    /// published in
     #[arg(long)]
     allow_requantize: bool,
     /// Number of threads; 0 for one per core

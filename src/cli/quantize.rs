@@ -214,8 +214,10 @@ pub fn run(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
         ..convert::Job::default()
     };
     let propagation = Sequential::new(&args);
-    let job = job(args, matches)?;
+    let mut job = job(args, matches)?;
     let source = Source::open(&job.input)?;
+    // A quantized checkpoint is all that there is of its model.
+    job.allow_requantize |= matches!(source, Source::Checkpoint(_));
     let input = source.finite_reader(&conversion)?;
     input.notes().iter().for_each(|note| note!("{note}"));
     let mut plan = Plan::new(&input, &job)?;
@@ -364,6 +366,7 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
         path: without_suffix(path),
         wishes: wishes.clone(),
         rounding,
+        lossless: false,
     }];
     for also in &args.also {
         let parsed = also
@@ -378,6 +381,7 @@ fn job(args: Args, matches: &clap::ArgMatches) -> anyhow::Result<Job> {
                     ..wishes.clone()
                 },
                 rounding,
+                lossless: false,
             }),
             _ => wrong_usage(NAME, format!("'{}' is not TYPE=PATH", also.display())),
         }

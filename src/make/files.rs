@@ -47,7 +47,8 @@ pub(super) fn request(
         outputs,
         imatrix: knowledge.imatrix.map(imatrix),
         hessians: knowledge.hessians.map(Path::to_owned),
-        allow_requantize: job.options.allow_requantize,
+        // The job has been accepted.
+        allow_requantize: true,
         threads: job.options.engine.threads,
         ..quantize::Job::default()
     }
@@ -106,6 +107,7 @@ impl<'j> Writer<'j> {
             .with("recipe", file.recipe_text().as_bytes())
             .with("label", file.label.name().as_bytes())
             .with("imatrix", &self.imatrix);
+        let key = self.job.lossless.with(key);
         Ok(key.key())
     }
 
@@ -154,6 +156,7 @@ impl<'j> Writer<'j> {
             path: file.path.clone(),
             wishes: file.wishes(self.job.input.catalog()),
             rounding,
+            lossless: true,
         };
         let outputs: Vec<_> = files.iter().map(output).chain(presets).collect();
         if outputs.is_empty() {

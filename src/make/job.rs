@@ -1,5 +1,6 @@
 //! A job: resolved options for one model, with its texts in chunks.
 
+use super::lossless::{Lossless, PUBLISHED, quantized_matrices};
 use super::numbers::Numbers;
 use super::options::{Options, Texts};
 use super::workdir::WorkDir;
@@ -35,6 +36,8 @@ pub struct Job<'m> {
     /// The runnable model with its texts. Without it, sensitivities are weighted errors of the
     /// weights, and files are not measured.
     pub(super) model: Option<Model<'m>>,
+    /// The tensors that types hold without loss.
+    pub(super) lossless: Lossless,
     /// Options, restricted to those that the model supports.
     pub(super) options: Options,
     /// Stem of file names.
@@ -100,6 +103,7 @@ impl<'m> Job<'m> {
         };
         Ok(Job {
             input,
+            lossless: Lossless::of(input)?,
             model: model.map(cut).transpose()?,
             name: options.name.clone().unwrap_or_else(|| model_name(input)),
             options,
@@ -152,24 +156,22 @@ impl<'m> Job<'m> {
     }
 }
 
-/// Refuses a model with quantized matrices as a base.
+/// Refuses a model with quantized matrices as a base, unless their types are those that checkpoints
+/// are published in.
 fn refuse_quantized(input: &Input<'_>, options: &Options) -> Result<()> {
-    let matrices: Vec<_> = input
-        .tensors
-        .iter()
-        .filter(|t| input.entry(t).is_matrix() || t.info.ggml_type.is_quantized())
-        .collect();
-    let quantized: Vec<_> = matrices
-        .iter()
-        .filter(|t| t.info.ggml_type.is_quantized())
-        .collect();
-    match quantized.first() {
-        Some(first) if !options.allow_requantize => Err(Error::Quantized {
-            quantized: quantized.len(),
-            matrices: matrices.len(),
-            example: format!("'{}' is {}", first.info.name, first.info.ggml_type),
-        }),
-        _ => Ok(()),
+    let is_refused = |t: GgmlType| t.is_quantized() && !PUBLISHED.contains(&t);
+    let mut tensors = input.tensors.iter();
+    let first = tensors.find(|tensor| is_refused(tensor.info.ggml_type));
+    match first.filter(|_| !options.allow_requantize) {
+        Some(first) => {
+            let (quantized, matrices) = quantized_matrices(input);
+            Err(Error::Quantized {
+                quantized,
+                matrices,
+                example: format!("'{}' is {}", first.info.name, first.info.ggml_type),
+            })
+        }
+        None => Ok(()),
     }
 }
 

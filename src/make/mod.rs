@@ -27,6 +27,7 @@ mod error;
 mod files;
 mod fit;
 mod job;
+mod lossless;
 mod machine;
 mod numbers;
 mod options;
@@ -134,7 +135,8 @@ impl Job<'_> {
         let mut allocation = walk.compute("allocation", || {
             Allocation::new(self, &calibrated, &sensitivities, work)
         })?;
-        let mut notes = allocation.notes.clone();
+        let mut notes = self.lossless.notes(self.input);
+        notes.extend(allocation.notes.iter().cloned());
         if model.is_some_and(|model| model.engine.hyper.loops > 1) {
             notes.push(
                 "the layers run several times, so they are rounded without error feedback".into(),

@@ -41,6 +41,7 @@ fn output(path: PathBuf, preset: FileType) -> OutputRequest {
             ..Wishes::default()
         },
         rounding: Rounding::Reference,
+        lossless: false,
     }
 }
 

@@ -380,7 +380,7 @@ fn scores_key(job: &Job<'_>, chunks: &[Vec<u32>], calibrated: &Calibrated) -> Re
         .with("covariance", hessians.map_or(&[][..], |key| key))
         .with("imatrix", &values.collect::<Vec<u8>>())
         .with("settings", &settings);
-    Ok(key.key())
+    Ok(job.lossless.with(key).key())
 }
 
 /// Output Hessians of a run, if its files are rounded with them.

@@ -1,6 +1,7 @@
 //! Inputs that llama-quantize accepts silently, and that are refused or reported here.
 
 use super::metadata::UsedImatrix;
+use super::plan::Source;
 use super::{Job, PlannedOutput, PlannedTensor};
 use crate::arch::{Architecture, TensorId, role};
 use crate::format::gguf::{Value, keys};
@@ -49,6 +50,45 @@ pub(super) fn unusable(input: &Input<'_>) -> Vec<Problem> {
         )
     });
     ends.filter_map(rows).chain(experts.take(NAMED)).collect()
+}
+
+/// An output matrix with a scale in another type than llama.cpp loads that scale with:
+/// llama-quantize writes such a file, which llama.cpp refuses.
+pub(super) fn scaled_output(
+    input: &Input<'_>,
+    sources: &[Source<'_>],
+    planned: &[PlannedTensor],
+) -> Option<Problem> {
+    let mut pairs = sources.iter().zip(planned);
+    let (_, tensor) =
+        pairs.find(|(source, planned)| !input.loads_as(source.tensor, planned.chosen.target))?;
+    Some(Problem::of(
+        &tensor.name,
+        format!(
+            "it has a scale of its own, which llama.cpp loads with nvfp4 alone, and {} was chosen: keep it \
+             (--leave-output-tensor)",
+            tensor.chosen.target
+        ),
+    ))
+}
+
+/// A warning if tensors are rounded for the second time.
+pub(super) fn quantized_before(output: &PlannedOutput<'_>) -> Option<String> {
+    let is_second = |t: &&PlannedTensor| t.from.is_quantized() && t.chosen.target != t.from;
+    let second: Vec<_> = output.tensors.iter().filter(is_second).collect();
+    let first = second.first()?;
+    Some(format!(
+        "{} of {} {} quantized already ({} is {}, for one): this file is at best as good as the input, not as the \
+         model before its first rounding",
+        second.len(),
+        count(output.tensors.len(), "tensor"),
+        match second.len() {
+            1 => "is",
+            _ => "are",
+        },
+        first.name,
+        first.from
+    ))
 }
 
 /// An importance matrix of another model, without any name of this model.

@@ -57,6 +57,8 @@ pub struct PlannedOutput<'a> {
     pub tensors: Vec<PlannedTensor>,
     /// Rounding of its weights.
     pub rounding: Rounding,
+    /// Whether rows on the grid of their type are encoded without loss.
+    pub(super) lossless: bool,
     /// Tensors already rounded by sequential rounding.
     pub(super) rounded: Option<Rounded>,
 }
@@ -121,6 +123,7 @@ impl<'a> PlannedOutput<'a> {
             tensors,
             file_type,
             rounding,
+            lossless: self.lossless,
             rounded: None,
         };
         if let Some((_, metadata)) = other.files.first_mut() {
@@ -274,6 +277,7 @@ impl<'a> Plan<'a> {
                 .map(|(source, chosen)| source.planned(chosen, job.keep_split, hessians))
                 .collect();
             problems.extend(planned.iter().filter_map(|t| impossible(t, job)));
+            problems.extend(checks::scaled_output(input, &tensors, &planned));
             let used = planned
                 .iter()
                 .zip(&tensors)
@@ -285,6 +289,7 @@ impl<'a> Plan<'a> {
                 file_type,
                 tensors: planned,
                 rounding,
+                lossless: request.lossless,
                 rounded: None,
             });
         }
@@ -301,6 +306,7 @@ impl<'a> Plan<'a> {
         for (output, request) in outputs.iter().zip(&job.outputs) {
             let patterns = request.wishes.overrides.iter().map(|(pattern, _)| pattern);
             warnings.extend(checks::idle_patterns(patterns, &output.tensors));
+            warnings.extend(checks::quantized_before(output));
             if let Some(used) = &imatrix {
                 warnings.extend(checks::imatrix_gaps(input, job, used, output));
             }

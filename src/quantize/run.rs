@@ -81,8 +81,21 @@ impl Plan<'_> {
     /// Rounder of a tensor for one output.
     pub(super) fn rounder(&self, index: usize, output: usize) -> Result<Rounder> {
         let planned = &self.outputs[output].tensors[index];
-        Rounder::new(planned.chosen.target, planned.shape.row_len() as usize)
+        self.outputs[output]
+            .rounder(planned)
             .ok_or_else(|| Error::impossible(format!("'{}' holds no weights", planned.name)))
+    }
+}
+
+impl PlannedOutput<'_> {
+    /// The rounder of a tensor; `None` if its type holds no weights.
+    fn rounder(&self, tensor: &PlannedTensor) -> Option<Rounder> {
+        let row_len = tensor.shape.row_len() as usize;
+        let rounder = Rounder::new(tensor.chosen.target, row_len)?;
+        Some(match self.lossless {
+            true => rounder.or_lossless(),
+            false => rounder,
+        })
     }
 }
 
@@ -222,7 +235,8 @@ fn stream(
                 }
                 None if target == info.ggml_type => {}
                 None => {
-                    if let Some(rounder) = Rounder::new(target, row_len as usize) {
+                    let output = sink.output;
+                    if let Some(rounder) = output.rounder(&output.tensors[index]) {
                         sink.band.resize(band_bytes, 0);
                         targets.push(Target {
                             rounder,

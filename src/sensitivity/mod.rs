@@ -344,7 +344,8 @@ fn candidates<'a>(
         let unwise = |t| requires_imatrix(facts.role, t, None);
         let mut types = scores::possible(&settings.types, tensor, importance.is_some(), unwise);
         types.retain(|rounder| {
-            rounder.ggml_type() != info.ggml_type && allowed(name, rounder.ggml_type())
+            let t = rounder.ggml_type();
+            t != info.ggml_type && allowed(name, t) && input.loads_as(tensor, t)
         });
         let weights = Weights {
             reader: input,

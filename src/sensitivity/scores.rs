@@ -527,7 +527,7 @@ pub(super) fn possible(
     types
         .iter()
         .filter(|t| has_importance || !(needs_importance(**t) || unwise(**t)))
-        .filter_map(|t| Rounder::new(*t, row_len))
+        .filter_map(|t| Some(Rounder::new(*t, row_len)?.or_lossless()))
         .collect()
 }
 

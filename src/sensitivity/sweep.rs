@@ -204,7 +204,7 @@ impl ModelKnowledge<'_> {
         let rounder =
             tensor.and_then(|tensor| Rounder::new(ggml_type, tensor.info.shape.row_len() as usize));
         let (tensor, rounder) = tensor
-            .zip(rounder)
+            .zip(rounder.map(Rounder::or_lossless))
             .ok_or_else(|| Error::NoWeights(name.to_owned()))?;
         let means = self.imatrix.entries.get(name).map(|entry| entry.means());
         let candidate = Candidate {

@@ -77,6 +77,8 @@ pub struct Linear {
     pub id: LinearId,
     /// Its weight.
     pub tensor: TensorId,
+    /// What its products are multiplied by, before the bias: a number for each matrix.
+    pub scale: Option<TensorId>,
     /// What is added to its output.
     pub bias: Option<TensorId>,
     /// Its activations.
@@ -182,7 +184,7 @@ const ORDER: &[(&str, Slot)] = &[
     ("ffn_gate", Slot::Ffn),
     ("ffn_up", Slot::Ffn),
     ("ffn_down", Slot::Own),
-    ("ffn_gate_inp", Slot::Router),
+    (ROUTER, Slot::Router),
     ("ffn_latent_down", Slot::Router),
     ("ffn_gate_exps", Slot::Experts),
     ("ffn_up_exps", Slot::Experts),
@@ -194,6 +196,9 @@ const ORDER: &[(&str, Slot)] = &[
     ("ffn_up_shexp", Slot::Router),
     ("ffn_down_shexp", Slot::Own),
 ];
+
+/// The short name of the matrix that chooses experts.
+const ROUTER: &str = "ffn_gate_inp";
 
 /// Ends of the short names of weights whose third dimension counts experts.
 pub(crate) const OF_EXPERTS: &str = "exps";
@@ -285,6 +290,7 @@ impl Catalog {
         let linear = Linear {
             id,
             tensor: place.tensor,
+            scale: self.scale_of(place.tensor),
             bias: role::bias_of(&tensor.name).and_then(|name| self.tensor_named(&name)),
             input,
             role: tensor.facts.role,
@@ -303,6 +309,17 @@ impl Catalog {
         self.inputs[input.index()].push(id);
         self.linears.push(linear);
         self.tensors[place.tensor.index()].linear = Some(id);
+    }
+
+    /// The scale of a linear's products: one number, or one for each of its matrices. A router has
+    /// none (Gemma 4's tensor of that name scales what it reads), nor has a table, whose rows are
+    /// looked up without it.
+    fn scale_of(&self, weight: TensorId) -> Option<TensorId> {
+        let weight = self.tensor(weight);
+        if weight.is_table || &weight.name[weight.label.clone()] == ROUTER {
+            return None;
+        }
+        self.tensor_named(&role::scale_of(&weight.name)?)
     }
 
     /// Every tensor, in the order of the file.

@@ -5,6 +5,7 @@ use crate::hyper::Hyper;
 use crate::spec::NextnSpec;
 use quantier_gguf::gguf::{Value, keys};
 use quantier_gguf::reader::{Tensor, TensorReader};
+use quantier_gguf::types::GgmlType;
 use std::ops::Deref;
 
 /// A checked model, ready to be read.
@@ -66,6 +67,15 @@ impl<'a> Input<'a> {
         layer
             .zip(self.nextn)
             .is_some_and(|(layer, first)| layer >= first)
+    }
+
+    /// Whether llama.cpp loads a tensor as this type: a scale beside the output matrix is loaded with
+    /// NVFP4 alone.
+    pub fn loads_as(&self, tensor: &Tensor<'_>, ggml_type: GgmlType) -> bool {
+        let linear = self.catalog.linear_of(self.entry(tensor).id);
+        let is_scaled_output =
+            linear.is_some_and(|linear| linear.layer.is_none() && linear.scale.is_some());
+        !is_scaled_output || ggml_type == GgmlType::NVFP4
     }
 
     /// A tensor, to be read.

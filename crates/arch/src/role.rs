@@ -237,6 +237,11 @@ pub(crate) fn bias_of(weight: &str) -> Option<String> {
     Some(format!("{}.bias", weight.strip_suffix(WEIGHT)?))
 }
 
+/// The name of the scale beside a weight: what its products are multiplied by.
+pub(crate) fn scale_of(weight: &str) -> Option<String> {
+    Some(format!("{}.scale", weight.strip_suffix(WEIGHT)?))
+}
+
 /// Where a tensor's short name stands in its name: the role of embeddings and the output, else what
 /// is between the layer and `.weight`.
 pub(crate) fn label_range(name: &str) -> Range<usize> {

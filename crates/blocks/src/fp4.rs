@@ -3,6 +3,7 @@
 //! E2M1 numbers are stored doubled, as integers, and scales halved.
 
 use super::feedback::{Grid, Stepped, Table};
+use super::lossless::Solvable;
 use super::num::{floor_log2, largest_magnitude, nudged};
 use super::planes;
 use super::{Block, Fault};
@@ -140,6 +141,15 @@ impl Stepped<32> for BlockMxfp4 {
     }
 }
 
+impl Solvable<32> for BlockMxfp4 {
+    const STEP_BITS: i32 = 1;
+
+    fn set_scale(&mut self, _: usize, step: f32, _offset: f32) {
+        let exponent = (0..0xff).find(|e| half_power_of_two(*e) == step);
+        self.e = exponent.unwrap_or(0);
+    }
+}
+
 impl Stepped<64> for BlockNvfp4 {
     const SUB: usize = 16;
     const GRID: Grid = Grid::Table(&TABLE);
@@ -157,6 +167,16 @@ impl Stepped<64> for BlockNvfp4 {
         for (qs, levels) in self.qs.iter_mut().zip(levels.as_chunks::<16>().0) {
             *qs = pack(levels);
         }
+    }
+}
+
+impl Solvable<64> for BlockNvfp4 {
+    /// Three of them are stored.
+    const STEP_BITS: i32 = 4;
+
+    fn set_scale(&mut self, sub: usize, step: f32, _offset: f32) {
+        let code = (0..0x7f).find(|code| half_ue4m3(*code) == step);
+        self.d[sub] = code.unwrap_or(0);
     }
 }
 

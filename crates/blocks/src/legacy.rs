@@ -4,7 +4,8 @@
 //! 32 levels above an offset.
 
 use super::feedback::{Grid, Stepped};
-use super::num::{Half, inverse_or_zero, max, round_ints};
+use super::lossless::Solvable;
+use super::num::{HALF_BITS, Half, inverse_or_zero, max, round_ints};
 use super::planes;
 use super::search::{
     Measure, VECTORS, WITH_IMPORTANCE, affine, bounds, eight, extreme, levels_of_inverse,
@@ -115,6 +116,14 @@ impl Stepped<LEN> for BlockQ8_0 {
     }
 }
 
+impl Solvable<LEN> for BlockQ8_0 {
+    const STEP_BITS: i32 = HALF_BITS;
+
+    fn set_scale(&mut self, _: usize, step: f32, _offset: f32) {
+        self.d = Half::from_f32(step);
+    }
+}
+
 /// The largest magnitude in each of up to eight blocks, by comparisons from first to last: a NaN
 /// resets it.
 #[inline(always)]
@@ -201,6 +210,15 @@ impl Stepped<LEN> for BlockQ4_0 {
     }
 }
 
+impl Solvable<LEN> for BlockQ4_0 {
+    const STEP_BITS: i32 = HALF_BITS;
+    const HAS_NEGATIVE_STEPS: bool = true;
+
+    fn set_scale(&mut self, _: usize, step: f32, _offset: f32) {
+        self.d = Half::from_f32(step);
+    }
+}
+
 /// 5-bit levels around zero: `w = d * (q - 16)`.
 ///
 /// ```text
@@ -268,6 +286,15 @@ impl Stepped<LEN> for BlockQ5_0 {
     }
 }
 
+impl Solvable<LEN> for BlockQ5_0 {
+    const STEP_BITS: i32 = HALF_BITS;
+    const HAS_NEGATIVE_STEPS: bool = true;
+
+    fn set_scale(&mut self, _: usize, step: f32, _offset: f32) {
+        self.d = Half::from_f32(step);
+    }
+}
+
 /// 4-bit levels above an offset: `w = d * q + m`.
 ///
 /// ```text
@@ -328,6 +355,15 @@ impl Stepped<LEN> for BlockQ4_1 {
 
     fn set_levels(&mut self, levels: &Levels) {
         self.qs = planes::pack::<4, 16, _, _>(levels, 0);
+    }
+}
+
+impl Solvable<LEN> for BlockQ4_1 {
+    const STEP_BITS: i32 = HALF_BITS;
+    const HAS_OFFSET: bool = true;
+
+    fn set_scale(&mut self, _: usize, step: f32, offset: f32) {
+        (self.d, self.m) = (Half::from_f32(step), Half::from_f32(offset));
     }
 }
 
@@ -401,6 +437,15 @@ impl Stepped<LEN> for BlockQ5_1 {
     fn set_levels(&mut self, levels: &Levels) {
         self.qh = fifth_bits(levels);
         self.qs = planes::pack::<4, 16, _, _>(levels, 0);
+    }
+}
+
+impl Solvable<LEN> for BlockQ5_1 {
+    const STEP_BITS: i32 = HALF_BITS;
+    const HAS_OFFSET: bool = true;
+
+    fn set_scale(&mut self, _: usize, step: f32, offset: f32) {
+        (self.d, self.m) = (Half::from_f32(step), Half::from_f32(offset));
     }
 }
 

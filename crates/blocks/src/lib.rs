@@ -62,6 +62,7 @@ mod iq;
 mod iq4;
 mod k;
 mod legacy;
+mod lossless;
 mod low;
 mod num;
 mod planes;
@@ -134,10 +135,12 @@ pub struct Codec {
     first_fault: fn(&[u8]) -> Option<(usize, Fault)>,
     /// Error feedback, for types with levels to choose.
     round_eight: Option<feedback::RoundEight>,
+    /// For types whose scales can be solved for.
+    encode_lossless: Option<lossless::EncodeLossless>,
 }
 
 static CODECS: &[Codec] = &[
-    Codec::stepped::<legacy::BlockQ8_0, 32>(),
+    Codec::solvable::<legacy::BlockQ8_0, 32>(),
     Codec::stepped::<k::BlockQ2K, 256>(),
     Codec::stepped::<k::BlockQ3K, 256>(),
     Codec::stepped::<k::BlockQ4K, 256>(),
@@ -146,16 +149,16 @@ static CODECS: &[Codec] = &[
     Codec::new::<float::BlockF32, 1>(),
     Codec::new::<float::BlockF16, 1>(),
     Codec::new::<float::BlockBf16, 1>(),
-    Codec::stepped::<legacy::BlockQ4_0, 32>(),
-    Codec::stepped::<legacy::BlockQ4_1, 32>(),
-    Codec::stepped::<legacy::BlockQ5_0, 32>(),
-    Codec::stepped::<legacy::BlockQ5_1, 32>(),
-    Codec::stepped::<low::BlockQ1_0, 128>(),
-    Codec::stepped::<low::BlockQ2_0, 64>(),
-    Codec::stepped::<ternary::BlockTq1_0, 256>(),
-    Codec::stepped::<ternary::BlockTq2_0, 256>(),
-    Codec::stepped::<fp4::BlockMxfp4, 32>(),
-    Codec::stepped::<fp4::BlockNvfp4, 64>(),
+    Codec::solvable::<legacy::BlockQ4_0, 32>(),
+    Codec::solvable::<legacy::BlockQ4_1, 32>(),
+    Codec::solvable::<legacy::BlockQ5_0, 32>(),
+    Codec::solvable::<legacy::BlockQ5_1, 32>(),
+    Codec::solvable::<low::BlockQ1_0, 128>(),
+    Codec::solvable::<low::BlockQ2_0, 64>(),
+    Codec::solvable::<ternary::BlockTq1_0, 256>(),
+    Codec::solvable::<ternary::BlockTq2_0, 256>(),
+    Codec::solvable::<fp4::BlockMxfp4, 32>(),
+    Codec::solvable::<fp4::BlockNvfp4, 64>(),
     Codec::stepped::<iq4::BlockIq4Nl, 32>(),
     Codec::stepped::<iq4::BlockIq4Xs, 256>(),
     Codec::pointed::<iq::BlockIq1S>(),
@@ -176,6 +179,7 @@ impl Codec {
             dequantize: dequantize_row::<B, N>,
             first_fault: first_fault::<B, N>,
             round_eight: None,
+            encode_lossless: None,
         }
     }
 
@@ -183,6 +187,13 @@ impl Codec {
         Codec {
             round_eight: Some(feedback::round_stepped::<B, N>),
             ..Codec::new::<B, N>()
+        }
+    }
+
+    const fn solvable<B: lossless::Solvable<N>, const N: usize>() -> Codec {
+        Codec {
+            encode_lossless: Some(lossless::encode::<B, N>),
+            ..Codec::stepped::<B, N>()
         }
     }
 
@@ -238,6 +249,21 @@ impl Codec {
             "row length"
         );
         (self.quantize)(isa, weights, importance, row);
+    }
+
+    /// Encodes a row whose weights the type holds without loss: they lie on the grid of its blocks,
+    /// up to the rounding of the checkpoint's own precision. `false` if some do not, with `row` of no
+    /// use; `None` if the type's scales cannot be solved for (K, IQ and float types).
+    ///
+    /// # Panics
+    /// If the row is not whole blocks, or the lengths do not fit each other.
+    pub fn encode_lossless(&self, weights: &[f32], row: &mut [u8]) -> Option<bool> {
+        assert_eq!(
+            self.ggml_type.row_bytes(weights.len() as u64),
+            Some(row.len() as u64),
+            "row length"
+        );
+        Some(self.encode_lossless?(weights, row))
     }
 
     /// True if rows can be rounded with error feedback, for every type with levels to choose.

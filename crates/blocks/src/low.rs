@@ -1,7 +1,8 @@
 //! One and two bits per weight, and one scale per block.
 
 use super::feedback::{Grid, Stepped};
-use super::num::{Half, inverse_or_zero, largest_magnitude, round_i32};
+use super::lossless::Solvable;
+use super::num::{HALF_BITS, Half, inverse_or_zero, largest_magnitude, round_i32};
 use super::{Block, Fault};
 use crate::simd::Simd;
 use crate::types::GgmlType;
@@ -138,6 +139,14 @@ impl Stepped<Q1_0_LEN> for BlockQ1_0 {
     }
 }
 
+impl Solvable<Q1_0_LEN> for BlockQ1_0 {
+    const STEP_BITS: i32 = HALF_BITS;
+
+    fn set_scale(&mut self, _: usize, step: f32, _offset: f32) {
+        self.d = Half::from_f32(step / 2.0);
+    }
+}
+
 impl Stepped<Q2_0_LEN> for BlockQ2_0 {
     const SUB: usize = Q2_0_LEN;
     const GRID: Grid = Grid::Even { top: 3 };
@@ -157,5 +166,14 @@ impl Stepped<Q2_0_LEN> for BlockQ2_0 {
         for (byte, four) in self.qs.iter_mut().zip(levels.as_chunks::<4>().0) {
             *byte = four[0] | four[1] << 2 | four[2] << 4 | four[3] << 6;
         }
+    }
+}
+
+impl Solvable<Q2_0_LEN> for BlockQ2_0 {
+    const STEP_BITS: i32 = HALF_BITS;
+    const HAS_NEGATIVE_STEPS: bool = true;
+
+    fn set_scale(&mut self, _: usize, step: f32, _offset: f32) {
+        self.d = Half::from_f32(step);
     }
 }

@@ -17,6 +17,9 @@ const BEYOND_HALF: u32 = (127 + 16) << 23;
 #[repr(transparent)]
 pub(crate) struct Half([u8; 2]);
 
+/// Significant bits of a half.
+pub(crate) const HALF_BITS: i32 = 11;
+
 impl Half {
     /// Rounds to nearest, ties to even. Every NaN becomes the quiet NaN 0x7e00 with its sign, as in
     /// ggml.

@@ -1,8 +1,9 @@
 //! Ternary weights (BitNet b1.58, TriLM): -1, 0 or 1 times the largest magnitude of 256.
 
 use super::feedback::{Grid, Stepped};
+use super::lossless::Solvable;
 use super::low::SMALLER_TRIES;
-use super::num::{Half, inverse_or_zero, max, round_i32};
+use super::num::{HALF_BITS, Half, inverse_or_zero, max, round_i32};
 use super::planes;
 use super::{Block, Fault};
 use crate::simd::{LANES, Simd};
@@ -88,6 +89,14 @@ impl Stepped<LEN> for BlockTq1_0 {
     }
 }
 
+impl Solvable<LEN> for BlockTq1_0 {
+    const STEP_BITS: i32 = HALF_BITS;
+
+    fn set_scale(&mut self, _: usize, step: f32, _offset: f32) {
+        self.d = Half::from_f32(step);
+    }
+}
+
 /// Two bits per weight: `w = d * (t - 1)`. Byte `m` of a half holds weights `m`, `m + 32`, `m +
 /// 64`, `m + 96` of that half of the block, lowest bits first.
 ///
@@ -160,6 +169,14 @@ impl Stepped<LEN> for BlockTq2_0 {
     #[inline(always)]
     fn set_levels(&mut self, levels: &[u8; LEN]) {
         self.qs = planes::pack::<2, 32, _, _>(levels, 0);
+    }
+}
+
+impl Solvable<LEN> for BlockTq2_0 {
+    const STEP_BITS: i32 = HALF_BITS;
+
+    fn set_scale(&mut self, _: usize, step: f32, _offset: f32) {
+        self.d = Half::from_f32(step);
     }
 }
 

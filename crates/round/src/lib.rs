@@ -3,6 +3,7 @@
 //! ```text
 //! Rounder          rows of weights and knowledge of them in, blocks out: the one place
 //! round_tensor     a whole tensor, band by band
+//! lossless_type    the type that holds a tensor without loss
 //! InputHessians    a directory of input Hessians
 //! InputStatistics  of one matrix: factored Hessian, held-out inputs, target shift
 //! InputFactor      how errors of columns act on each other (GPTQ)
@@ -20,6 +21,7 @@ mod directory;
 mod factor;
 mod feedback;
 pub mod hessian;
+mod lossless;
 pub mod matrix;
 mod output;
 mod proof;
@@ -32,6 +34,7 @@ mod tests;
 pub use directory::InputHessians;
 pub use factor::{DAMPING, InputFactor, NoFactor};
 pub use feedback::round_rows;
+pub use lossless::lossless_type;
 pub use output::OutputFactor;
 pub use proof::{Proof, TensorProof, spread};
 pub use rounder::{Knowledge, Rounder, Rounding, Stopped};

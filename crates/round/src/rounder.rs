@@ -93,6 +93,8 @@ pub struct Stopped;
 pub struct Rounder {
     codec: &'static Codec,
     row_len: usize,
+    /// Whether rows on the type's grid are encoded without loss.
+    lossless: bool,
 }
 
 impl Rounder {
@@ -101,7 +103,27 @@ impl Rounder {
     pub fn new(ggml_type: GgmlType, row_len: usize) -> Option<Rounder> {
         let codec = Codec::of(ggml_type)?;
         let fits = row_len > 0 && row_len.is_multiple_of(ggml_type.block_len());
-        fits.then_some(Rounder { codec, row_len })
+        fits.then_some(Rounder {
+            codec,
+            row_len,
+            lossless: false,
+        })
+    }
+
+    /// The same, but rows that all lie on the type's grid are encoded without loss, where the
+    /// reference's search may miss their scales.
+    #[must_use]
+    pub fn or_lossless(self) -> Rounder {
+        Rounder {
+            lossless: true,
+            ..self
+        }
+    }
+
+    /// Encodes rows that the type holds without loss; `false` if some are none.
+    pub fn encode_lossless(&self, weights: &[f32], out: &mut [u8]) -> bool {
+        let mut rows = self.rows(weights, out);
+        rows.all(|(weights, out)| self.codec.encode_lossless(weights, out) == Some(true))
     }
 
     /// The type.
@@ -142,7 +164,7 @@ impl Rounder {
     /// the rows are those of the whole matrix, and the threads of the current pool share the work,
     /// whose number changes no byte; else the calling thread does it.
     ///
-    /// The proof is empty without feedback. With feedback along rows alone it has no
+    /// The proof is empty without feedback, and of rows that are encoded without loss. With feedback along rows alone it has no
     /// [`Proof::power`], which is the same for all types. That of two-sided rounding is weighted by
     /// the output Hessian.
     ///
@@ -162,6 +184,10 @@ impl Rounder {
             true => Err(Stopped),
             false => Ok(()),
         };
+        if self.lossless && self.encode_lossless(weights, out) {
+            go_on()?;
+            return Ok(Proof::default());
+        }
         let Some(inputs) = knowledge.inputs.filter(|_| self.takes_feedback()) else {
             for (weights, out) in self.rows(weights, out) {
                 go_on()?;

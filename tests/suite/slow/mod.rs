@@ -8,6 +8,8 @@ mod feedback;
 #[cfg(unix)]
 mod imatrix;
 #[cfg(unix)]
+mod lossless;
+#[cfg(unix)]
 mod make;
 mod make_proof;
 #[cfg(unix)]

@@ -290,7 +290,9 @@ impl Budget {
                 range: range(),
             });
         }
-        if is_size && of_tensors.saturating_sub(largest.bytes) as f64 > LEFT_OVER * bytes as f64 {
+        // Larger than the largest of the frontier are recipes that lose no less.
+        let most = problem.most_bytes();
+        if is_size && of_tensors.saturating_sub(most) as f64 > LEFT_OVER * bytes as f64 {
             return Err(BudgetError::TooLarge {
                 budget,
                 range: range(),
@@ -302,7 +304,7 @@ impl Budget {
     /// The best recipe within the budget.
     ///
     /// # Errors
-    /// A budget below the smallest recipe, a size well above the largest recipe, nats below the
+    /// A budget below the smallest recipe, a size well above that of the largest types, nats below the
     /// fewest possible, a fact missing in `around`.
     pub fn solve(
         &self,

@@ -109,6 +109,12 @@ impl Problem {
         })
     }
 
+    /// Bytes of the recipe of the largest types, on the frontier or not.
+    pub(crate) fn most_bytes(&self) -> u64 {
+        let largest = |item: &Item| item.choices.iter().map(|choice| choice.bytes).max();
+        self.fixed_bytes + self.items.iter().filter_map(largest).sum::<u64>()
+    }
+
     /// Bits per weight of `bytes` of tensors.
     pub fn bpw(&self, bytes: u64) -> f64 {
         8.0 * bytes as f64 / self.weights().max(1) as f64

@@ -69,6 +69,14 @@ impl Table {
         }
     }
 
+    /// The different numbers in rising order, with their levels.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (f64, u8)> {
+        let all = self.numbers.iter().zip(&self.levels);
+        let mut last = None;
+        all.filter(move |(number, _)| last.replace(**number) != Some(**number))
+            .map(|(number, level)| (f64::from(*number), *level))
+    }
+
     /// The level and the number of an entry.
     #[cfg(test)]
     pub(super) fn level(&self, entry: u8) -> u8 {

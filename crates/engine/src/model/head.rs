@@ -16,7 +16,9 @@ pub struct Head<'e> {
     hyper: &'e Hyper,
     norm: Option<Norm>,
     output: Output<'e>,
-    /// Added to the products with the output matrix.
+    /// What the products with the output matrix are multiplied by, if not 1.
+    scale: Option<f32>,
+    /// Added to them.
     bias: Option<Vec<f32>>,
 }
 
@@ -31,6 +33,7 @@ enum Output<'e> {
         name: &'static str,
         rows: usize,
         band: usize,
+        scale: Option<f32>,
     },
 }
 
@@ -76,26 +79,28 @@ impl Engine<'_> {
     pub fn head(&self) -> Result<Head<'_>> {
         let (hyper, rows, name) = (&self.hyper, self.vocabulary(), self.output_name());
         self.pool.install(|| {
-            let id = self.catalog().output().map(|output| output.id);
-            let output = match self.band().zip(id) {
-                Some((band, id)) => Output::Bands {
-                    id,
+            let linear = self.catalog().output();
+            let output = match self.band().zip(linear) {
+                Some((band, linear)) => Output::Bands {
+                    id: linear.id,
                     weights: &self.weights,
                     name,
                     rows,
                     band,
+                    scale: self.weights.scales(linear, 1)?.map(|scales| scales[0]),
                 },
                 None => Output::Whole(self.weights.linear(&self.spec.output)?),
             };
-            let bias = match &output {
-                Output::Whole(linear) => linear.bias.clone(),
-                Output::Bands { .. } => None,
+            let (scale, bias) = match &output {
+                Output::Whole(linear) => (linear.scale_of(0), linear.bias.clone()),
+                Output::Bands { scale, .. } => (*scale, None),
             };
             let norm = self.spec.output_norm.as_ref();
             Ok(Head {
                 hyper,
                 norm: norm.map(|norm| self.weights.norm(norm)).transpose()?,
                 output,
+                scale,
                 bias,
             })
         })
@@ -112,13 +117,15 @@ impl Head<'_> {
 
     /// The logit that a product with a row of the output matrix becomes, and its derivative.
     pub fn bend(&self, row: usize, product: f32) -> (f32, f32) {
-        let z =
-            (product + self.bias.as_ref().map_or(0.0, |bias| bias[row])) * self.hyper.logit_scale;
+        let factor = self.scale.unwrap_or(1.0);
+        let bias = self.bias.as_ref().map_or(0.0, |bias| bias[row]);
+        let z = (product * factor + bias) * self.hyper.logit_scale;
+        let slope = factor * self.hyper.logit_scale;
         match self.hyper.logit_cap {
-            None => (z, self.hyper.logit_scale),
+            None => (z, slope),
             Some(cap) => {
                 let bent = (z / cap).tanh();
-                (bent * cap, self.hyper.logit_scale * (1.0 - bent * bent))
+                (bent * cap, slope * (1.0 - bent * bent))
             }
         }
     }
@@ -138,7 +145,8 @@ impl Head<'_> {
                 .zip(logits.numbers())
                 .for_each(|(g, logit)| *g *= 1.0 - (logit / cap).powi(2));
         }
-        scale(gradient.numbers_mut(), self.hyper.logit_scale);
+        let factor = self.scale.unwrap_or(1.0);
+        scale(gradient.numbers_mut(), factor * self.hyper.logit_scale);
         let mut of_input = match &self.output {
             Output::Whole(linear) => product_derivative(&gradient, &linear.weights, 1),
             Output::Bands { .. } => {
@@ -195,6 +203,7 @@ impl Head<'_> {
                     let out = &mut out.numbers_mut()[start..];
                     multiply(x.view(), table.transposed(), out, *rows, 1);
                 })?;
+                scale(out.numbers_mut(), self.scale.unwrap_or(1.0));
                 out
             }
         };

@@ -686,6 +686,7 @@ mod tests {
             weights: Arc::new(random(HIDDEN * HIDDEN, seed)),
             experts: 1,
             columns: HIDDEN,
+            scales: None,
             bias: None,
             uploaded: None,
         };

@@ -1,7 +1,7 @@
 //! Linear layers and norms with their weights, and what a chunk's pass through them needs.
 
 use super::device::Uploaded;
-use super::ops::elementwise::{add, add_bias};
+use super::ops::elementwise::{add, add_bias, scale};
 use super::ops::norm;
 use super::ops::product::{product, product_derivative, row_derivative};
 use super::rows::Rows;
@@ -22,6 +22,8 @@ pub(super) struct Linear {
     /// More than one only for experts and heads.
     pub experts: usize,
     pub columns: usize,
+    /// What the products are multiplied by, before the bias: `[experts]`.
+    pub scales: Option<Vec<f32>>,
     /// `[experts, rows]`.
     pub bias: Option<Vec<f32>>,
     /// The same weights on a device that multiplies instead of the CPU.
@@ -32,6 +34,12 @@ impl Linear {
     /// Puts other weights in place of these, on the CPU.
     pub(super) fn replace(&mut self, weights: Arc<Vec<f32>>) {
         (self.weights, self.uploaded) = (weights, None);
+    }
+
+    /// What the products of one expert are multiplied by.
+    pub(super) fn scale_of(&self, expert: usize) -> Option<f32> {
+        let scale = self.scales.as_ref().map(|scales| scales[expert]);
+        scale.filter(|scale| *scale != 1.0)
     }
 
     /// The weights of one expert; 0 for a matrix that is alone.
@@ -134,7 +142,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// The product with a linear's weights, plus its bias.
+    /// The product with a linear's weights, times its scale if it has one, plus its bias.
     pub(super) fn times(&self, linear: &Linear, x: &Rows) -> Result<Rows> {
         self.times_expert(linear, 0, x)
     }
@@ -146,6 +154,9 @@ impl Pass<'_> {
             Some(uploaded) => uploaded.product(expert, x)?,
             None => product(x, linear.of_expert(expert), self.split),
         };
+        if let Some(factor) = linear.scale_of(expert) {
+            scale(y.numbers_mut(), factor);
+        }
         if let Some(bias) = &linear.bias {
             let rows = bias.len() / linear.experts;
             add_bias(&mut y, &bias[expert * rows..][..rows]);
@@ -153,7 +164,8 @@ impl Pass<'_> {
         Ok(y)
     }
 
-    /// The derivative of [`Pass::times`]: adds the gradient of the input to `dx`.
+    /// The derivative of [`Pass::times`]: adds the gradient of the input to `dx`. The tap sees the
+    /// gradient of the product before the scale, to which the stored weights belong.
     pub(super) fn back(&self, linear: &Linear, g: &Rows, dx: &mut Rows) -> Result<()> {
         self.back_expert(linear, None, g, dx)
     }
@@ -167,6 +179,13 @@ impl Pass<'_> {
         dx: &mut Rows,
     ) -> Result<()> {
         self.go_on()?;
+        let expert = routed.map_or(0, |routed| routed.expert);
+        let scaled = linear.scale_of(expert).map(|factor| {
+            let mut g = g.clone();
+            scale(g.numbers_mut(), factor);
+            g
+        });
+        let g = scaled.as_ref().unwrap_or(g);
         if let Some(tap) = self.tap {
             tap.output_gradient(OutputGradient {
                 chunk: self.chunk,
@@ -175,7 +194,7 @@ impl Pass<'_> {
                 rows: g,
             });
         }
-        let weights = linear.of_expert(routed.map_or(0, |routed| routed.expert));
+        let weights = linear.of_expert(expert);
         let gradient = match g.len() {
             1 => row_derivative(g, weights),
             _ => product_derivative(g, weights, self.split),

@@ -5,6 +5,7 @@ use super::linear::{Linear, Norm};
 
 use super::{Error, Result};
 use quantier_arch::Input;
+use quantier_arch::catalog;
 use quantier_arch::spec::{LinearSpec, NormSpec};
 use quantier_arch::{Catalog, Entry};
 use quantier_gguf as format;
@@ -210,15 +211,34 @@ impl<'a> Weights<'a> {
         };
         let entry = self.catalog().linear_named(&name);
         let entry = entry.ok_or_else(|| self.bad(&name, "multiplies no activations".into()))?;
+        let experts = spec.experts.unwrap_or(1);
+        let scales = self.scales(entry, experts)?;
         Ok(Linear {
             id: entry.id,
             name,
             weights: Arc::new(weights),
             experts,
             columns: spec.columns,
+            scales,
             bias,
             uploaded,
         })
+    }
+
+    /// What a linear's products are multiplied by, a number for each of its matrices.
+    ///
+    /// # Errors
+    /// If the tensor has another length, or a number is not finite.
+    pub(super) fn scales(
+        &self,
+        linear: &catalog::Linear,
+        matrices: usize,
+    ) -> Result<Option<Vec<f32>>> {
+        let scale = linear
+            .scale
+            .map(|scale| &*self.catalog().tensor(scale).name);
+        let scales = scale.map(|scale| self.finite(scale, &[matrices]));
+        Ok(scales.transpose()?.filter(|scales| !scales.is_empty()))
     }
 
     /// A norm: ones if the file has no weights of it.

@@ -41,6 +41,7 @@ fn linear(experts: usize, rows: usize, columns: usize, seed: u32) -> Linear {
         weights: Arc::new(random(experts * rows * columns, seed)),
         experts,
         columns,
+        scales: (experts > 1).then(|| (0..experts).map(|e| 0.8 + 0.1 * e as f32).collect()),
         bias: (experts == 1).then(|| random(rows, seed + 100)),
         uploaded: None,
     }
@@ -61,6 +62,18 @@ fn gated_ffn() -> Ffn {
         gate: linear(1, 6, HIDDEN, 1),
         up: linear(1, 6, HIDDEN, 2),
     })
+}
+
+/// Products that are multiplied by a number, before the bias.
+fn scaled_ffn() -> Ffn {
+    let scaled = |rows, seed, scale| Linear {
+        scales: Some(vec![scale]),
+        ..linear(1, rows, HIDDEN, seed)
+    };
+    let (gate, up) = (scaled(6, 1, 0.7), scaled(6, 2, -1.4));
+    let mut ffn = ffn(First::Gated { gate, up });
+    ffn.down.scales = Some(vec![0.3]);
+    ffn
 }
 
 fn norm(len: usize, seed: u32) -> Norm {
@@ -570,6 +583,7 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
         ),
         ("sparse latent attention", sparse_attention()),
         ("gated", AnyMixer::Ffn(gated_ffn())),
+        ("gated, with scales", AnyMixer::Ffn(scaled_ffn())),
         ("fused", AnyMixer::Ffn(fused)),
         ("plain", AnyMixer::Ffn(plain)),
         (
