@@ -55,16 +55,22 @@ fn encode_block<B: Solvable<N>, const N: usize>(
 ) -> bool {
     *block = B::zeroed();
     let (mut levels, mut bounds) = ([0; N], [const { 0.0..=0.0 }; N]);
-    let subs = weights
-        .chunks_exact(B::SUB)
-        .zip(levels.chunks_exact_mut(B::SUB));
-    for (sub, ((weights, levels), bounds)) in subs.zip(bounds.chunks_exact_mut(B::SUB)).enumerate()
-    {
-        let mut solve = |precision| {
-            bounds_of(weights, precision, B::HAS_OFFSET, bounds);
-            solve::<B, N>(numbers, weights, bounds, (&mut *block, sub), levels)
+    let parts = levels
+        .chunks_exact_mut(B::SUB)
+        .zip(bounds.chunks_exact_mut(B::SUB));
+    let parts = weights.chunks_exact(B::SUB).zip(parts);
+    for (sub, (weights, (levels, bounds))) in parts.enumerate() {
+        let mut part = SubBlock {
+            weights,
+            bounds,
+            levels,
         };
-        if !solve(Precision::Exact) && !solve(Precision::narrowest(weights)) {
+        let precisions = [Precision::Exact, Precision::narrowest(weights)];
+        let is_solved = precisions.into_iter().any(|precision| {
+            part.set_bounds(precision, B::HAS_OFFSET);
+            part.solve::<B, N>(numbers, block, sub)
+        });
+        if !is_solved {
             return false;
         }
     }
@@ -120,108 +126,110 @@ impl Precision {
     }
 }
 
-/// The numbers that may be decoded in place of each weight.
-fn bounds_of(
-    weights: &[f32],
-    precision: Precision,
-    has_offset: bool,
-    bounds: &mut [RangeInclusive<f64>],
-) {
-    /// Products and quotients in f64 are off by less than this.
-    const F64: f64 = 1e-12;
-    /// Ties are rounded to even numbers.
-    const WITHOUT_TIES: f64 = 1.0 - 1e-9;
-    let least = least(weights);
-    let of_offset = match precision {
-        Precision::Exact => 0.0,
-        _ => precision
-            .half_ulp(least)
-            .max(Precision::F16.half_ulp(least)),
-    };
-    for (bounds, weight) in bounds.iter_mut().zip(weights) {
-        let w = f64::from(*weight);
-        let [below, above] = match has_offset {
-            true => [precision.half_ulp(*weight) + of_offset; 2],
-            false => {
-                let half = match precision.is_even(*weight) {
-                    true => precision.half_ulp(*weight),
-                    false => precision.half_ulp(*weight) * WITHOUT_TIES,
-                };
-                // Numbers below a power of two are half as far apart.
-                let toward_zero = match w.abs() == power_of_two(exponent(w)) {
-                    true => half / 2.0,
-                    false => half,
-                };
-                match w < 0.0 {
-                    true => [half, toward_zero],
-                    false => [toward_zero, half],
-                }
-            }
-        };
-        let least = w.abs() * F64;
-        *bounds = w - below.max(least)..=w + above.max(least);
-    }
+/// Weights that share a step.
+struct SubBlock<'s> {
+    weights: &'s [f32],
+    /// The numbers that may be decoded in place of each weight.
+    bounds: &'s mut [RangeInclusive<f64>],
+    levels: &'s mut [u8],
 }
 
-/// Finds step and levels of a sub-block; `false` if there are none.
-fn solve<B: Solvable<N>, const N: usize>(
-    numbers: &Numbers,
-    weights: &[f32],
-    bounds: &[RangeInclusive<f64>],
-    (block, sub): (&mut B, usize),
-    levels: &mut [u8],
-) -> bool {
-    let offset = match B::HAS_OFFSET {
-        true => Half::from_f32(least(weights)).to_f32(),
-        false => 0.0,
-    };
-    let base = f64::from(offset);
-    let above = |weight: &f32| f64::from(*weight) - base;
-    let moved = |bounds: &RangeInclusive<f64>| [bounds.start() - base, bounds.end() - base];
-    let places = 0..weights.len();
-    let size = |i: &usize| above(&weights[*i]).abs();
-    let Some(pivot) = places.max_by(|a, b| size(a).total_cmp(&size(b))) else {
-        return false;
-    };
-    let largest = above(&weights[pivot]);
-    if !largest.is_finite() {
-        return false;
-    }
-    if largest == 0.0 {
-        block.set_scale(sub, 0.0, offset);
-        levels.fill(numbers.nearest(0.0).1);
-        return true;
-    }
-    for number in &numbers.pivots {
-        if largest / number < 0.0 && !B::HAS_NEGATIVE_STEPS {
-            continue;
-        }
-        let mut steps = quotient(moved(&bounds[pivot]), *number);
-        let pairs = weights.iter().zip(bounds);
-        let fits = pairs.into_iter().all(|(weight, bounds)| {
-            let step = (steps[0] + steps[1]) / 2.0;
-            let (number, _) = numbers.nearest(above(weight) / step);
-            let [from, to] = moved(bounds);
-            if number == 0.0 {
-                return from <= 0.0 && to >= 0.0;
-            }
-            let [from, to] = quotient([from, to], number);
-            steps = [steps[0].max(from), steps[1].min(to)];
-            steps[0] <= steps[1]
-        });
-        let Some(step) = fits.then(|| shortest(steps, B::STEP_BITS)).flatten() else {
-            continue;
+impl SubBlock<'_> {
+    fn set_bounds(&mut self, precision: Precision, has_offset: bool) {
+        /// Products and quotients in f64 are off by less than this.
+        const F64: f64 = 1e-12;
+        /// Ties are rounded to even numbers.
+        const WITHOUT_TIES: f64 = 1.0 - 1e-9;
+        let least = least(self.weights);
+        let of_offset = match precision {
+            Precision::Exact => 0.0,
+            _ => precision
+                .half_ulp(least)
+                .max(Precision::F16.half_ulp(least)),
         };
-        block.set_scale(sub, step as f32, offset);
-        if f64::from(block.step(sub)) != step {
-            continue;
+        for (bounds, weight) in self.bounds.iter_mut().zip(self.weights) {
+            let w = f64::from(*weight);
+            let [below, above] = match has_offset {
+                true => [precision.half_ulp(*weight) + of_offset; 2],
+                false => {
+                    let half = match precision.is_even(*weight) {
+                        true => precision.half_ulp(*weight),
+                        false => precision.half_ulp(*weight) * WITHOUT_TIES,
+                    };
+                    // Numbers below a power of two are half as far apart.
+                    let toward_zero = match w.abs() == power_of_two(exponent(w)) {
+                        true => half / 2.0,
+                        false => half,
+                    };
+                    match w < 0.0 {
+                        true => [half, toward_zero],
+                        false => [toward_zero, half],
+                    }
+                }
+            };
+            let least = w.abs() * F64;
+            *bounds = w - below.max(least)..=w + above.max(least);
         }
-        for (level, weight) in levels.iter_mut().zip(weights) {
-            *level = numbers.nearest(above(weight) / step).1;
-        }
-        return true;
     }
-    false
+
+    /// Finds step and levels; `false` if there are none.
+    fn solve<B: Solvable<N>, const N: usize>(
+        &mut self,
+        numbers: &Numbers,
+        block: &mut B,
+        sub: usize,
+    ) -> bool {
+        let offset = match B::HAS_OFFSET {
+            true => Half::from_f32(least(self.weights)).to_f32(),
+            false => 0.0,
+        };
+        let base = f64::from(offset);
+        let above: Vec<f64> = self.weights.iter().map(|w| f64::from(*w) - base).collect();
+        let moved = |bounds: &RangeInclusive<f64>| [bounds.start() - base, bounds.end() - base];
+        let size = |i: &usize| above[*i].abs();
+        let places = 0..above.len();
+        let Some(pivot) = places.max_by(|a, b| size(a).total_cmp(&size(b))) else {
+            return false;
+        };
+        let largest = above[pivot];
+        if !largest.is_finite() {
+            return false;
+        }
+        if largest == 0.0 {
+            block.set_scale(sub, 0.0, offset);
+            self.levels.fill(numbers.nearest(0.0).1);
+            return true;
+        }
+        for number in &numbers.pivots {
+            if largest / number < 0.0 && !B::HAS_NEGATIVE_STEPS {
+                continue;
+            }
+            let mut steps = quotient(moved(&self.bounds[pivot]), *number);
+            let fits = above.iter().zip(&*self.bounds).all(|(above, bounds)| {
+                let step = (steps[0] + steps[1]) / 2.0;
+                let (number, _) = numbers.nearest(above / step);
+                let [from, to] = moved(bounds);
+                if number == 0.0 {
+                    return from <= 0.0 && to >= 0.0;
+                }
+                let [from, to] = quotient([from, to], number);
+                steps = [steps[0].max(from), steps[1].min(to)];
+                steps[0] <= steps[1]
+            });
+            let Some(step) = fits.then(|| shortest(steps, B::STEP_BITS)).flatten() else {
+                continue;
+            };
+            block.set_scale(sub, step as f32, offset);
+            if f64::from(block.step(sub)) != step {
+                continue;
+            }
+            for (level, above) in self.levels.iter_mut().zip(&above) {
+                *level = numbers.nearest(above / step).1;
+            }
+            return true;
+        }
+        false
+    }
 }
 
 /// The least weight, which has level 0 where blocks have an offset.

@@ -216,6 +216,17 @@ fn a_published_nvfp4_model_is_a_base() {
     let from_whole = from_whole["models"][0]["statistics"]["kld"]["value"].as_f64();
     assert!(from_whole.unwrap() < 0.5, "{from_whole:?}");
 
+    // So are the weights that `diff` compares.
+    let differences = quantier("diff whole.gguf m.gguf --json")
+        .current_dir(dir.path())
+        .assert();
+    let found: serde_json::Value =
+        serde_json::from_slice(&differences.get_output().stdout).unwrap();
+    let changed = found["tensors"].as_array().unwrap();
+    let query = changed.iter().find(|c| c["name"] == "blk.0.attn_q.weight");
+    let relative = query.unwrap()["relative_rmse"].as_f64().unwrap();
+    assert!((0.01..0.2).contains(&relative), "{relative}");
+
     let (file, nats, notes) = made(dir.path(), "--bpw 5.5 --types q3_K,q4_K,q6_K,q8_0");
     assert!(notes.contains("are quantized already"), "{notes}");
     let all = matrices(&file);
