@@ -335,7 +335,7 @@ fn cases_of_attention<'c>() -> Vec<Case<'c>> {
             slopes: alibi.map(|bias| alibi_slopes(4, bias).into()),
         };
         let of_derivative = scores.clone();
-        let heads = |x: &[Vec<f32>]| Heads {
+        let heads = move |x: &[Vec<f32>]| Heads {
             heads: 4,
             kv_heads: 2,
             query: Rows::new(x[0].clone(), 6),
