@@ -33,12 +33,6 @@ pub const KINDS: &[Kind] = &[
     Kind::BitNet,
 ];
 
-/// Types of safetensors.
-pub const DTYPES: &[&str] = &[
-    "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "I64", "I32", "I16", "I8", "U8",
-    "BOOL",
-];
-
 /// Bytes of a number of a type.
 fn width(dtype: &str) -> u64 {
     match dtype {
@@ -112,9 +106,8 @@ impl Model {
             ),
             Kind::Packed { bits } => {
                 let words = |codes: u64| codes.div_ceil(32 / bits);
-                let sizes = [rows, columns].iter().flat_map(|n| n.to_le_bytes());
                 let shape = Tensor {
-                    fixed: Some(sizes.collect()),
+                    fixed: Some([rows, columns].map(u64::to_le_bytes).concat()),
                     ..tensor("a.weight_shape", "I64", &[2])
                 };
                 (
