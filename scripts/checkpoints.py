@@ -19,6 +19,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import expert_checkpoints
 import torch
 from quantized import QUANTIZED, REFUSED, write_files
 from safetensors.torch import save_file
@@ -2124,6 +2125,7 @@ PLAIN = {
 }
 
 
+CHECKPOINTS |= expert_checkpoints.makers(sys.modules[__name__])
 CARD = "Card-Llama-7M-Chat-v0.3"
 
 
@@ -2149,7 +2151,7 @@ def enliven(name, tensors):
         if key.endswith("relative_pe.slopes") or w.dtype == torch.uint8:
             continue
         w32 = w.float().clamp(-0.2, 0.2)
-        plus_one = name.startswith("gemma") or name.startswith(("qwen35", "qwen3next")) and "linear_attn" not in key
+        plus_one = name.startswith("gemma") or name.startswith(("qwen35", "qwen3next", "step35", "minimax-m3")) and "linear_attn" not in key
         if w.dim() == 1 and key.endswith(".weight") and not plus_one:
             w32 += 1.0
         elif key.endswith("A_log"):
@@ -2157,13 +2159,14 @@ def enliven(name, tensors):
             w32 = 20.0 * w32 - 2.0
         elif key.endswith(".D"):
             w32 += 1.0
-        elif key.endswith("sinks"):
+        elif key.endswith(("sinks", "sink_bias")):
             # As large as the largest scores.
             w32 *= 20.0
         elif "experts.gate_up_proj" in key and name.startswith("gpt-oss"):
             # Beyond the limit of activations, now and then.
             w32 *= 4.0
-        elif "conv1d" in key or "conv.conv" in key or key.endswith(("expert_bias", "router.bias", "score_correction_bias")):
+        elif "conv1d" in key or "conv.conv" in key or key.endswith(
+                ("expert_bias", "router.bias", "router_bias", "score_correction_bias")):
             w32 *= 5.0
         elif key.startswith(("word_embeddings", "transformer.word_embeddings")):
             # BLOOM's and Falcon's, which are the output matrix too: logits would be beyond all sense.
@@ -2278,6 +2281,24 @@ def write_bpe_bos(folder):
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "legacy": True}
     path.write_text(json.dumps(config, indent=2))
+
+
+def write_laguna(folder):
+    """The end of a turn is no special token, and the template includes another file."""
+    write_bpe(folder, ["</assistant>"])
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    for token in tokenizer["added_tokens"]:
+        token["special"] = token["content"] != "</assistant>"
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False))
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+
+
+def write_hunyuan_moe(folder):
+    """Ranks of tiktoken, and the program of their tokenizer."""
+    import small_vocabularies
+
+    small_vocabularies.tiktoken(folder, "hy.tiktoken", small_vocabularies.HUNYUAN, twice=True)
 
 
 def write_muse(folder):
@@ -2426,7 +2447,8 @@ def make(out, name, lively=False):
     stem = "consolidated" if is_mistral else "model"
     write_weights(folder, as_views(tensors) if is_torch else tensors, files, "pytorch_model" if is_torch else stem)
     {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
-     "glm": write_glm, "glm-moe": write_glm_moe, "bpe-bos": write_bpe_bos, "muse": write_muse, "hf": write_hf, "hf-bare": lambda folder: write_hf(folder, False),
+     "glm": write_glm, "glm-moe": write_glm_moe, "bpe-bos": write_bpe_bos, "laguna": write_laguna,
+     "hunyuan-moe": write_hunyuan_moe, "muse": write_muse, "hf": write_hf, "hf-bare": lambda folder: write_hf(folder, False),
      "plamo": write_plamo, "llada": write_llada}[tokenizer](folder)
     if name.startswith("minimax"):
         (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")

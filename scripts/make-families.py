@@ -28,6 +28,7 @@ OTHER_BPW = {"starcoder": 7.5, "glm-ocr": 6.0, "exaone45": 6.0, "exaone45-shared
 UNBLOCKED = {name: 16.0 for name in ("qwen2", "internvl", "qwen2vl", "qwen25vl", "qwen2-bin-tied")}
 # Not causal, or not text models: converted, but not measured.
 UNMEASURED = {"llada", "dream", "qwen3-reranker", "qwen3-reranker-untied",
+              "llada-moe", "rnd1", "smallthinker", "smallthinker-whole", "grovemoe", "minicpm3",
               # llama.cpp never finishes a token of it.
               "plamo2"}
 # Without the blocks for multi-token prediction of similar checkpoints.

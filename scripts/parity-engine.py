@@ -52,6 +52,16 @@ CASES |= {"phi3-beyond-4096": ("phi3-long", 4608, 2), "llama3-odd-context": ("ll
           "qwen35-odd-context": ("qwen35", 333, 5),
           "kimi-linear-odd-context": ("kimi-linear", 333, 5), "refmodel": ("refmodel", 512, 8)}
 
+# Mixtures of experts. Where there are windows, chunks are longer.
+CASES |= {name: (name, 512, 4) for name in (
+    "hy_v3", "hy_v3-f16", "bailingmoe", "bailingmoe-f16", "bailingmoe2", "bailingmoe2-f32", "ernie4_5-moe",
+    "ernie4_5-moe-bare", "olmoe", "phi3-moe", "dots1", "dots1-sparse", "laguna", "laguna-elements", "exaone-moe",
+    "exaone-moe-bare", "afmoe", "afmoe-bare", "mellum", "mellum-whole", "llama4-vision", "maple", "dbrx", "cohere2moe", "hunyuan-moe", "mimo2",
+    "mimo2-fused", "step35", "step35-vision", "minimax-m3", "minimax-m3-vision",
+    "cohere2moe-bare", "granite_swa", "granite_swa-experts")}
+# Llama 4 cuts texts into parts of 8192 tokens.
+CASES |= {"llama4": ("llama4", 8704, 1)}
+
 # Only the reference's table of GELU is in f16.
 EXACT = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
 # The reference's last lines are sometimes lost; maximum number of runs.

@@ -4,13 +4,14 @@
 
 use super::config::{Config, Result, wrong_kind};
 use super::decoder::{Decoder, DeltaHeads, Needs, Recurrence, Router, Sections};
+use super::experts::{DENSE_LAYERS, EXPERT_LENGTH, SHARED_EXPERTS};
 use super::kimi::{BY_QUERY_HEAD, DELTA_KERNELS, KEYS_AND_VALUES, RANK};
 use super::llama::{BUFFERS, GATED_FFN, NORMS};
 use super::nextn::{NEXTN, PREDICT_LAYERS};
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_numbers};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flag, set_numbers};
 use super::qwen::EXPERTS;
 use super::recipes::Op::{self, Exp, Reshape, Transpose};
-use super::recipes::Size::{Any, Experts, Hidden, Number, Queries, QueryHeads};
+use super::recipes::Size::{Any, Experts, Head, Hidden, Number, Queries, QueryHeads};
 use super::recipes::{Input, Output, Recipe, When};
 use super::{Architecture, Keys, Parameter, nothing_generated};
 use quantier_gguf::gguf::{Array, Value, ValueType};
@@ -37,6 +38,7 @@ pub(super) static BAILING_MOE3: Architecture = Architecture {
         LATENT_ATTENTION,
         GATED_FFN,
         EXPERTS,
+        EXPERT_BIAS,
         SHARED_EXPERTS,
         NEXTN,
         BLOCK_NORM,
@@ -77,6 +79,7 @@ pub(super) static BAILING_MOE3_VL: Architecture = Architecture {
         LATENT_ATTENTION,
         GATED_FFN,
         EXPERTS,
+        EXPERT_BIAS,
         SHARED_EXPERTS,
         NEXTN,
         BLOCK_NORM,
@@ -100,21 +103,21 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::U32("rope.dimension_count", &["qk_rope_head_dim"]),
 ];
 
+/// Whether the weights of the chosen experts are made to sum up to 1.
+pub(super) const NORMALIZED: Parameter = Parameter::Computed(|config, keys| {
+    set_flag(config, keys, "expert_weights_norm", "norm_topk_prob")
+});
+
 const EXPERT_PARAMETERS: &[Parameter] = &[
-    Parameter::U32("expert_feed_forward_length", &["moe_intermediate_size"]),
+    EXPERT_LENGTH,
     Parameter::U32(
         "expert_shared_feed_forward_length",
         &["moe_shared_expert_intermediate_size"],
     ),
     Parameter::OrU32("expert_shared_count", &["num_shared_experts"], 1),
-    Parameter::U32("leading_dense_block_count", &["first_k_dense_replace"]),
+    DENSE_LAYERS,
     Parameter::F32("expert_weights_scale", &["routed_scaling_factor"]),
-    Parameter::Computed(|config, keys| {
-        let normalized = config.get("norm_topk_prob");
-        let normalized = normalized.ok_or("field 'norm_topk_prob' is missing")?;
-        keys.set("expert_weights_norm", Value::Bool(*normalized == true));
-        Ok(())
-    }),
+    NORMALIZED,
     Parameter::Computed(|config, keys| {
         limits(config, keys, "expert_swiglu_limit_list", "swiglu_clamp_exp")?;
         let field = "share_expert_swiglu_limit_list";
@@ -211,7 +214,7 @@ fn sections(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-const EMBEDDINGS: &[Recipe] = &[
+pub(super) const EMBEDDINGS: &[Recipe] = &[
     Recipe::rename("model.word_embeddings", "token_embd", &[Any, Hidden]),
     Recipe::rename("lm_head", "output", &[Any, Hidden]),
 ];
@@ -297,7 +300,7 @@ const DELTA_ATTENTION: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.attention.o_norm",
         "blk.{}.ssm_norm",
-        &[super::recipes::Size::Head],
+        &[Head],
     ),
 ];
 
@@ -351,31 +354,15 @@ const LATENT_ATTENTION: &[Recipe] = &[
     .when(When::Layers(has_latent_attention)),
 ];
 
-const SHARED_EXPERTS: &[Recipe] = &[
-    Recipe::rename(
-        "model.layers.{}.mlp.gate.expert_bias",
-        "blk.{}.exp_probs_b.bias",
-        &[Experts],
-    ),
-    Recipe::rename(
-        "model.layers.{}.mlp.shared_experts.gate_proj",
-        "blk.{}.ffn_gate_shexp",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.mlp.shared_experts.up_proj",
-        "blk.{}.ffn_up_shexp",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.mlp.shared_experts.down_proj",
-        "blk.{}.ffn_down_shexp",
-        &[Hidden, Any],
-    ),
-];
+/// What is added to the probabilities of experts where they are chosen.
+pub(super) const EXPERT_BIAS: &[Recipe] = &[Recipe::rename(
+    "model.layers.{}.mlp.gate.expert_bias",
+    "blk.{}.exp_probs_b.bias",
+    &[Experts],
+)];
 
 /// The norm behind a block for a further token.
-const BLOCK_NORM: &[Recipe] = &[Recipe::rename(
+pub(super) const BLOCK_NORM: &[Recipe] = &[Recipe::rename(
     "model.layers.{}.final_layernorm",
     "blk.{}.layer_output_norm",
     &[Hidden],

@@ -1,11 +1,15 @@
-//! Command-R and R7B: attention and feed-forward network side by side, norms without biases.
+//! Command-R, R7B and North: attention and feed-forward network side by side, norms without biases.
 
-use super::decoder::{Decoder, Layout, Norm, Unrotated, Window};
-use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::config::{Config, Result, wrong_kind};
+use super::decoder::{Decoder, Layout, Listed, Needs, Norm, Router, Unrotated, Window};
+use super::experts::{DENSE_FFN, SHARED_EXPERTS};
+use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, PLAIN_ATTENTION};
+use super::nextn::{NEXTN, PREDICT_LAYERS};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags};
+use super::qwen::EXPERTS;
 use super::recipes::Size::{Any, Head, Hidden, KeyHeads, QueryHeads};
 use super::recipes::When;
-use super::{Architecture, Parameter, Recipe, nothing_generated};
+use super::{Architecture, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
@@ -41,6 +45,106 @@ pub(super) static COHERE2: Architecture = Architecture {
     },
     ..COMMAND_R
 };
+
+/// North: experts behind dense layers, the mean of what they and shared ones make, blocks for further
+/// tokens.
+pub(super) static COHERE2_MOE: Architecture = Architecture {
+    classes: &["Cohere2MoeForCausalLM"],
+    name: "cohere2moe",
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        MOE_PARAMETERS,
+        PREDICT_LAYERS,
+        &[
+            Parameter::U32("rope.dimension_count", &["head_dim"]),
+            UNSCALED,
+        ],
+    ],
+    tensors: &[
+        EMBEDDINGS,
+        NORM,
+        PLAIN_ATTENTION,
+        DENSE_FFN,
+        EXPERTS,
+        SHARED_EXPERTS,
+        NEXTN,
+        BUFFERS,
+    ],
+    decoder: Decoder {
+        norm_by_epsilon: true,
+        router: Router::LISTED,
+        shared_scale: 0.5,
+        window: Window::Listed(Listed {
+            stretched: true,
+            first: true,
+            ..Listed::THREE_OF_FOUR
+        }),
+        unrotated: Unrotated::UnwindowedBehindDense,
+        needs: Needs {
+            optional: &["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"],
+            ..Needs::WEIGHTS
+        },
+        ..COMMAND_R.decoder
+    },
+    ..COMMAND_R
+};
+
+const MOE_PARAMETERS: &[Parameter] = &[
+    Parameter::F32("logit_scale", &["logit_scale"]),
+    Parameter::U32("attention.sliding_window", &["sliding_window"]),
+    Parameter::Computed(|config, keys| {
+        let flags = config.sliding_layers();
+        let flags = flags.ok_or("field 'layer_types' is missing")?;
+        set_flags(keys, "attention.sliding_window_pattern", flags);
+        Ok(())
+    }),
+    Parameter::U32("vocab_size", &["vocab_size"]),
+    Parameter::U32("expert_feed_forward_length", &["intermediate_size"]),
+    Parameter::Computed(|config, keys| {
+        let kinds = config
+            .get("mlp_layer_types")
+            .and_then(|kinds| kinds.as_array());
+        let dense = match kinds {
+            Some(kinds) => kinds.iter().take_while(|kind| **kind == "dense").count() as u32,
+            None => config
+                .optional_u32(&["first_k_dense_replace"])?
+                .unwrap_or(0),
+        };
+        keys.set("leading_dense_block_count", Value::U32(dense));
+        let normalized = config
+            .get("norm_topk_prob")
+            .is_some_and(|norm| *norm == true);
+        keys.set("expert_weights_norm", Value::Bool(normalized));
+        Ok(())
+    }),
+    Parameter::Computed(shared),
+];
+
+fn shared(config: &Config, keys: &mut Keys) -> Result<()> {
+    let Some(count @ 1..) = config.optional_u32(&["num_shared_experts"])? else {
+        return Ok(());
+    };
+    const FIELD: &str = "shared_expert_combination_strategy";
+    if let Some(way) = config.get(FIELD).filter(|way| **way != "average") {
+        return Err(wrong_kind(FIELD, way, "'average'"));
+    }
+    let width = config.u32(&["intermediate_size"])?.checked_mul(count);
+    let width = width.ok_or("the shared experts are wider than 32 bits say")?;
+    keys.set("expert_shared_count", Value::U32(count));
+    keys.set("expert_shared_feed_forward_length", Value::U32(width));
+    Ok(())
+}
+
+const NORM: &[Recipe] = &[
+    Recipe::rename("model.norm", "output_norm", &[Hidden]),
+    Recipe::rename(
+        "model.layers.{}.input_layernorm",
+        "blk.{}.attn_norm",
+        &[Hidden],
+    ),
+];
 
 const COHERE2_PARAMETERS: &[Parameter] = &[
     Parameter::F32("logit_scale", &["logit_scale"]),

@@ -347,6 +347,17 @@ impl Config {
         part.ok_or_else(|| format!("'{PART}' of '{kind}' is missing in 'rope_parameters'"))
     }
 
+    /// The same, or this where the kind does not say it; None if there is no such kind.
+    ///
+    /// # Errors
+    /// If it is no number.
+    pub(crate) fn rope_part_or(&self, kind: &str, by_default: f64) -> Result<Option<f64>> {
+        let parameters = self.rope.get(kind).and_then(Value::as_object);
+        let part = parameters.map(|parameters| number_in(parameters, "partial_rotary_factor"));
+        let part = part.transpose()?;
+        Ok(part.map(|part| part.unwrap_or(by_default)))
+    }
+
     /// `rope_parameters` (or `rope_scaling`) with the parameters that older files keep at the root.
     fn rope_parameters(&self) -> Result<Map<String, Value>> {
         const THETA: &[&str] = &[
@@ -376,7 +387,13 @@ impl Config {
             return Ok(rope);
         }
         let at_root = |names| self.first(names).map(|(_, value)| value.clone());
-        if let Some(theta) = at_root(LOCAL_THETA) {
+        // Of layers that see everything, then of layers with windows.
+        let theta = at_root(THETA);
+        let (theta, windowed) = match theta.as_ref().and_then(Value::as_array).map(Vec::as_slice) {
+            Some([all, windowed, ..]) => (Some(all.clone()), Some(windowed.clone())),
+            _ => (theta, at_root(LOCAL_THETA)),
+        };
+        if let Some(theta) = windowed {
             rope.insert(
                 "sliding_attention".into(),
                 serde_json::json!({ "rope_theta": theta }),
@@ -384,7 +401,7 @@ impl Config {
         }
         let old_type = rope.get("type").filter(|t| !t.is_null()).cloned();
         let additions = [
-            ("rope_theta", at_root(THETA)),
+            ("rope_theta", theta),
             ("rope_type", old_type),
             ("partial_rotary_factor", at_root(PARTIAL)),
             (

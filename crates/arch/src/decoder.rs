@@ -6,14 +6,20 @@
 pub struct Decoder {
     /// How activations are normalized.
     pub norm: Norm,
+    /// Whether the kind of epsilon in the metadata tells the kind of norm.
+    pub norm_by_epsilon: bool,
     /// How positions enter queries and keys.
     pub rope: Rope,
     /// How the pairs of a head are shared out to the dimensions of pictures.
     pub sections: Sections,
     /// What stands between the matrices of the feed-forward network.
     pub activation: Activation,
+    /// Whether the limits of activations that the metadata list stand in front of the activation.
+    pub limits_in_front: bool,
     /// The limit of activations in every feed-forward network that the metadata give none.
     pub limit: Option<Limit>,
+    /// What makes the factors of a gate of the heads' outputs.
+    pub gate: Activation,
     /// How a layer's blocks follow each other.
     pub layout: Layout,
     /// Whether embeddings are multiplied by the square root of their length.
@@ -22,10 +28,20 @@ pub struct Decoder {
     pub normalized_embeddings: bool,
     /// How routers weigh experts.
     pub router: Router,
+    /// What experts and shared ones make together is multiplied by this.
+    pub shared_scale: f32,
     /// Which layers see only the last tokens.
     pub window: Window,
     /// Which layers do not rotate.
     pub unrotated: Unrotated,
+    /// Whether the metadata say where YaRN passes from extrapolation to interpolation.
+    pub yarn_betas: bool,
+    /// Whether layers that see everything rotate half as much of a head as the metadata say.
+    pub half_rotated: bool,
+    /// Which queries and keys are divided by the root of their mean square, behind their rotation.
+    pub unit_heads: UnitHeads,
+    /// How queries grow with their position.
+    pub tempering: Tempering,
     /// How distances are held against scores.
     pub alibi: Alibi,
     /// Whether norms of queries and keys stand behind the rotation.
@@ -53,10 +69,15 @@ pub struct Decoder {
     pub score_divisor: ScoreDivisor,
     /// How YaRN stretches scores of attention beside cosines and sines; None if it does not.
     pub score_yarn: Option<ScoreYarn>,
+    /// Whether an indexer chooses the blocks of tokens that attention sees, all of them in contexts
+    /// that are no longer than what it chooses.
+    pub chooses_blocks: bool,
     /// How indexers choose the tokens that latent attention sees; None if it sees all.
     pub indexer: Option<IndexerKind>,
     /// Whether heads are rotated wholly, whatever the metadata says.
     pub rotates_whole_heads: bool,
+    /// Why models cannot be run here yet, if they cannot.
+    pub refused: Option<&'static str>,
     /// Which of its tensors a model may lack, and which it must have beside its weights.
     pub needs: Needs,
 }
@@ -153,10 +174,39 @@ pub enum Unrotated {
     Every(u32),
     /// Those that see everything, if others do not.
     Unwindowed,
+    /// Those that see everything behind the leading dense ones.
+    UnwindowedBehindDense,
+    /// Those that the metadata list; all rotate if they list none.
+    Listed,
+    /// Those that see everything, if others do not; else the last one.
+    UnwindowedOrLast,
     /// All of them, unless the model has so many layers.
     Unless(u32),
     /// All of them, if the metadata denies that the rotation was trained.
     Untuned,
+}
+
+/// Which queries and keys are divided by the root of their mean square, behind their rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnitHeads {
+    /// None are.
+    None,
+    /// Those of layers that rotate, unless the model has so many experts.
+    RotatedUnless(u32),
+}
+
+/// How queries grow with their position, so that attention stays sharp over long contexts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Tempering {
+    /// As the metadata says.
+    Listed,
+    /// In layers that do not rotate: by so much (Llama 4).
+    Unrotated {
+        /// How fast they grow.
+        strength: f32,
+        /// Positions of one factor.
+        period: u32,
+    },
 }
 
 /// How distances are held against scores (ALiBi, Press et al. 2022): the bias of the steepest head
@@ -234,6 +284,10 @@ pub struct Router {
     pub gating: Setting<Gating>,
     /// Whether the weights of the chosen experts are made to sum up to 1.
     pub normalized: Setting<bool>,
+    /// Whether experts are chosen by scores, in place of probabilities.
+    pub by_scores: bool,
+    /// Whether weights multiply what experts read, in place of what they make.
+    pub weighs_inputs: bool,
 }
 
 impl Router {
@@ -241,11 +295,14 @@ impl Router {
     pub(crate) const SOFTMAX: Router = Router {
         gating: Setting::Always(Gating::Softmax),
         normalized: Setting::Always(true),
+        by_scores: false,
+        weighs_inputs: false,
     };
     /// As the metadata says; logistic functions if it does not say it.
     pub(crate) const LISTED: Router = Router {
         gating: Setting::Listed(Gating::Sigmoid),
         normalized: Setting::Listed(false),
+        ..Router::SOFTMAX
     };
 }
 
@@ -356,6 +413,8 @@ pub enum Activation {
     Sigmoid,
     /// x times the logistic function of 1.702 x (Hendrycks and Gimpel 2016).
     QuickGelu,
+    /// The logarithm of 1 plus the exponential.
+    Softplus,
     /// xIELU (Huang and Schlag 2024), with the parameters of the metadata.
     Xielu(Xielu),
 }
@@ -406,6 +465,10 @@ pub enum Window {
     None,
     /// Those that the metadata list.
     Listed(Listed),
+    /// Of every four layers the last sees everything, the others what belongs to their own part of a
+    /// text, which is cut into parts of so many tokens; all see everything if the metadata say 0
+    /// tokens.
+    Chunks(u32),
     /// Of so many layers the last sees everything.
     Pattern {
         /// The period.
@@ -420,8 +483,10 @@ pub enum Window {
 /// Layers with windows, as the metadata list them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Listed {
-    /// If the metadata list none, the last of so many sees everything.
+    /// If the metadata list none, one of so many sees everything: the last, unless it is the first.
     pub period: u32,
+    /// Whether it is the first.
+    pub first: bool,
     /// Tokens that the others see, if the metadata does not say; no windows if neither says it.
     pub tokens: Option<u32>,
     /// Whether their rotation is stretched as that of the layers that see everything.
@@ -436,6 +501,7 @@ impl Listed {
     /// Of every four layers the first three; their rotation is not stretched.
     pub(crate) const THREE_OF_FOUR: Listed = Listed {
         period: 4,
+        first: false,
         tokens: None,
         stretched: false,
         rope_base: None,
@@ -452,16 +518,24 @@ impl Decoder {
     /// Llama's; the others are told by what differs.
     pub(crate) const LLAMA: Decoder = Decoder {
         norm: Norm::Rms,
+        norm_by_epsilon: false,
         rope: Rope::Pairs,
         sections: Sections::None,
         layout: Layout::Sequential("ffn_norm"),
         activation: Activation::Silu,
+        limits_in_front: false,
         limit: None,
+        gate: Activation::Sigmoid,
         scaled_embeddings: false,
         normalized_embeddings: false,
         router: Router::SOFTMAX,
+        shared_scale: 1.0,
         window: Window::None,
         unrotated: Unrotated::None,
+        yarn_betas: false,
+        half_rotated: false,
+        unit_heads: UnitHeads::None,
+        tempering: Tempering::Listed,
         alibi: Alibi::None,
         norms_rotated: false,
         post_norm_epsilon: None,
@@ -474,8 +548,10 @@ impl Decoder {
         output_norm: "output_norm",
         score_divisor: ScoreDivisor::Root,
         score_yarn: None,
+        chooses_blocks: false,
         indexer: None,
         rotates_whole_heads: false,
+        refused: None,
         needs: Needs::WEIGHTS,
     };
 }

@@ -36,6 +36,7 @@ pub(super) static DEEPSEEK: Architecture = Architecture {
         router: Router {
             gating: Setting::Always(Gating::Softmax),
             normalized: Setting::Always(false),
+            ..Router::SOFTMAX
         },
         ..Decoder::LLAMA
     },
@@ -91,6 +92,7 @@ pub(super) const LATENT_DECODER: Decoder = Decoder {
             others: Gating::Softmax,
         },
         normalized: Setting::Listed(false),
+        ..Router::SOFTMAX
     },
     score_yarn: Some(ScoreYarn {
         is_listed: true,
@@ -135,6 +137,7 @@ pub(super) static DEEPSEEK2_OCR: Architecture = Architecture {
         router: Router {
             gating: Setting::Listed(Gating::Softmax),
             normalized: Setting::Listed(false),
+            ..Router::SOFTMAX
         },
         rotates_whole_heads: true,
         score_yarn: None,

@@ -15,6 +15,7 @@ enum Fill {
     True,
     Text(&'static str),
     Object(&'static [(&'static str, Fill)]),
+    False,
     /// The class knows the field, and it stays null.
     Null,
     /// The value of another field; null counts as missing.
@@ -23,7 +24,7 @@ enum Fill {
     Quotient(&'static str, &'static str),
 }
 
-use self::Fill::{Float, Int, Null, Object, Quotient, SameAs, Text, True};
+use self::Fill::{False, Float, Int, Null, Object, Quotient, SameAs, Text, True};
 
 /// A configuration class.
 struct Class {
@@ -117,6 +118,36 @@ static CLASSES: &[Class] = &[
     class!("olmo": vocab_size = Int(50_304), hidden_size = Int(4096), intermediate_size = Int(11_008),
         num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = HEADS,
         max_position_embeddings = Int(2048), rope_theta = Float(10_000.0), rope_scaling = Null, clip_qkv = Null),
+    class!("olmoe": vocab_size = Int(50_304), hidden_size = Int(2048), intermediate_size = Int(2048),
+        num_hidden_layers = Int(16), num_attention_heads = Int(16), num_key_value_heads = HEADS,
+        max_position_embeddings = Int(4096), rms_norm_eps = Float(1e-5), rope_theta = Float(10_000.0),
+        rope_scaling = Null, num_experts_per_tok = Int(8), num_experts = Int(64)),
+    class!("llama4_text": vocab_size = Int(202_048), hidden_size = Int(5120), intermediate_size = Int(8192),
+        intermediate_size_mlp = Int(16_384), num_hidden_layers = Int(48), num_attention_heads = Int(40),
+        num_key_value_heads = Int(8), head_dim = Int(128), max_position_embeddings = Int(131_072),
+        rms_norm_eps = Float(1e-5), rope_theta = Int(500_000), rope_scaling = Null, num_experts_per_tok = Int(1),
+        num_local_experts = Int(16), interleave_moe_layer_step = Int(1)),
+    class!("ernie4_5_moe": vocab_size = Int(103_424), hidden_size = Int(2560), intermediate_size = Int(12_288),
+        num_hidden_layers = Int(28), num_attention_heads = Int(20), num_key_value_heads = Int(4),
+        max_position_embeddings = Int(131_072), rms_norm_eps = Float(1e-5), rope_theta = Float(500_000.0),
+        rope_scaling = Null, moe_intermediate_size = Int(1536), moe_k = Int(6), moe_num_experts = Int(64),
+        moe_num_shared_experts = Int(2), moe_layer_start_index = Int(1), moe_layer_interval = Int(1)),
+    class!("phimoe": vocab_size = Int(32_064), hidden_size = Int(4096), intermediate_size = Int(6400),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = Int(8),
+        max_position_embeddings = Int(131_072), rms_norm_eps = Float(1e-5), rope_theta = Float(1e6),
+        rope_scaling = Null, sliding_window = Null, num_experts_per_tok = Int(2), num_local_experts = Int(16)),
+    class!("dots1": vocab_size = Int(152_064), hidden_size = Int(4608), intermediate_size = Int(10_944),
+        moe_intermediate_size = Int(1408), num_hidden_layers = Int(62), num_attention_heads = Int(32),
+        num_key_value_heads = Int(32), max_position_embeddings = Int(2048), rms_norm_eps = Float(1e-6),
+        rope_theta = Float(10_000.0), rope_scaling = Null, n_shared_experts = Null, n_routed_experts = Null,
+        num_experts_per_tok = Null, first_k_dense_replace = Int(0), norm_topk_prob = False, n_group = Int(1),
+        topk_group = Int(1), routed_scaling_factor = Float(1.0)),
+    class!("dbrx": d_model = Int(2048), n_heads = Int(16), n_layers = Int(24), max_seq_len = Int(2048),
+        vocab_size = Int(32_000)),
+    class!("hunyuan_v1_moe": vocab_size = Int(290_943), hidden_size = Int(4096), intermediate_size = Int(11_008),
+        num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = Int(32), head_dim = Null,
+        max_position_embeddings = Int(2048), rms_norm_eps = Float(1e-5), rope_theta = Float(10_000.0),
+        rope_scaling = Null, num_experts = Int(1), moe_topk = Int(1)),
     class!("olmo2": vocab_size = Int(50_304), hidden_size = Int(4096), intermediate_size = Int(11_008),
         num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = HEADS,
         max_position_embeddings = Int(2048), rms_norm_eps = Float(1e-5), rope_theta = Float(10_000.0),
@@ -287,6 +318,7 @@ static WRAPPERS: &[Wrapper] = &[
     wrapper("gemma3", "gemma3_text", false, false),
     wrapper("idefics3", "llama", true, false),
     wrapper("internvl", "qwen2", true, false),
+    wrapper("llama4", "llama4_text", false, false),
     wrapper("lfm2_vl", "lfm2", true, false),
     wrapper("llava", "llama", true, false),
     wrapper("mistral3", "mistral", true, false),
@@ -381,7 +413,7 @@ fn complete_class(fields: &mut Map<String, Value>, model_type: &str) -> Result<(
     for (name, default) in class.fields {
         let there = fields.get(*name).is_some_and(|value| match default {
             SameAs(_) | Quotient(..) => !value.is_null(),
-            Int(_) | Float(_) | True | Text(_) | Object(_) | Null => true,
+            Int(_) | Float(_) | True | False | Text(_) | Object(_) | Null => true,
         });
         if !there {
             let value = default.value(fields)?;
@@ -420,6 +452,7 @@ impl Fill {
                     |(name, fill): &(&str, Fill)| Ok(((*name).to_owned(), fill.value(fields)?));
                 Value::Object(fills.iter().map(filled).collect::<Result<_>>()?)
             }
+            False => false.into(),
             Null => Value::Null,
             SameAs(other) => fields.get(other).cloned().unwrap_or_default(),
             Quotient(of, by) => match whole(by)? {

@@ -1,11 +1,14 @@
-//! ERNIE 4.5: Llama whose matrices may be fused, in front of its name another prefix.
+//! ERNIE 4.5: Llama whose matrices may be fused, in front of its name another prefix; with experts or
+//! without.
 
-use super::decoder::{Decoder, Rope, Sections};
+use super::decoder::{Decoder, Needs, Rope, Sections};
+use super::experts::{GATE_UP_DOWN, ROUTER, SHARED_EXPERTS};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Size::{Any, FeedForward, Hidden, Keys, Queries};
 use super::recipes::{Input, Op, Output, Recipe, Size};
-use super::{Architecture, nothing_generated};
+use super::{Architecture, Parameter, nothing_generated};
+use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
 pub(super) static ERNIE4_5: Architecture = Architecture {
@@ -36,6 +39,73 @@ pub(super) static PADDLEOCR: Architecture = Architecture {
     },
     ..ERNIE4_5
 };
+
+/// Mixtures of experts behind dense layers.
+pub(super) static ERNIE4_5_MOE: Architecture = Architecture {
+    classes: &["Ernie4_5_MoeForCausalLM"],
+    name: "ernie4_5-moe",
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, EXPERT_PARAMETERS],
+    tensors: &[
+        FURTHER_TOKENS,
+        EMBEDDINGS,
+        NORMS,
+        PLAIN_ATTENTION,
+        GATED_FFN,
+        ROUTER,
+        EXPERT_BIAS,
+        GATE_UP_DOWN,
+        SHARED_EXPERTS,
+        BUFFERS,
+    ],
+    decoder: Decoder {
+        needs: Needs {
+            optional: &[
+                "exp_probs_b",
+                "ffn_gate_shexp",
+                "ffn_up_shexp",
+                "ffn_down_shexp",
+            ],
+            ..Needs::WEIGHTS
+        },
+        ..Decoder::LLAMA
+    },
+    ..ERNIE4_5
+};
+
+const EXPERT_PARAMETERS: &[Parameter] = &[
+    Parameter::U32("expert_count", &["moe_num_experts"]),
+    Parameter::U32("expert_used_count", &["moe_k"]),
+    Parameter::U32("interleave_moe_layer_step", &["moe_layer_interval"]),
+    Parameter::U32("leading_dense_block_count", &["moe_layer_start_index"]),
+    Parameter::OptionalU32("expert_feed_forward_length", &["moe_intermediate_size"]),
+    Parameter::OptionalU32("expert_shared_count", &["moe_num_shared_experts"]),
+    Parameter::Computed(|config, keys| {
+        let count = config.optional_u32(&["moe_num_shared_experts"])?;
+        let (width, heads) = (
+            config.optional_u32(&["intermediate_size"])?,
+            config.optional_u32(&["num_key_value_heads"])?,
+        );
+        if let (Some(1..), Some(width), Some(heads)) = (count, width, heads) {
+            // As the reference has it: not the width of the shared experts, unless by chance.
+            let width = width.checked_div(heads);
+            let width = width.ok_or("field 'num_key_value_heads' is 0")?;
+            keys.set("expert_shared_feed_forward_length", Value::U32(width));
+        }
+        Ok(())
+    }),
+];
+
+/// Blocks for further tokens, which llama.cpp does not run.
+const FURTHER_TOKENS: &[Recipe] = &[Recipe::leave_out(
+    "model.mtp_*",
+    "the block for multi-token prediction",
+)];
+
+const EXPERT_BIAS: &[Recipe] = &[Recipe::rename(
+    "model.layers.{}.mlp.moe_statics.e_score_correction.bias",
+    "blk.{}.exp_probs_b.bias",
+    &[],
+)];
 
 const HEADS: &[Size] = &[Queries, Keys, Keys];
 const HALVES: &[Size] = &[FeedForward, FeedForward];

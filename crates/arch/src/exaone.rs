@@ -1,15 +1,16 @@
 //! EXAONE 3.5: Llama under other names. EXAONE 4 and 4.5: norms behind each half of a layer; windows,
-//! and rotation only within them, in the model of 64 layers.
+//! and rotation only within them, in the model of 64 layers. K-EXAONE: experts, windows in all models.
 
 use super::config::Result;
-use super::decoder::{Decoder, Listed, Rope, Unrotated, Window};
+use super::decoder::{Decoder, Listed, Needs, Rope, Router, Unrotated, Window};
+use super::experts::{EXPERT_LENGTH, SELECTION_BIAS, SHARED_EXPERTS};
 use super::llama::{
-    BUFFERS, EMBEDDINGS, GATED_FFN, PLAIN_ATTENTION, rope_factors, rope_factors_by,
+    BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION, rope_factors, rope_factors_by,
 };
 use super::nextn::{NEXTN, PREDICT_LAYERS};
 use super::olmo::POST_NORMS;
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated_part, set_flags};
-use super::qwen::HEAD_NORMS;
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated_part, set_flag, set_flags};
+use super::qwen::{EXPERTS, HEAD_NORMS};
 use super::recipes::Size::{Any, Hidden, Keys as KeyRows, Queries};
 use super::{Architecture, Config, Keys, Parameter, Recipe};
 use quantier_gguf::gguf::Value;
@@ -121,6 +122,68 @@ pub(super) static EXAONE4: Architecture = Architecture {
         ..Decoder::LLAMA
     },
 };
+
+/// K-EXAONE: experts behind dense layers, norms in front of each half of a layer.
+pub(super) static EXAONE_MOE: Architecture = Architecture {
+    classes: &["ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM"],
+    name: "exaone-moe",
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        PARAMETERS,
+        EXPERT_PARAMETERS,
+    ],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        PLAIN_ATTENTION,
+        HEAD_NORMS,
+        GATED_FFN,
+        SELECTION_BIAS,
+        EXPERTS,
+        SHARED_EXPERTS,
+        NEXTN,
+        BUFFERS,
+    ],
+    decoder: Decoder {
+        router: Router::LISTED,
+        window: Window::Listed(Listed {
+            tokens: Some(128),
+            stretched: true,
+            ..Listed::THREE_OF_FOUR
+        }),
+        needs: Needs::OWN_OUTPUT,
+        ..EXAONE4.decoder
+    },
+    ..EXAONE4
+};
+
+const EXPERT_PARAMETERS: &[Parameter] = &[
+    EXPERT_LENGTH,
+    Parameter::U32("expert_shared_count", &["num_shared_experts"]),
+    Parameter::Computed(|config, keys| {
+        let count = config.u32(&["num_shared_experts"])?;
+        let width = config.u32(&["moe_intermediate_size"])?.checked_mul(count);
+        let width = width.ok_or("the shared experts are wider than 32 bits say")?;
+        keys.set("expert_shared_feed_forward_length", Value::U32(width));
+        Ok(())
+    }),
+    Parameter::F32("expert_weights_scale", &["routed_scaling_factor"]),
+    Parameter::Computed(|config, keys| {
+        set_flag(config, keys, "expert_weights_norm", "norm_topk_prob")
+    }),
+    Parameter::OrU32(
+        "leading_dense_block_count",
+        &["first_k_dense_replace", "first_last_k_dense_replace"],
+        0,
+    ),
+    Parameter::Computed(|config, keys| {
+        keys.set("nextn_predict_layers", Value::U32(config.nextn()));
+        Ok(())
+    }),
+    Parameter::ConstantStr("rope.scaling.type", "none"),
+];
 
 /// EXAONE 4.5's text model: EXAONE 4 with blocks for further tokens.
 pub(super) static EXAONE4_5: Architecture = Architecture {

@@ -38,13 +38,12 @@ pub(super) static GPT_OSS: Architecture = Architecture {
         router: Router {
             gating: Setting::Always(Gating::ChosenSoftmax),
             normalized: Setting::Always(false),
+            ..Router::SOFTMAX
         },
         window: Window::Listed(Listed {
             period: 2,
-            tokens: None,
             stretched: true,
-            rope_base: None,
-            layers: None,
+            ..Listed::THREE_OF_FOUR
         }),
         needs: Needs {
             biases: &[

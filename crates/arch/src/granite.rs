@@ -1,11 +1,11 @@
 //! IBM's Granite: Llama with four multipliers; its hybrids with Mamba-2, and Bamba.
 
 use super::config::{Config, Result, wrong_kind};
-use super::decoder::{Decoder, Mamba2Layers, Needs, Recurrence, Unrotated};
+use super::decoder::{Decoder, Listed, Mamba2Layers, Needs, Recurrence, Unrotated, Window};
 use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, rope_factors};
 use super::mamba2::{CONTEXT, Sizes, nonzero, set_size, state_space};
-use super::parameters::{COMMON, FILE_TYPE, SHARED_ROPE_DIMENSIONS, set_numbers};
-use super::recipes::Size::{self, Any, FeedForward, Field, Hidden, Product};
+use super::parameters::{COMMON, FILE_TYPE, SHARED_ROPE_DIMENSIONS, set_flags, set_numbers};
+use super::recipes::Size::{self, Any, FeedForward, Field, Hidden, Product, QueryHeads};
 use super::recipes::{Input, Op, Output, Recipe, When};
 use super::{Architecture, Keys, Parameter};
 use quantier_gguf::gguf::Value;
@@ -65,6 +65,107 @@ pub(super) static GRANITE_MOE: Architecture = Architecture {
     },
     ..GRANITE
 };
+
+/// Attention with sinks and windows, layers without rotation, with experts or without.
+pub(super) static GRANITE_SWA: Architecture = Architecture {
+    classes: &["GraniteSWAForCausalLM", "GraniteMoeSWAForCausalLM"],
+    name: "granite_swa",
+    parameters: &[COMMON, FILE_TYPE, PARAMETERS, WINDOWS, SHARED],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        ATTENTION,
+        SINKS,
+        GATED_FFN,
+        FUSED_EXPERTS,
+        BUFFERS,
+    ],
+    decoder: Decoder {
+        unrotated: Unrotated::Listed,
+        window: Window::Listed(Listed {
+            stretched: true,
+            ..Listed::THREE_OF_FOUR
+        }),
+        needs: Needs {
+            optional: &["ffn_up_shexp", "ffn_down_shexp"],
+            ..Needs::WEIGHTS
+        },
+        ..GRANITE.decoder
+    },
+    ..GRANITE
+};
+
+const WINDOWS: &[Parameter] = &[
+    Parameter::OrU32("attention.sliding_window", &["sliding_window"], 128),
+    Parameter::Computed(|config, keys| {
+        let layers = 0..config.blocks()?;
+        let flags = match config.sliding_layers().filter(|flags| !flags.is_empty()) {
+            Some(flags) => flags,
+            None => layers.map(|layer| layer % 4 != 0).collect(),
+        };
+        set_flags(keys, "attention.sliding_window_pattern", flags);
+        let rotated = config
+            .get("no_rope_layers")
+            .and_then(|list| list.as_array());
+        if let Some(rotated) = rotated.filter(|list| !list.is_empty()) {
+            let flags = rotated.iter().map(|flag| *flag != 0 && *flag != false);
+            set_flags(keys, "attention.rope_pattern", flags);
+        }
+        Ok(())
+    }),
+];
+
+const SINKS: &[Recipe] = &[Recipe::rename(
+    "model.layers.{}.self_attn.sinks",
+    "blk.{}.attn_sinks.weight",
+    &[QueryHeads],
+)];
+
+/// Rows of gate and up stay in one matrix.
+const FUSED_EXPERTS: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.block_sparse_moe.router",
+        "blk.{}.ffn_gate_inp",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.block_sparse_moe.router.layer",
+        "blk.{}.ffn_gate_inp",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.block_sparse_moe.experts.gate_up_proj",
+        "blk.{}.ffn_gate_up_exps.weight",
+        &[Any, BOTH, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.block_sparse_moe.experts.down_proj",
+        "blk.{}.ffn_down_exps.weight",
+        &[Any, Hidden, FeedForward],
+    ),
+    Recipe::rename(
+        "model.layers.{}.block_sparse_moe.input_linear.weight",
+        "blk.{}.ffn_gate_up_exps.weight",
+        &[Any, BOTH, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.block_sparse_moe.output_linear.weight",
+        "blk.{}.ffn_down_exps.weight",
+        &[Any, Hidden, FeedForward],
+    ),
+    Recipe::rename(
+        "model.layers.{}.shared_mlp.input_linear.weight",
+        "blk.{}.ffn_up_shexp.weight",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        SHARED_OUTPUT,
+        "blk.{}.ffn_down_shexp.weight",
+        &[Hidden, Any],
+    ),
+];
+
+const BOTH: Size = Product(&[Size::Number(2), FeedForward]);
 
 /// Hybrids without a state space, which are plain models with the keys of hybrids.
 static ATTENTION_ONLY: Architecture = Architecture {

@@ -125,7 +125,7 @@ fn sections(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-const HEAD_NORMS: &[Recipe] = &[
+pub(super) const HEAD_NORMS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.query_layernorm",
         "blk.{}.attn_q_norm",

@@ -2,7 +2,8 @@
 
 use crate::{
     Activation, Alibi, Architecture, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Recurrence,
-    Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, Unrotated, Window, Xielu,
+    Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, Tempering, UnitHeads, Unrotated,
+    Window, Xielu,
 };
 use quantier_gguf::gguf::{Metadata, Value, keys};
 
@@ -40,6 +41,9 @@ pub struct Hyper {
     /// Multi-head latent attention, which all layers with attention have; None if they have the
     /// usual one.
     pub latent: Option<LatentNumbers>,
+    /// Tokens of the longest context in which attention sees everything, where an indexer chooses
+    /// blocks of tokens; None if there is none.
+    pub longest_context: Option<usize>,
     /// The indexers of sparse attention; None if a token sees all tokens before it.
     pub indexer: Option<IndexerNumbers>,
     /// The logarithm of the least that a step keeps of a channel in a delta net, below 0; None if it
@@ -59,6 +63,8 @@ pub struct Hyper {
     pub score_scale: f32,
     /// How queries grow with their position.
     pub temperature: Option<Temperature>,
+    /// Whether queries and keys of layers that rotate are divided by the root of their mean square.
+    pub unit_heads: bool,
     /// Scores of attention are bent to stay below this.
     pub score_cap: Option<f32>,
     /// Distances are held against scores by this times each head's slope.
@@ -69,6 +75,8 @@ pub struct Hyper {
     pub embedding_scale: f32,
     /// What a block adds is multiplied by this.
     pub residual_scale: f32,
+    /// What attention adds is multiplied by this too.
+    pub value_scale: f32,
     /// Logits are multiplied by this.
     pub logit_scale: f32,
     /// Queries, keys and values are clamped to plus and minus this.
@@ -94,6 +102,10 @@ pub struct Routing {
     pub normalized: bool,
     /// Weights are multiplied by this.
     pub scale: f32,
+    /// Whether experts are chosen by scores, in place of probabilities.
+    pub by_scores: bool,
+    /// Whether weights multiply what experts read, in place of what they make.
+    pub weighs_inputs: bool,
 }
 
 /// Groups of experts of equal size. The best ones are those whose two best experts have the largest
@@ -119,6 +131,8 @@ pub struct AttentionNumbers {
     pub value_length: usize,
     /// Tokens that a token sees, itself among them; None for all.
     pub window: Option<usize>,
+    /// Whether those are the ones of its own part of the text, which is cut into parts of so many.
+    pub is_chunked: bool,
     /// Which of [`Hyper::rotations`] it takes; None if it does not rotate.
     pub rotation: Option<usize>,
 }
@@ -400,20 +414,22 @@ impl LightningNumbers {
     }
 }
 
-/// Queries are multiplied by `1 + strength * ln(1 + floor(position / period))`: attention stays
-/// sharp over long contexts.
+/// Queries are multiplied by `1 + strength * ln(1 + floor((position + offset) / period))`: attention
+/// stays sharp over long contexts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Temperature {
     /// How fast they grow.
     pub strength: f32,
     /// Positions of one factor.
     pub period: usize,
+    /// Added to positions.
+    pub offset: usize,
 }
 
 impl Temperature {
     /// The factor of a position.
     pub fn factor(&self, position: usize) -> f32 {
-        1.0 + self.strength * ((position / self.period) as f32 + 1.0).ln()
+        1.0 + self.strength * (((position + self.offset) / self.period) as f32 + 1.0).ln()
     }
 }
 
@@ -537,8 +553,9 @@ impl Keys<'_> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
-        let flag = |value: Value<'_>| match value {
-            Value::Bool(flag) => Some(flag),
+        let flag = |value: Value<'_>| match (&value, value.as_u64()) {
+            (Value::Bool(flag), _) => Some(*flag),
+            (_, Some(number @ 0..=1)) => Some(number == 1),
             _ => None,
         };
         let list = value.as_array();
@@ -789,6 +806,8 @@ impl Keys<'_> {
                 groups: self.groups(used)?,
                 normalized,
                 scale: scale.filter(|scale| *scale != 0.0).unwrap_or(1.0),
+                by_scores: router.by_scores,
+                weighs_inputs: router.weighs_inputs,
             })
         };
         used.into_iter().map(routing).collect()
@@ -968,26 +987,25 @@ impl Keys<'_> {
             .float("rope.scaling.factor")?
             .filter(|f| *f != 0.0 && kind != "none")
             .unwrap_or(1.0);
+        // llama.cpp reads them for few families.
+        let beta = |key: &str, by_default: f32| match decoder.yarn_betas {
+            true => Ok(self.float(key)?.unwrap_or(by_default)),
+            false => Ok::<_, String>(by_default),
+        };
         let mut rotation = Rotation {
             length,
             base: self.float("rope.freq_base")?.unwrap_or(10_000.0),
             scale: 1.0 / factor,
             magnitude: self.float("rope.scaling.attn_factor")?.unwrap_or(1.0),
             extrapolation: if kind == "yarn" { 1.0 } else { 0.0 },
-            beta_fast: self.float("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
-            beta_slow: self.float("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+            beta_fast: beta("rope.scaling.yarn_beta_fast", 32.0)?,
+            beta_slow: beta("rope.scaling.yarn_beta_slow", 1.0)?,
             original_context: self
                 .optional("rope.scaling.original_context_length")?
                 .unwrap_or(context),
             still: self.still(length / 2, decoder.sections)?,
             has_factors: true,
         };
-        if let Some(extrapolation) = self
-            .float("rope.scaling.yarn_ext_factor")?
-            .filter(|e| *e >= 0.0)
-        {
-            rotation.extrapolation = extrapolation;
-        }
         // NTK-aware scaling, once for all positions.
         if let Some(alpha) = self
             .float("rope.scaling.alpha")?
@@ -1043,6 +1061,11 @@ impl Hyper {
             return Err(format!(
                 "this model also sees what comes after a token, and predicts no next one: it cannot be run here \
                  ({CONVERTED})"
+            ));
+        }
+        if let Some(reason) = decoder.refused {
+            return Err(format!(
+                "models of architecture '{name}' cannot be run here yet: {reason} ({CONVERTED})"
             ));
         }
         if decoder.sections == Sections::Listed {
@@ -1132,8 +1155,12 @@ impl Hyper {
             Some(lengths) => lengths[..layers].iter().map(|length| *length > 0).collect(),
             None => vec![true; layers],
         };
+        const RMS: &str = "attention.layer_norm_rms_epsilon";
+        if decoder.norm_by_epsilon && keys.float(RMS)?.is_some_and(|epsilon| epsilon != 0.0) {
+            decoder.norm = Norm::Rms;
+        }
         let epsilon = match decoder.norm {
-            Norm::Rms => keys.float("attention.layer_norm_rms_epsilon")?,
+            Norm::Rms => keys.float(RMS)?,
             Norm::Layer => None,
         };
         let epsilon = match epsilon {
@@ -1146,6 +1173,21 @@ impl Hyper {
         let tokens = keys.optional("attention.sliding_window");
         match decoder.window {
             Window::None => {}
+            Window::Chunks(tokens_of_part) => {
+                if tokens? != Some(0) {
+                    let is_cut = |layer: usize| !(layer + 1).is_multiple_of(4);
+                    let window = |layer| Some(tokens_of_part as usize).filter(|_| is_cut(layer));
+                    windows = (0..layers).map(window).collect();
+                }
+                let base = keys
+                    .float("rope.freq_base_swa")?
+                    .unwrap_or(rotations[0].base);
+                let windowed = Rotation {
+                    base,
+                    ..rotations[0].clone()
+                };
+                rotations.push(windowed);
+            }
             Window::Pattern {
                 layers: period,
                 tokens: by_default,
@@ -1175,11 +1217,17 @@ impl Hyper {
                 let tokens = tokens.filter(|tokens| {
                     *tokens > 0 && list.layers.is_none_or(|number| number as usize == layers)
                 });
-                let listed = keys.flags("attention.sliding_window_pattern", blocks)?;
+                const PATTERN: &str = "attention.sliding_window_pattern";
+                // Some files list the layers without the blocks for further tokens.
+                let listed = keys.flags(PATTERN, layers);
+                let listed = listed.or_else(|_| keys.flags(PATTERN, blocks))?;
                 for (layer, window) in windows.iter_mut().enumerate() {
                     let is_windowed = match &listed {
                         Some(listed) => listed[layer],
-                        None => !(layer + 1).is_multiple_of(list.period as usize),
+                        None => {
+                            let number = if list.first { layer } else { layer + 1 };
+                            !number.is_multiple_of(list.period as usize)
+                        }
                     };
                     *window = tokens.filter(|_| is_windowed);
                 }
@@ -1193,17 +1241,36 @@ impl Hyper {
                     false => rotations[0].unstretched(base),
                 };
                 windowed.length = length_of("rope.dimension_count_swa", rotated)?;
+                windowed.has_factors &= list.stretched;
                 rotations.push(windowed);
             }
         }
+        if decoder.half_rotated {
+            rotations[0].length /= 2;
+        }
         let is_windowed = windows.iter().any(Option::is_some);
         let is_tuned = keys.flag("rope.scaling.finetuned")?.unwrap_or(true);
+        let dense_layers = keys.optional("leading_dense_block_count")?.unwrap_or(0);
+        let listed_rotations = match decoder.unrotated {
+            Unrotated::Listed => keys.flags("attention.rope_pattern", blocks)?,
+            _ => None,
+        };
         let rotates = |layer: usize| {
             decoder.rope != Rope::None
                 && match decoder.unrotated {
                     Unrotated::None => true,
                     Unrotated::Every(number) => !(layer + 1).is_multiple_of(number as usize),
                     Unrotated::Unwindowed => !is_windowed || windows[layer].is_some(),
+                    Unrotated::UnwindowedBehindDense => {
+                        windows[layer].is_some() || layer < dense_layers
+                    }
+                    Unrotated::Listed => listed_rotations
+                        .as_ref()
+                        .is_none_or(|rotates| rotates[layer]),
+                    Unrotated::UnwindowedOrLast => match is_windowed {
+                        true => windows[layer].is_some(),
+                        false => layer + 1 < layers,
+                    },
                     Unrotated::Unless(number) => layers == number as usize,
                     Unrotated::Untuned => is_tuned,
                 }
@@ -1214,6 +1281,7 @@ impl Hyper {
             key_length,
             value_length: latent.map_or(value_length, |latent| latent.rank),
             window: windows[layer],
+            is_chunked: matches!(decoder.window, Window::Chunks(_)),
             rotation: rotates(layer).then_some(usize::from(windows[layer].is_some())),
         };
         let of_unattended = |numbers: Recurrent| {
@@ -1265,6 +1333,7 @@ impl Hyper {
             key_length,
             value_length: latent.map_or(value_length, |latent| latent.rank),
             window: None,
+            is_chunked: false,
             rotation: (decoder.rope != Rope::None).then_some(0),
         });
         let nextn = nextn.filter(|block| {
@@ -1293,8 +1362,24 @@ impl Hyper {
             None => rotations[0].original_context,
             Some(_) => keys.optional(PERIOD)?.unwrap_or(0),
         };
-        let temperature =
-            positive(keys.float(STRENGTH)?).map(|strength| Temperature { strength, period });
+        let temperature = match decoder.tempering {
+            Tempering::Listed => positive(keys.float(STRENGTH)?).map(|strength| Temperature {
+                strength,
+                period,
+                offset: 0,
+            }),
+            Tempering::Unrotated { strength, period } => is_windowed.then_some(Temperature {
+                strength,
+                period: period as usize,
+                offset: 1,
+            }),
+        };
+        let unit_heads = match decoder.unit_heads {
+            UnitHeads::None => false,
+            UnitHeads::RotatedUnless(experts) => {
+                keys.optional("expert_count")? != Some(experts as usize)
+            }
+        };
         if temperature.is_some_and(|temperature| temperature.period == 0) {
             let needed = match decoder.score_yarn {
                 None => "rope.scaling.original_context_length",
@@ -1336,12 +1421,20 @@ impl Hyper {
             recurrent,
             latent,
             indexer,
+            longest_context: match decoder.chooses_blocks {
+                true => {
+                    let blocks = keys.number("attention.indexer.top_k")?;
+                    Some(blocks.saturating_mul(keys.number("attention.indexer.block_size")?))
+                }
+                false => None,
+            },
             decay_bound,
             has_ffn,
             epsilon: epsilon.unwrap_or(1e-5),
             rotations,
             score_scale: stretch * positive(keys.float("attention.scale")?).unwrap_or(scale),
             temperature,
+            unit_heads,
             max_alibi_bias: positive(max_alibi_bias),
             score_cap: positive(keys.float("attn_logit_softcapping")?)
                 .or((name == "gemma2").then_some(50.0)),
@@ -1349,6 +1442,7 @@ impl Hyper {
                 .or((name == "gemma2").then_some(30.0)),
             embedding_scale: positive(keys.float("embedding_scale")?).unwrap_or(embedding_scale),
             residual_scale: positive(keys.float("residual_scale")?).unwrap_or(1.0),
+            value_scale: positive(keys.float("attention.value_scale")?).unwrap_or(1.0),
             logit_scale: positive(keys.float("logit_scale")?).map_or(1.0, |scale| {
                 match decoder.multiplied_logits {
                     true => scale,
@@ -1611,6 +1705,8 @@ mod tests {
             groups: Some(ExpertGroups { count: 4, used: 2 }),
             normalized: false,
             scale: 1.0,
+            by_scores: false,
+            weighs_inputs: false,
         };
         let listed = keys.routing(Router::LISTED, 2, 3).unwrap();
         assert_eq!(listed, [routing, routing]);
@@ -1964,5 +2060,131 @@ mod tests {
         assert_eq!(hyper.states(), 8 * 4 * 16 * 16);
         let error = Hyper::new(&of("minimax-01", &numbers(1), &[])).unwrap_err();
         assert!(error.contains("'minimax-01.block_count'"), "{error}");
+    }
+
+    /// A model of four layers and eight experts.
+    fn experts(architecture: &str, more: &[(&str, u32)]) -> Metadata<'static> {
+        let all = [
+            ("block_count", 4),
+            ("embedding_length", 64),
+            ("attention.head_count", 4),
+            ("expert_count", 8),
+            ("expert_used_count", 2),
+        ];
+        of(architecture, &[&all[..], more].concat(), &[])
+    }
+
+    #[test]
+    fn llama_4_rotates_within_parts_of_a_text() {
+        let hyper = Hyper::new(&experts("llama4", &[])).unwrap();
+        let numbers = |layer: usize| hyper.attention[layer].unwrap();
+        assert_eq!(
+            (numbers(0).window, numbers(0).is_chunked),
+            (Some(8192), true)
+        );
+        assert_eq!((numbers(0).rotation, numbers(3).rotation), (Some(1), None));
+        assert_eq!(numbers(3).window, None);
+        let temperature = hyper.temperature.unwrap();
+        assert_eq!(temperature.factor(8190), 1.0);
+        assert_eq!(temperature.factor(8191), 1.0 + 0.1 * 2f32.ln());
+        assert!(hyper.unit_heads && hyper.routing[0].by_scores && hyper.routing[0].weighs_inputs);
+        // The largest one has no norms; in a model without parts only the last layer does not rotate.
+        assert!(
+            !Hyper::new(&experts("llama4", &[("expert_count", 128)]))
+                .unwrap()
+                .unit_heads
+        );
+        let whole = experts("llama4", &[("attention.sliding_window", 0)]);
+        let whole = Hyper::new(&whole).unwrap();
+        let rotates: Vec<_> = whole
+            .attention
+            .iter()
+            .map(|a| a.unwrap().rotation)
+            .collect();
+        assert_eq!(rotates, [Some(0), Some(0), Some(0), None]);
+        assert_eq!(whole.temperature, None);
+    }
+
+    #[test]
+    fn the_first_of_four_layers_may_see_everything() {
+        let windows = |architecture: &str, more: &[(&str, u32)]| -> Vec<bool> {
+            let hyper = Hyper::new(&experts(architecture, more)).unwrap();
+            let layers = hyper.attention.iter();
+            layers
+                .map(|layer| layer.unwrap().window.is_some())
+                .collect()
+        };
+        let window = [("attention.sliding_window", 128)];
+        assert_eq!(windows("laguna", &window), [false, true, true, true]);
+        assert_eq!(windows("afmoe", &window), [true, true, true, false]);
+        assert_eq!(windows("laguna", &[]), [false; 4]);
+    }
+
+    #[test]
+    fn layers_that_do_not_rotate_are_listed_or_dense() {
+        let rotates = |metadata: &Metadata<'_>| -> Vec<bool> {
+            let hyper = Hyper::new(metadata).unwrap();
+            let layers = hyper.attention.iter();
+            layers
+                .map(|layer| layer.unwrap().rotation.is_some())
+                .collect()
+        };
+        let mut listed = experts("granite_swa", &[("attention.sliding_window", 128)]);
+        assert_eq!(rotates(&listed), [true; 4]);
+        let flags = [true, false, true, false].map(Value::Bool);
+        let kind = quantier_gguf::gguf::ValueType::Bool;
+        let flags = quantier_gguf::gguf::Array::of_values(kind, flags);
+        let key = "granite_swa.attention.rope_pattern";
+        listed.set(key.to_owned(), Value::Array(flags));
+        assert_eq!(rotates(&listed), [true, false, true, false]);
+        listed.set(key.to_owned(), Value::U32(1));
+        assert!(Hyper::new(&listed).unwrap_err().contains(key));
+        let north = [
+            ("attention.sliding_window", 128),
+            ("leading_dense_block_count", 1),
+        ];
+        assert_eq!(rotates(&experts("cohere2moe", &north)), [true; 4]);
+        let behind = [("attention.sliding_window", 128)];
+        assert_eq!(
+            rotates(&experts("cohere2moe", &behind)),
+            [false, true, true, true]
+        );
+    }
+
+    #[test]
+    fn step_rotates_half_of_a_head_where_it_sees_everything() {
+        let window = [
+            ("attention.sliding_window", 128),
+            ("attention.key_length", 32),
+        ];
+        let flags = [("attention.sliding_window_pattern", &[0, 1, 1, 0][..])];
+        let all = [
+            ("block_count", 4),
+            ("embedding_length", 64),
+            ("attention.head_count", 4),
+        ];
+        let hyper = Hyper::new(&of("step35", &[&all[..], &window].concat(), &flags)).unwrap();
+        let lengths: Vec<_> = hyper
+            .rotations
+            .iter()
+            .map(|r| (r.length, r.has_factors))
+            .collect();
+        assert_eq!(lengths, [(16, true), (32, false)]);
+        let windows: Vec<_> = hyper.attention.iter().map(|a| a.unwrap().window).collect();
+        assert_eq!(windows, [None, Some(128), Some(128), None]);
+    }
+
+    #[test]
+    fn models_that_cannot_be_run_say_why() {
+        for (architecture, reason) in [
+            ("smallthinker", "chosen by what"),
+            ("grovemoe", "share smaller"),
+        ] {
+            let error = Hyper::new(&experts(architecture, &[])).unwrap_err();
+            assert!(
+                error.contains(reason) && error.contains("convert and quantize"),
+                "{error}"
+            );
+        }
     }
 }

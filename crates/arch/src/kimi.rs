@@ -42,6 +42,7 @@ pub(super) static KIMI_LINEAR: Architecture = Architecture {
         router: Router {
             gating: Setting::Listed(Gating::Softmax),
             normalized: Setting::Always(true),
+            ..Router::LISTED
         },
         needs: Needs {
             own_output: true,

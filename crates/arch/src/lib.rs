@@ -9,21 +9,26 @@
 
 #![warn(unreachable_pub)]
 
+mod afmoe;
 mod apertus;
 mod baichuan;
 mod bailing;
+mod bailing_moe;
 mod bitnet;
 mod bloom;
 pub mod catalog;
 mod cohere;
 mod config;
+mod dbrx;
 mod deci;
 mod decoder;
 mod deepseek;
 mod defaults;
 mod delta;
+mod dots1;
 mod ernie;
 mod exaone;
+mod experts;
 mod falcon_h1;
 mod gemma;
 mod glm;
@@ -31,17 +36,24 @@ mod glm_moe;
 mod gpt2;
 mod gpt_oss;
 mod granite;
+mod grovemoe;
 mod hunyuan;
+mod hy3;
 pub mod hyper;
 mod input;
 mod internlm;
 mod jais;
 mod kimi;
+mod laguna;
 mod lfm2;
 mod llada;
 mod llama;
+mod llama4;
 mod mamba;
 mod mamba2;
+mod maple;
+mod mellum;
+mod mimo;
 mod minicpm;
 mod minimax;
 mod mistral;
@@ -53,6 +65,7 @@ mod nemotron_h;
 mod neox;
 mod nextn;
 mod olmo;
+mod olmoe;
 mod openelm;
 mod orion;
 mod parameters;
@@ -64,11 +77,13 @@ mod refact;
 mod refused;
 pub mod role;
 mod seed;
+mod smallthinker;
 mod spark;
 mod sparse;
 pub mod spec;
 mod stablelm;
 mod starcoder;
+mod step;
 pub mod wrapper;
 
 use quantier_tokenizer::VocabKind;
@@ -78,7 +93,7 @@ pub use config::{Config, Pooling};
 pub use decoder::{
     Activation, Alibi, Decoder, DeltaHeads, Gating, IndexerKind, Layout, Limit, Listed,
     Mamba2Layers, Needs, Norm, Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections,
-    Setting, Unrotated, Window, Xielu,
+    Setting, Tempering, UnitHeads, Unrotated, Window, Xielu,
 };
 pub use input::Input;
 pub use needed::Missing;
@@ -145,6 +160,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &glm_moe::GLM4_MOE_LITE,
     &glm_moe::GLM4_MOE,
     &minimax::MINIMAX_M2,
+    &minimax::MINIMAX_M3,
     &kimi::KIMI_LINEAR,
     &bailing::BAILING_MOE3,
     &bailing::BAILING_MOE3_VL,
@@ -210,6 +226,30 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &deci::DECI,
     &mistral::LLAMA,
     &mistral::MISTRAL3,
+    &llama4::LLAMA4,
+    &hy3::HUNYUAN_MOE,
+    &hy3::HY_V3,
+    &bailing_moe::BAILING_MOE,
+    &bailing_moe::BAILING_MOE2,
+    &ernie::ERNIE4_5_MOE,
+    &olmoe::OLMOE,
+    &phi::PHI_MOE,
+    &dots1::DOTS1,
+    &laguna::LAGUNA,
+    &exaone::EXAONE_MOE,
+    &afmoe::AFMOE,
+    &mellum::MELLUM,
+    &maple::MAPLE,
+    &mimo::MIMO2,
+    &step::STEP35,
+    &smallthinker::SMALLTHINKER,
+    &grovemoe::GROVE_MOE,
+    &minicpm::MINICPM3,
+    &llada::LLADA_MOE,
+    &llada::RND1,
+    &dbrx::DBRX,
+    &cohere::COHERE2_MOE,
+    &granite::GRANITE_SWA,
 ];
 
 /// What a config decides on, beside its class.
@@ -343,7 +383,7 @@ mod tests {
         assert!(error("LLamaForCausalLM").ends_with("is it LlamaForCausalLM?"));
         assert!(error("Qwen2MoEForCausalLM").ends_with("is it Qwen2MoeForCausalLM?"));
         for class in [
-            "Llama4ForCausalLM",
+            "Llama5ForCausalLM",
             "GlmMoeForCausalLM",
             "OPTForCausalLM",
             "",

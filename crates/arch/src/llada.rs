@@ -1,8 +1,9 @@
-//! Models that fill in masked tokens (LLaDA, Dream): Llama and Qwen 2 that also see what comes after a
+//! Models that fill in masked tokens (LLaDA, Dream, RND1): Llama and Qwen 2 that also see what comes after a
 //! token. They are converted, and not run.
 
 use super::config::Result;
 use super::decoder::Decoder;
+use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING};
 use super::recipes::Op::Interleave;
 use super::recipes::Size::{self, Any, Field, KeyHeads, QueryHeads};
@@ -27,6 +28,50 @@ pub(super) static DREAM: Architecture = Architecture {
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, POOLING, DREAM_PARAMETERS],
     ..qwen::QWEN2
 };
+
+/// LLaDA with experts.
+pub(super) static LLADA_MOE: Architecture = Architecture {
+    classes: &["LLaDAMoEModel", "LLaDAMoEModelLM"],
+    name: "llada-moe",
+    vocabulary: VocabKind::ByteLevel,
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, MOE_PARAMETERS],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        PLAIN_ATTENTION,
+        qwen::HEAD_NORMS,
+        qwen::EXPERTS,
+        BUFFERS,
+    ],
+    decoder: qwen::QWEN2_MOE.decoder,
+    ..LLADA
+};
+
+/// RND1: Qwen 3 with experts.
+pub(super) static RND1: Architecture = Architecture {
+    classes: &["RND1"],
+    name: "rnd1",
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        qwen::EXPERT_PARAMETERS,
+        DREAM_PARAMETERS,
+    ],
+    ..qwen::QWEN3_MOE
+};
+
+const MOE_PARAMETERS: &[Parameter] = &[
+    Parameter::OptionalU32("expert_feed_forward_length", &["expert_intermediate_size"]),
+    Parameter::Computed(|_, keys| {
+        /// Fixed by the reference, not said by the config.
+        const MASK: u32 = 156_895;
+        keys.set_exact("tokenizer.ggml.mask_token_id".into(), Value::U32(MASK));
+        keys.set("attention.causal", Value::Bool(false));
+        keys.set_exact("diffusion.shift_logits".into(), Value::Bool(false));
+        Ok(())
+    }),
+];
 
 const PARAMETERS: &[Parameter] = &[
     Parameter::U32("vocab_size", &["vocab_size"]),

@@ -61,7 +61,10 @@ pub(super) static MISTRAL3: Architecture = Architecture {
     ],
     tensors: &[EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, BUFFERS],
     generated: rope_factors,
-    decoder: Decoder::LLAMA,
+    decoder: Decoder {
+        yarn_betas: true,
+        ..Decoder::LLAMA
+    },
 };
 
 pub(super) static SMOLLM3: Architecture = Architecture {
@@ -301,10 +304,7 @@ pub(super) fn rope_factors_by(config: &Config, by_default: f64) -> Result<Vec<Ge
     );
     let context = number("original_max_position_embeddings", 8192.0)?;
     let (longest, shortest) = ((context / low) as f32, (context / high) as f32);
-    let head_len = config.head_len()?;
-    let divisor = |i: u32| {
-        let exponent = i as f32 / head_len as f32;
-        let frequency = 1.0 / (f64::from(base).powf(f64::from(exponent)) as f32);
+    let divisor = |frequency: f32| {
         let wavelength = (1.0 / frequency) * std::f64::consts::TAU as f32;
         if wavelength < shortest {
             return 1.0;
@@ -315,11 +315,18 @@ pub(super) fn rope_factors_by(config: &Config, by_default: f64) -> Result<Vec<Ge
         let smooth = ((1.0 / wavelength) * context as f32 - low as f32) / (high - low) as f32;
         1.0 / ((1.0 - smooth) / factor as f32 + smooth)
     };
-    let weights = (0..head_len).step_by(2).map(divisor).collect();
+    let frequencies = frequencies(base, config.head_len()?);
     Ok(vec![Generated {
         name: "rope_freqs.weight",
-        weights,
+        weights: frequencies.map(divisor).collect(),
     }])
+}
+
+/// The frequencies of so many rotated numbers of a head, one for each two.
+pub(super) fn frequencies(base: f32, rotated: u32) -> impl Iterator<Item = f32> {
+    let exponents = (0..rotated).step_by(2);
+    let exponents = exponents.map(move |i| i as f32 / rotated as f32);
+    exponents.map(move |exponent| 1.0 / (f64::from(base).powf(f64::from(exponent)) as f32))
 }
 
 #[cfg(test)]

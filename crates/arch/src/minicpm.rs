@@ -1,10 +1,13 @@
-//! MiniCPM: Llama with three multipliers, and factors of angles for long contexts.
+//! MiniCPM: Llama with three multipliers, and factors of angles for long contexts. MiniCPM3: keys and
+//! values that are made of a latent vector, by one matrix for all heads.
 
 use super::config::Result;
-use super::decoder::Decoder;
+use super::decoder::{Decoder, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::olmo::WEIGHTS_INTERLEAVED;
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::recipes::Recipe;
+use super::recipes::Size::{Any, Hidden};
 use super::{Architecture, Config, Generated, Keys, Parameter};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
@@ -26,6 +29,83 @@ pub(super) static MINICPM: Architecture = Architecture {
     decoder: Decoder::LLAMA,
 };
 
+pub(super) static MINICPM3: Architecture = Architecture {
+    classes: &["MiniCPM3ForCausalLM"],
+    name: "minicpm3",
+    parameters: &[LATENT_PARAMETERS],
+    tensors: &[EMBEDDINGS, NORMS, LATENT_ATTENTION, GATED_FFN, BUFFERS],
+    generated: |config, _| {
+        let rotated = config.u32(&["qk_rope_head_dim"])?;
+        long_factors(config, rotated as usize / 2)
+    },
+    decoder: Decoder {
+        rope: Rope::Halves,
+        refused: Some("its keys and values are made of a latent vector by one matrix"),
+        ..Decoder::LLAMA
+    },
+    ..MINICPM
+};
+
+const LATENT_PARAMETERS: &[Parameter] = &[
+    Parameter::FileType,
+    Parameter::U32("context_length", &["max_position_embeddings"]),
+    Parameter::U32("embedding_length", &["hidden_size"]),
+    Parameter::Layers,
+    Parameter::U32("feed_forward_length", &["intermediate_size"]),
+    Parameter::U32("attention.head_count", &["num_attention_heads"]),
+    Parameter::U32("attention.head_count_kv", &["num_key_value_heads"]),
+    Parameter::F32("attention.layer_norm_rms_epsilon", &["rms_norm_eps"]),
+    Parameter::U32("vocab_size", &["vocab_size"]),
+    Parameter::OptionalU32("attention.q_lora_rank", &["q_lora_rank"]),
+    Parameter::U32("attention.kv_lora_rank", &["kv_lora_rank"]),
+    Parameter::Computed(|config, keys| {
+        let rotated = config.u32(&["qk_rope_head_dim"])?;
+        let length = config.u32(&["qk_nope_head_dim"])?.checked_add(rotated);
+        let length = length.ok_or("heads have more numbers than 32 bits say")?;
+        keys.set("attention.key_length", Value::U32(length));
+        keys.set("rope.dimension_count", Value::U32(rotated));
+        Ok(())
+    }),
+];
+
+const LATENT_ATTENTION: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.self_attn.q_a_proj",
+        "blk.{}.attn_q_a",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.q_a_layernorm",
+        "blk.{}.attn_q_a_norm",
+        &[Any],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.q_b_proj",
+        "blk.{}.attn_q_b",
+        &[Any, Any],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.kv_a_proj_with_mqa",
+        "blk.{}.attn_kv_a_mqa",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.kv_a_layernorm",
+        "blk.{}.attn_kv_a_norm",
+        &[Any],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.kv_b_proj",
+        "blk.{}.attn_kv_b",
+        &[Any, Any],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.o_proj",
+        "blk.{}.attn_output",
+        &[Hidden, Any],
+    ),
+];
+
 const PARAMETERS: &[Parameter] = &[
     Parameter::F32("embedding_scale", &["scale_emb"]),
     Parameter::Computed(|config, keys| {
@@ -41,7 +121,11 @@ const PARAMETERS: &[Parameter] = &[
 ];
 
 fn long_rope_factors(config: &Config, _: &mut Keys) -> Result<Vec<Generated>> {
-    let expected = config.share_of_head()? as usize / 2;
+    long_factors(config, config.share_of_head()? as usize / 2)
+}
+
+/// Factors of angles for long and for short contexts, so many of each.
+fn long_factors(config: &Config, expected: usize) -> Result<Vec<Generated>> {
     let factors = |field: &str, name| {
         let Some(weights) = config.rope_numbers(field)? else {
             return Ok(None);

@@ -1,16 +1,23 @@
-//! MiniMax M2: norms over all heads, experts chosen by logistic functions with a bias.
+//! MiniMax M2: norms over all heads, experts chosen by logistic functions with a bias. MiniMax M3:
+//! attention to chosen blocks of tokens.
 //!
 //! MiniMax-01 and M1: lightning attention in seven of eight layers, softmax attention in the others,
 //! experts in all; what a block adds to is its normalized input.
 
 use super::config::{Config, Result};
-use super::decoder::{Decoder, Gating, Needs, Recurrence, Rope, Router, Setting};
+use super::decoder::{
+    Activation, Decoder, Gating, Limit, Needs, Recurrence, Rope, Router, Setting,
+};
+use super::experts::DENSE_FFN;
 use super::llama::{BUFFERS, EMBEDDINGS, MIXTRAL_EXPERTS, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
-use super::recipes::Recipe;
-use super::recipes::Size::{self, Experts, Hidden, Keys as KeyRows, Number, Product, Queries};
+use super::recipes::Size::{
+    self, Any, Experts, Head, Hidden, Keys as KeyRows, Number, Product, Queries,
+};
+use super::recipes::{Op, Recipe};
 use super::{Architecture, Keys, Parameter, nothing_generated};
 use quantier_gguf::gguf::Value;
+use quantier_gguf::types::GgmlType;
 use quantier_tokenizer::VocabKind;
 
 pub(super) static MINIMAX_01: Architecture = Architecture {
@@ -55,6 +62,7 @@ pub(super) static MINIMAX_M2: Architecture = Architecture {
         router: Router {
             gating: Setting::Listed(Gating::Sigmoid),
             normalized: Setting::Always(true),
+            ..Router::SOFTMAX
         },
         needs: Needs {
             biases: &["exp_probs_b"],
@@ -63,6 +71,157 @@ pub(super) static MINIMAX_M2: Architecture = Architecture {
         ..Decoder::LLAMA
     },
 };
+
+/// MiniMax M3: norms plus 1, limited activations, a shared expert; an indexer chooses the blocks of
+/// tokens that attention sees, all of them in contexts that are no longer than what it chooses.
+pub(super) static MINIMAX_M3: Architecture = Architecture {
+    classes: &[
+        "MiniMaxM3SparseForCausalLM",
+        "MiniMaxM3SparseForConditionalGeneration",
+    ],
+    name: "minimax-m3",
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        M2_PARAMETERS,
+        M3_PARAMETERS,
+    ],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS_PLUS_ONE,
+        PLAIN_ATTENTION,
+        INDEXER,
+        DENSE_FFN,
+        MIXTRAL_EXPERTS,
+        M2_SELECTION_BIAS,
+        M3_SHARED_EXPERT,
+        BUFFERS,
+    ],
+    decoder: Decoder {
+        router: Router::LISTED,
+        activation: Activation::QuickGelu,
+        limit: Some(Limit::InFront {
+            limit: 7.0,
+            offset: 1.0,
+        }),
+        chooses_blocks: true,
+        needs: Needs {
+            optional: &[
+                "indexer.q_proj",
+                "indexer.k_proj",
+                "indexer.q_norm",
+                "indexer.k_norm",
+            ],
+            ..MINIMAX_M2.decoder.needs
+        },
+        ..MINIMAX_M2.decoder
+    },
+    ..MINIMAX_M2
+};
+
+const M3_PARAMETERS: &[Parameter] = &[
+    Parameter::U32("expert_shared_count", &["n_shared_experts"]),
+    Parameter::F32("expert_weights_scale", &["routed_scaling_factor"]),
+    Parameter::Computed(|config, keys| {
+        keys.set("expert_weights_norm", Value::Bool(true));
+        const SPARSE: &str = "sparse_attention_config";
+        for (key, name) in [
+            ("head_count", "sparse_num_index_heads"),
+            ("key_length", "sparse_index_dim"),
+            ("top_k", "sparse_topk_blocks"),
+            ("block_size", "sparse_block_size"),
+            ("local_blocks", "sparse_local_block"),
+        ] {
+            let number = config.number_of(SPARSE, name)?;
+            let number = number.ok_or_else(|| format!("'{name}' is missing in '{SPARSE}'"))?;
+            keys.set(&format!("attention.indexer.{key}"), Value::U32(number));
+        }
+        const LAYERS: &str = "moe_layer_freq";
+        let layers = config.get(LAYERS).and_then(|layers| layers.as_array());
+        let layers = layers.ok_or_else(|| format!("field '{LAYERS}' is missing or no list"))?;
+        let dense = layers.iter().take_while(|layer| **layer == 0).count();
+        keys.set("leading_dense_block_count", Value::U32(dense as u32));
+        Ok(())
+    }),
+];
+
+const PLUS_ONE: &[Op] = &[Op::AddOne];
+
+const NORMS_PLUS_ONE: &[Recipe] = &[
+    Recipe::with("model.norm", "output_norm", &[Hidden], PLUS_ONE),
+    Recipe::with(
+        "model.layers.{}.input_layernorm",
+        "blk.{}.attn_norm",
+        &[Hidden],
+        PLUS_ONE,
+    ),
+    Recipe::with(
+        "model.layers.{}.post_attention_layernorm",
+        "blk.{}.ffn_norm",
+        &[Hidden],
+        PLUS_ONE,
+    ),
+    Recipe::with(
+        "model.layers.{}.self_attn.q_norm",
+        "blk.{}.attn_q_norm",
+        &[Head],
+        PLUS_ONE,
+    ),
+    Recipe::with(
+        "model.layers.{}.self_attn.k_norm",
+        "blk.{}.attn_k_norm",
+        &[Head],
+        PLUS_ONE,
+    ),
+];
+
+const IN_F32: &[Op] = &[Op::Cast(GgmlType::F32)];
+
+const INDEXER: &[Recipe] = &[
+    Recipe::with(
+        "model.layers.{}.self_attn.index_q_proj",
+        "blk.{}.indexer.q_proj",
+        &[Any, Hidden],
+        IN_F32,
+    ),
+    Recipe::with(
+        "model.layers.{}.self_attn.index_k_proj",
+        "blk.{}.indexer.k_proj",
+        &[Any, Hidden],
+        IN_F32,
+    ),
+    Recipe::with(
+        "model.layers.{}.self_attn.index_q_norm",
+        "blk.{}.indexer.q_norm",
+        &[Any],
+        PLUS_ONE,
+    ),
+    Recipe::with(
+        "model.layers.{}.self_attn.index_k_norm",
+        "blk.{}.indexer.k_norm",
+        &[Any],
+        PLUS_ONE,
+    ),
+];
+
+const M3_SHARED_EXPERT: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.block_sparse_moe.shared_experts.gate_proj",
+        "blk.{}.ffn_gate_shexp",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.block_sparse_moe.shared_experts.up_proj",
+        "blk.{}.ffn_up_shexp",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.block_sparse_moe.shared_experts.down_proj",
+        "blk.{}.ffn_down_shexp",
+        &[Hidden, Any],
+    ),
+];
 
 const M2_PARAMETERS: &[Parameter] = &[
     Parameter::Computed(|config, _| match config.get("scoring_func") {

@@ -42,7 +42,7 @@ pub(super) static MISTRAL3: Architecture = Architecture {
     parameters: PARAMETERS,
     tensors: &[TENSORS],
     generated: rope_factors,
-    decoder: Decoder::LLAMA,
+    decoder: super::llama::MISTRAL3.decoder,
 };
 
 const PARAMETERS: &[&[Parameter]] = &[

@@ -75,6 +75,7 @@ static NEMOTRON_H_MOE: Architecture = Architecture {
         router: Router {
             gating: Setting::Always(Gating::Sigmoid),
             normalized: Setting::Listed(false),
+            ..Router::LISTED
         },
         needs: Needs {
             optional: &["ffn_latent_down", "ffn_latent_up"],

@@ -35,6 +35,8 @@ pub struct Names {
     without: Option<&'static str>,
     /// The field of config.json with their number.
     pub field: &'static str,
+    /// Their number where config.json does not say it.
+    number: Option<u32>,
     /// The field that says that one block's tensors are those of all.
     repeats: Option<&'static str>,
     /// What the names begin with.
@@ -72,6 +74,12 @@ static FAMILIES: &[Names] = &[
     GLM_MOE,
     GLM_MOE_LITE,
     SPARSE,
+    K_EXAONE,
+    LING_2,
+    HY,
+    MIMO,
+    STEP,
+    NORTH,
 ];
 
 /// llama.cpp's limit on layers of all kinds.
@@ -82,6 +90,7 @@ const QWEN: Names = Names {
     classes: &[],
     without: None,
     field: "mtp_num_hidden_layers",
+    number: None,
     repeats: None,
     prefix: "mtp.",
     layers: "mtp.layers.",
@@ -150,6 +159,55 @@ const GLM_OCR: Names = Names {
     by_field: true,
     shared: &[],
     ..QWEN
+};
+
+/// Numbered apart from the layers.
+const MIMO: Names = Names {
+    architectures: &["mimo2"],
+    names_drafts: true,
+    number: Some(super::mimo::BLOCKS),
+    prefix: "model.mtp.",
+    layers: "model.mtp.layers.",
+    goes_on: false,
+    ..HY
+};
+
+const STEP: Names = Names {
+    architectures: &["step35"],
+    names_drafts: true,
+    ..HY
+};
+
+const NORTH: Names = Names {
+    architectures: &["cohere2moe"],
+    classes: &[],
+    ..GLM_OCR
+};
+
+/// What the bare names stand for is in every block.
+const K_EXAONE: Names = Names {
+    architectures: &["exaone-moe"],
+    classes: &[],
+    repeats: None,
+    ..EXAONE
+};
+
+const LING_2: Names = Names {
+    architectures: &["bailingmoe2"],
+    classes: &[],
+    ..GLM_OCR
+};
+
+const HY: Names = Names {
+    architectures: &["hy_v3"],
+    names_drafts: false,
+    shared: &[
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    ],
+    classes: &[],
+    ..GLM_OCR
 };
 
 const LING: Names = Names {
@@ -276,7 +334,10 @@ impl Architecture {
         if nextn == Nextn::LeftOut || nextn == Nextn::IfThere && own.is_empty() {
             return Ok(0);
         }
-        let promised = config.optional_u32(&[names.field])?.unwrap_or(0);
+        let promised = match names.number {
+            Some(number) => number,
+            None => config.optional_u32(&[names.field])?.unwrap_or(0),
+        };
         if promised > MOST_BLOCKS {
             let field = names.field;
             return Err(format!(

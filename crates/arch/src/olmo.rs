@@ -45,7 +45,7 @@ pub(super) static OLMO2: Architecture = Architecture {
     tensors: &[
         EMBEDDINGS,
         POST_NORMS,
-        OLMO2_NORMS,
+        WHOLE_NORMS,
         PLAIN_ATTENTION,
         GATED_FFN,
         BUFFERS,
@@ -111,7 +111,7 @@ pub(super) const POST_NORMS: &[Recipe] = &[
 ];
 
 /// Norms of all heads of queries, and of keys.
-const OLMO2_NORMS: &[Recipe] = &[
+pub(super) const WHOLE_NORMS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.q_norm",
         "blk.{}.attn_q_norm",

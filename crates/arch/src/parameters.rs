@@ -233,6 +233,17 @@ pub(crate) fn set_numbers(keys: &mut Keys, key: &str, numbers: impl IntoIterator
     keys.set(key, Value::Array(Array::of_values(ValueType::I32, numbers)));
 }
 
+/// Sets a truth value, which the config must have.
+///
+/// # Errors
+/// If it is missing.
+pub(crate) fn set_flag(config: &Config, keys: &mut Keys, key: &str, field: &str) -> Result<()> {
+    let flag = config.get(field);
+    let flag = flag.ok_or_else(|| format!("field '{field}' is missing"))?;
+    keys.set(key, Value::Bool(*flag == true));
+    Ok(())
+}
+
 /// Sets a list of truth values.
 pub(crate) fn set_flags(keys: &mut Keys, key: &str, flags: impl IntoIterator<Item = bool>) {
     let flags = flags.into_iter().map(Value::Bool);

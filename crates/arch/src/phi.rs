@@ -4,7 +4,7 @@
 
 use super::config::{Result, number_in, wrong_kind};
 use super::decoder::{Activation, Decoder, Layout, Needs, Norm, Rope};
-use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
+use super::llama::{BUFFERS, EMBEDDINGS, MIXTRAL_EXPERTS, NORMS, PLAIN_ATTENTION};
 use super::recipes::Size::{Any, FeedForward, Hidden, Number, Product};
 use super::{
     Architecture, Config, Generated, Keys, Parameter, Recipe, gpt2, nothing_generated,
@@ -25,6 +25,38 @@ pub(super) static PHI3: Architecture = Architecture {
         ..Decoder::LLAMA
     },
 };
+
+/// Phi-3.5-MoE: experts, and biases everywhere.
+pub(super) static PHI_MOE: Architecture = Architecture {
+    classes: &["PhiMoEForCausalLM"],
+    name: "phimoe",
+    parameters: &[PARAMETERS, EXPERT_PARAMETERS],
+    tensors: &[EMBEDDINGS, NORMS, PLAIN_ATTENTION, MIXTRAL_EXPERTS, BUFFERS],
+    decoder: Decoder {
+        rope: Rope::Halves,
+        needs: Needs {
+            biases: &[
+                "output",
+                "output_norm",
+                "attn_norm",
+                "attn_output",
+                "ffn_norm",
+            ],
+            own_output: true,
+            ..Needs::WEIGHTS
+        },
+        ..Decoder::LLAMA
+    },
+    ..PHI3
+};
+
+const EXPERT_PARAMETERS: &[Parameter] = &[
+    Parameter::U32(
+        "expert_used_count",
+        &["num_experts_per_tok", "num_experts_per_token"],
+    ),
+    Parameter::U32("expert_count", &["num_local_experts", "num_experts"]),
+];
 
 pub(super) static PHI2: Architecture = Architecture {
     classes: &["PhiForCausalLM"],

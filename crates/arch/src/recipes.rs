@@ -604,7 +604,12 @@ impl Size {
             Size::Hidden => &["hidden_size", "n_embd"],
             Size::FeedForward => &["intermediate_size"],
             Size::Expert => &["moe_intermediate_size", "intermediate_size"],
-            Size::Experts => &["num_local_experts", "num_experts", "n_routed_experts"],
+            Size::Experts => &[
+                "num_local_experts",
+                "num_experts",
+                "n_routed_experts",
+                "moe_num_experts",
+            ],
             Size::QueryHeads => set(&["n_heads", "num_attention_heads", "n_head"], config),
             Size::KeyHeads => set(
                 &["n_kv_heads", "num_key_value_heads", "num_attention_heads"],

@@ -9,7 +9,7 @@ use crate::hyper::{
     AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, IndexerNumbers, LatentNumbers,
     LightningNumbers, Mamba2Numbers, MambaNumbers, Recurrent, Routing, Temperature,
 };
-use crate::{Activation, Catalog, DeltaHeads, Layout, Limit, Norm, Rope};
+use crate::{Activation, Catalog, DeltaHeads, Layout, Limit, Norm, Rope, Tempering};
 
 /// The position table of models that add positions to their embeddings.
 const POSITIONS: &str = "position_embd.weight";
@@ -259,6 +259,8 @@ pub struct AttentionSpec {
     pub norms_rotated: bool,
     /// The gate of the heads' outputs.
     pub gate: Gate,
+    /// What makes its factors.
+    pub gate_activation: Activation,
     /// The norm in front of the output matrix.
     pub output_norm: Option<NormSpec>,
     /// The output matrix.
@@ -491,7 +493,7 @@ pub struct LightningSpec {
     pub output: LinearSpec,
 }
 
-/// The gate of the heads' outputs, which its logistic function multiplies.
+/// The gate of the heads' outputs, which an activation of it multiplies.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Gate {
     /// There is none.
@@ -558,6 +560,8 @@ pub struct MoeSpec {
     pub experts: FfnSpec,
     /// The expert that sees every token.
     pub shared: Option<SharedSpec>,
+    /// What all of them make is multiplied by this.
+    pub scale: f32,
 }
 
 /// The expert that sees every token.
@@ -621,7 +625,13 @@ impl LayerSpec {
             // Some families call the norm in front of the network that behind attention.
             let post_norm = Some("post_attention_norm").filter(|name| *name != norm);
             let attention = Some(attention.clone()).filter(|branches| !branches.is_empty());
-            let attention = attention.map(|branches| known.block(branches, post_norm));
+            let attention = attention.map(|branches| {
+                let block = known.block(branches, post_norm);
+                BlockSpec {
+                    residual_scale: block.residual_scale * hyper.value_scale,
+                    ..block
+                }
+            });
             let ffn = ffn.clone().map(|mixer| known.branch(norm, mixer));
             let ffn = ffn.map(|branch| known.block(vec![branch], Some("post_ffw_norm")));
             attention.into_iter().chain(ffn).collect()
@@ -814,21 +824,40 @@ impl Known<'_> {
                 self.linear("attn_v", values, hyper.hidden),
             ]),
         };
+        let unit_norm = |name: &str| {
+            (hyper.unit_heads && numbers.rotation.is_some()).then(|| NormSpec {
+                stem: self.stem(name),
+                kind: Norm::Rms,
+                epsilon: hyper.epsilon,
+                len: key_length,
+                groups: 1,
+            })
+        };
         AttentionSpec {
             numbers,
             projections,
-            query_norm: self.norm_of_heads("attn_q_norm", key_length, heads),
-            key_norm: self.norm_of_heads("attn_k_norm", key_length, kv_heads),
             sinks: self
                 .has("attn_sinks")
                 .then(|| self.stem("attn_sinks.weight")),
-            norms_rotated: hyper.decoder.norms_rotated,
+            query_norm: self
+                .norm_of_heads("attn_q_norm", key_length, heads)
+                .or_else(|| unit_norm("attn_q_norm")),
+            key_norm: self
+                .norm_of_heads("attn_k_norm", key_length, kv_heads)
+                .or_else(|| unit_norm("attn_k_norm")),
+            norms_rotated: hyper.decoder.norms_rotated || hyper.unit_heads,
             gate,
             output_norm: self.norm_if_there("attn_sub_norm", heads * value_length),
             output: self.linear("attn_output", hyper.hidden, heads * value_length),
             rope: hyper.decoder.rope,
+            gate_activation: hyper.decoder.gate,
             score_scale: hyper.score_scale,
-            temperature: hyper.temperature,
+            temperature: match hyper.decoder.tempering {
+                Tempering::Listed => hyper.temperature,
+                Tempering::Unrotated { .. } => {
+                    hyper.temperature.filter(|_| numbers.rotation.is_none())
+                }
+            },
             score_cap: hyper.score_cap,
             max_alibi_bias: hyper.max_alibi_bias,
             clamp: hyper.clamp,
@@ -1071,7 +1100,11 @@ impl Known<'_> {
             false => &self.hyper.limits,
         };
         let listed = limits.get(self.number).copied().flatten();
-        listed.map(Limit::Behind).or(self.hyper.decoder.limit)
+        let limit = |limit: f32| match self.hyper.decoder.limits_in_front {
+            true => Limit::InFront { limit, offset: 0.0 },
+            false => Limit::Behind(limit),
+        };
+        listed.map(limit).or(self.hyper.decoder.limit)
     }
 
     /// How the router weighs experts; behind the layers, as in the last one.
@@ -1185,16 +1218,20 @@ impl Known<'_> {
                 .then(|| self.linear("ffn_gate_inp_shexp", 1, hidden)),
             ffn: self.ffn("_shexp", hidden),
         });
-        let selection_bias = self.stem("exp_probs_b.bias");
+        // One family's files have a name without an ending.
+        let names = ["exp_probs_b.bias", "exp_probs_b"].map(|name| self.stem(name));
+        let is_there = |name: &String| self.catalog.tensor_named(name).is_some();
+        let selection_bias = names.into_iter().find(is_there);
         MoeSpec {
             router: self.linear("ffn_gate_inp", experts.down.experts.unwrap_or(0), hidden),
-            selection_bias: self
-                .catalog
-                .tensor_named(&selection_bias)
-                .map(|_| selection_bias),
+            selection_bias,
             routing: self.routing(),
             latent,
             experts,
+            scale: match shared.is_some() {
+                true => self.hyper.decoder.shared_scale,
+                false => 1.0,
+            },
             shared,
         }
     }

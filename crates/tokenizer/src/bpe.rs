@@ -22,6 +22,8 @@ pub(super) struct Rules {
     pub kin: &'static [(&'static str, &'static str)],
     /// True if added tokens keep their texts and are control tokens only by their flag.
     pub as_they_are: bool,
+    /// Tokens that are control tokens whatever their flag says.
+    pub control: &'static [&'static str],
 }
 
 impl Rules {
@@ -31,6 +33,7 @@ impl Rules {
         types: &Special::TYPES,
         kin: &[],
         as_they_are: false,
+        control: &[],
     };
 }
 
@@ -112,6 +115,9 @@ fn byte_level(
             );
         }
     }
+    let control = |token: &&mut Token| rules.control.contains(&token.text.as_str());
+    let places = tokens.iter_mut().filter(control);
+    places.for_each(|token| token.token_type = TokenType::Control);
     Ok(tokens)
 }
 

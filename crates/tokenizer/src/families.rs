@@ -1,7 +1,7 @@
 //! Vocabularies of single families: plain ones with other special tokens.
 
 use super::bpe::{self, Rules};
-use super::files::bad;
+use super::files::{bad, read_text};
 use super::special::Special;
 use super::spm::{self, Additions};
 use super::{Import, no_model, tekken};
@@ -40,6 +40,11 @@ pub(super) const CHATGLM: Rules = Rules {
     kin: GLM_KIN,
     ..Rules::PLAIN
 };
+/// Laguna, whose end of a turn is no special token in its files.
+const LAGUNA: Rules = Rules {
+    control: &["</assistant>"],
+    ..Rules::PLAIN
+};
 /// LLaDA and Dream.
 pub(super) const AS_THEY_ARE: Rules = Rules {
     as_they_are: true,
@@ -74,6 +79,23 @@ impl Import<'_> {
     pub(crate) fn muse_glimmer(&mut self) -> Result<usize> {
         let (tokens, tokenizer) = bpe::write_byte_level(self, &Rules::PLAIN)?;
         if let Some(id) = tokenizer.id_or_unknown("<|eot|>") {
+            self.set_id("eot", id);
+        }
+        Ok(tokens)
+    }
+
+    /// Laguna's: a lone `chat_template.jinja` counts more than what includes it, and of several ends of
+    /// text the first that does not begin one ends a turn.
+    pub(crate) fn laguna(&mut self) -> Result<usize> {
+        let tokens = self.byte_level_with(&LAGUNA)?;
+        let path = self.files.dir.join("chat_template.jinja");
+        if let Some(template) = read_text(&path)? {
+            self.entries.set_str("tokenizer.chat_template", &template);
+        }
+        let ends = self.config("eos_token_id").and_then(|ends| ends.as_array());
+        let begin = self.config("bos_token_id");
+        let turn = ends.and_then(|ends| ends.iter().find(|end| Some(*end) != begin));
+        if let Some(id) = turn.and_then(|id| u32::try_from(id.as_u64()?).ok()) {
             self.set_id("eot", id);
         }
         Ok(tokens)

@@ -123,6 +123,8 @@ pub enum VocabKind {
     Deci,
     /// Byte-level, `<|eot|>` as end of turn: Muse Glimmer.
     MuseGlimmer,
+    /// Byte-level, with `chat_template.jinja` and an end of turn by the configuration: Laguna.
+    Laguna,
     /// Byte-level, added tokens as they are, always with a BOS token: LLaDA.
     Llada,
     /// SentencePiece, else byte-level with added tokens as they are: Dream.
@@ -226,6 +228,7 @@ pub fn import(
         VocabKind::OpenElm => import.openelm()?,
         VocabKind::Deci => import.deci()?,
         VocabKind::MuseGlimmer => import.muse_glimmer()?,
+        VocabKind::Laguna => import.laguna()?,
         VocabKind::Llada => import.llada()?,
         VocabKind::Dream => match import.sentencepiece(Additions::Common)? {
             Some(tokens) => tokens,

@@ -381,6 +381,7 @@ fn attention(
         key_norm: norm(&spec.key_norm)?,
         norms_rotated: spec.norms_rotated,
         gate: gate(weights, &spec.gate)?,
+        gate_activation: spec.gate_activation,
         output_norm: norm(&spec.output_norm)?,
         output: weights.linear(&spec.output)?,
         heads: numbers.heads,
@@ -397,6 +398,7 @@ fn attention(
             cap: spec.score_cap,
             window: numbers.window,
             sinks: sinks.transpose()?.map(Arc::from),
+            is_chunked: numbers.is_chunked,
             slopes: spec
                 .max_alibi_bias
                 .map(|bias| alibi_slopes(numbers.heads, bias).into()),
@@ -461,6 +463,7 @@ fn latent_attention(
             cap: None,
             window: spec.attention.window,
             sinks: None,
+            is_chunked: spec.attention.is_chunked,
             slopes: None,
         },
         temperature: spec.temperature,
@@ -656,6 +659,7 @@ fn moe(weights: &Weights<'_>, spec: &MoeSpec) -> Result<Moe> {
         latent: spec.latent.as_ref().map(latent).transpose()?,
         experts: ffn(weights, &spec.experts)?,
         shared: spec.shared.as_ref().map(shared).transpose()?,
+        scale: spec.scale,
     })
 }
 

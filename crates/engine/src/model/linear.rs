@@ -56,7 +56,7 @@ pub(super) struct Norm {
     pub epsilon: f32,
     /// `[groups, len]`: several groups if each head has its own weights.
     pub weight: Vec<f32>,
-    /// Only of layer norms; as long.
+    /// As long; zeros for none.
     pub bias: Vec<f32>,
     /// Numbers that are normalized together.
     pub len: usize,
@@ -66,7 +66,13 @@ impl Norm {
     /// Normalizes rows that are as long as the weights, or parts of them.
     pub(super) fn apply(&self, x: &mut [f32]) {
         let norm = |x: &mut [f32], weight: &[f32], bias: &[f32]| match self.kind {
-            NormKind::Rms => norm::rms_norm(x, weight, self.epsilon),
+            NormKind::Rms => {
+                norm::rms_norm(x, weight, self.epsilon);
+                if bias.iter().any(|bias| *bias != 0.0) {
+                    let rows = x.chunks_exact_mut(bias.len());
+                    rows.for_each(|row| add(row, bias));
+                }
+            }
             NormKind::Layer => norm::layer_norm(x, weight, bias, self.epsilon),
         };
         if self.weight.len() == self.len {

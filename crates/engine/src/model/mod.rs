@@ -502,6 +502,22 @@ impl<'a> Engine<'a> {
 
     /// The angles of [`Hyper::rotations`].
     fn angles(&self, positions: usize) -> Result<Vec<Arc<Angles>>> {
+        if let Some(longest) = self
+            .hyper
+            .longest_context
+            .filter(|longest| positions > *longest)
+        {
+            return Err(Error::Model(format!(
+                "contexts of {positions} tokens cannot be run here yet: beyond {longest} tokens attention sees only blocks \
+                 that an indexer chooses; choose a shorter one (-c)"
+            )));
+        }
+        let widest = self
+            .hyper
+            .rotations
+            .iter()
+            .map(|rotation| rotation.length / 2);
+        let widest = widest.max().unwrap_or(0);
         let table = |rotation: &Rotation| {
             let long = positions > rotation.original_context;
             let pairs = rotation.length / 2;
@@ -509,7 +525,7 @@ impl<'a> Engine<'a> {
                 .spec
                 .rope_factors(long)
                 .filter(|_| rotation.has_factors)
-                .map(|name| self.weights.tensor(name, &[pairs]))
+                .map(|name| self.weights.tensor(name, &[widest]))
                 .transpose()?;
             let (cosines, sines) = rotation.table(positions, factors.as_deref());
             Ok(Arc::new(Angles {

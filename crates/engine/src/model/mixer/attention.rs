@@ -3,14 +3,15 @@
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::Result;
 use crate::model::linear::{Linear, Norm, Pass};
+use crate::model::ops::activation::{activate, activate_derivative};
 use crate::model::ops::attention::{Heads, Scores};
 use crate::model::ops::elementwise::{
     clamp, clamp_derivative, dots, scale_groups, sigmoid, sigmoid_slope,
 };
 use crate::model::ops::rope::{Angles, Direction};
 use crate::model::rows::Rows;
-use quantier_arch::Rope;
 use quantier_arch::hyper::Temperature;
+use quantier_arch::{Activation, Rope};
 use std::sync::Arc;
 
 /// ```text
@@ -26,6 +27,8 @@ pub(in crate::model) struct Attention {
     pub norms_rotated: bool,
     /// The gate of the heads' outputs.
     pub gate: Gate,
+    /// What makes its factors.
+    pub gate_activation: Activation,
     /// In front of the output matrix.
     pub output_norm: Option<Norm>,
     pub output: Linear,
@@ -68,7 +71,7 @@ impl Projections {
     }
 }
 
-/// The gate of the heads' outputs, which its logistic function multiplies.
+/// The gate of the heads' outputs, which an activation of it multiplies.
 #[derive(Clone)]
 pub(in crate::model) enum Gate {
     /// There is none.
@@ -92,9 +95,11 @@ struct HeadsTape<'m> {
     unnormalized_output: Option<Rows>,
 }
 
-/// The gate's values, and what they multiply.
+/// The gate, its factors, and what they multiply.
 pub(super) struct Gated {
-    values: Rows,
+    activation: Activation,
+    gate: Rows,
+    factors: Rows,
     outputs: Rows,
 }
 
@@ -234,28 +239,48 @@ pub(super) fn temper(query: &mut Rows, heads: usize, temperature: Option<Tempera
 }
 
 impl Gated {
-    /// The heads' outputs, gated; the gate is in front of its logistic function.
-    pub(super) fn new(y: &mut Rows, mut values: Rows) -> Gated {
+    /// The heads' outputs, gated; the gate is in front of its activation.
+    pub(super) fn new(y: &mut Rows, gate: Rows, activation: Activation) -> Gated {
         let outputs = y.clone();
-        Gated::apply(y, &mut values);
-        Gated { values, outputs }
+        let mut factors = gate.clone();
+        Gated::apply(y, &mut factors, activation);
+        Gated {
+            activation,
+            gate,
+            factors,
+            outputs,
+        }
     }
 
-    /// The same without what the derivative needs. The gate becomes its logistic function.
-    fn apply(y: &mut Rows, values: &mut Rows) {
-        let places = values.numbers_mut().iter_mut();
-        places.for_each(|x| *x = sigmoid(*x));
-        scale_groups(y.numbers_mut(), values.numbers());
+    /// The same without what the derivative needs. The gate becomes its factors.
+    fn apply(y: &mut Rows, gate: &mut Rows, activation: Activation) {
+        match activation {
+            Activation::Sigmoid => {
+                let places = gate.numbers_mut().iter_mut();
+                places.for_each(|x| *x = sigmoid(*x));
+            }
+            other => activate(gate.numbers_mut(), other),
+        }
+        scale_groups(y.numbers_mut(), gate.numbers());
     }
 
     /// Turns the gradient of the gated outputs into that of the outputs; gives that of the gate.
     pub(super) fn derivative(&self, g: &mut Rows) -> Rows {
-        let values = self.values.numbers();
-        let mut of_gate = dots(self.outputs.numbers(), g.numbers(), values.len());
-        let places = of_gate.iter_mut().zip(values);
-        places.for_each(|(g, value)| *g *= sigmoid_slope(*value));
-        scale_groups(g.numbers_mut(), values);
-        Rows::new(of_gate, self.values.columns())
+        let factors = self.factors.numbers();
+        let mut of_gate = dots(self.outputs.numbers(), g.numbers(), factors.len());
+        match self.activation {
+            Activation::Sigmoid => {
+                let places = of_gate.iter_mut().zip(factors);
+                places.for_each(|(g, factor)| *g *= sigmoid_slope(*factor));
+            }
+            other => {
+                let mut slopes = self.gate.numbers().to_vec();
+                activate_derivative(&mut slopes, &of_gate, other);
+                of_gate = slopes;
+            }
+        }
+        scale_groups(g.numbers_mut(), factors);
+        Rows::new(of_gate, self.factors.columns())
     }
 }
 
@@ -319,8 +344,10 @@ impl Mixer for Attention {
             unnormalized_output: None,
         };
         match gate {
-            Some(values) if pass.recording => tape.gated = Some(Gated::new(&mut y, values)),
-            Some(mut values) => Gated::apply(&mut y, &mut values),
+            Some(gate) if pass.recording => {
+                tape.gated = Some(Gated::new(&mut y, gate, self.gate_activation));
+            }
+            Some(mut gate) => Gated::apply(&mut y, &mut gate, self.gate_activation),
             None => {}
         }
         if let Some(norm) = &self.output_norm {

@@ -12,8 +12,8 @@ use crate::model::ops::elementwise::add;
 use crate::model::ops::rope::{Angles, Direction};
 use crate::model::rows::Rows;
 use crate::model::{Result, Routed};
-use quantier_arch::Rope;
 use quantier_arch::hyper::{LatentNumbers, Temperature};
+use quantier_arch::{Activation, Rope};
 use std::sync::Arc;
 
 /// ```text
@@ -206,7 +206,11 @@ impl Mixer for LatentAttention {
         let outputs = self.times_heads(&self.value, &by_head(&mixed, self.heads), pass)?;
         let mut y = by_position(&outputs, self.heads);
         let gated = match &self.gate {
-            Gate::Own(gate) => Some(Gated::new(&mut y, pass.times(gate, input)?)),
+            Gate::Own(gate) => Some(Gated::new(
+                &mut y,
+                pass.times(gate, input)?,
+                Activation::Sigmoid,
+            )),
             Gate::None | Gate::Queries => None,
         };
         let tape = LatentTape {

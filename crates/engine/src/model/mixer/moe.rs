@@ -3,14 +3,15 @@
 use super::ffn::{Ffn, GateTape};
 use super::{BoxedTape, Mixer, Stage, StageTape};
 use crate::model::linear::{Linear, Pass};
-use crate::model::ops::elementwise::{add, dots, scale_groups, sigmoid, sigmoid_slope};
+use crate::model::ops::elementwise::{add, dots, scale, scale_groups, sigmoid, sigmoid_slope};
 use crate::model::ops::router::Router;
 use crate::model::rows::Rows;
 use crate::model::{Result, Routed};
 
 /// ```text
 /// stage 0    input -> scores -> the chosen experts and their weights
-///            input, or a matrix of it -> the chosen experts, weighed and added -> perhaps a matrix of that
+///            input, or a matrix of it -> the chosen experts, weighed and added -> perhaps a matrix of that;
+///            or what they read is weighed
 ///            input -> the shared expert, perhaps weighed
 /// ```
 ///
@@ -23,6 +24,8 @@ pub(in crate::model) struct Moe {
     /// Each linear is one per expert.
     pub experts: Ffn,
     pub shared: Option<Shared>,
+    /// What all of them make is multiplied by this.
+    pub scale: f32,
 }
 
 /// The matrices around experts that read and write rows of another length.
@@ -57,7 +60,8 @@ struct ExpertTape<'m> {
     expert: usize,
     positions: Vec<u32>,
     gate: GateTape<'m>,
-    output: Rows,
+    /// What is weighed: its output, or what it reads.
+    weighed: Rows,
     /// By position.
     weights: Vec<f32>,
 }
@@ -100,29 +104,38 @@ impl Moe {
         }
     }
 
-    /// What an expert makes of its positions of what experts read.
+    /// What an expert makes of its positions of what experts read, weighed.
     fn run_expert<'m>(
         &'m self,
         rows: &Rows,
         routed: Routed<'_>,
         weights: Vec<f32>,
         pass: &Pass<'_>,
-    ) -> Result<ExpertTape<'m>> {
+    ) -> Result<(Rows, ExpertTape<'m>)> {
         let Routed {
             expert, positions, ..
         } = routed;
         let Ffn { first, down, .. } = &self.experts;
-        let x = rows.select(positions);
-        pass.input(&first.linears(), Some(routed), &x)?;
-        let (inner, gate) = self.experts.run_first(expert, &x, pass)?;
+        let selected = rows.select(positions);
+        let weighs_inputs = self.router.routing.weighs_inputs;
+        let weighed = weighs_inputs.then(|| scaled(&selected, &weights));
+        let x = weighed.as_ref().unwrap_or(&selected);
+        pass.input(&first.linears(), Some(routed), x)?;
+        let (inner, gate) = self.experts.run_first(expert, x, pass)?;
         pass.input(&[down], Some(routed), &inner)?;
-        Ok(ExpertTape {
+        let output = pass.times_expert(down, expert, &inner)?;
+        let (output, weighed) = match weighs_inputs {
+            true => (output, selected),
+            false => (scaled(&output, &weights), output),
+        };
+        let tape = ExpertTape {
             expert,
             positions: positions.to_vec(),
-            output: pass.times_expert(down, expert, &inner)?,
+            weighed,
             gate,
             weights,
-        })
+        };
+        Ok((output, tape))
     }
 
     fn routed<'p>(&self, expert: usize, positions: &'p [u32]) -> Routed<'p> {
@@ -229,8 +242,9 @@ impl Mixer for Moe {
             let weight =
                 |p: &u32| routes.weights.numbers()[*p as usize * scores.columns() + expert];
             let weights = positions.iter().map(weight).collect();
-            let tape = self.run_expert(rows, self.routed(expert, positions), weights, pass)?;
-            add_at(&mut y, positions, &scaled(&tape.output, &tape.weights));
+            let routed = self.routed(expert, positions);
+            let (output, tape) = self.run_expert(rows, routed, weights, pass)?;
+            add_at(&mut y, positions, &output);
             if pass.recording {
                 experts.push(tape);
             }
@@ -262,6 +276,7 @@ impl Mixer for Moe {
                 weights,
             });
         }
+        scale(y.numbers_mut(), self.scale);
         let tape = MoeTape {
             moe: self,
             scores,
@@ -276,7 +291,8 @@ impl Mixer for Moe {
 impl StageTape for MoeTape<'_> {
     /// The shared expert, then the others from the last to the first, the router before the first
     /// one: an order of sums, which results depend on.
-    fn backward(&self, input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+    fn backward(&self, input: &Rows, mut dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+        scale(dy.numbers_mut(), self.moe.scale);
         if let Some(shared) = &self.shared {
             shared.backward(input, &dy, pass, dx)?;
         }
@@ -289,23 +305,27 @@ impl StageTape for MoeTape<'_> {
         }
         let of_mixed = of_mixed.unwrap_or(dy);
         let mut of_weights = Rows::zeros(self.scores.len(), self.scores.columns());
+        let weighs_inputs = self.moe.router.routing.weighs_inputs;
         for (number, expert) in self.experts.iter().enumerate().rev() {
             let g = of_mixed.select(&expert.positions);
-            let columns = of_weights.columns();
-            for (position, dot) in
-                expert
-                    .positions
-                    .iter()
-                    .zip(dots(expert.output.numbers(), g.numbers(), g.len()))
-            {
-                let place = *position as usize * columns + expert.expert;
-                of_weights.numbers_mut()[place] = dot;
+            if weighs_inputs {
+                let of_inputs = self.expert_backward(expert, &g, pass)?;
+                expert.of_weights(&of_inputs, &mut of_weights);
+                let of_inputs = scaled(&of_inputs, &expert.weights);
+                let of_rows = of_latent.as_mut().unwrap_or(&mut *dx);
+                add_at(of_rows, &expert.positions, &of_inputs);
+                continue;
             }
+            expert.of_weights(&g, &mut of_weights);
             if number == 0 {
                 self.router_backward(&mut of_weights, pass, dx)?;
             }
-            let of_rows = of_latent.as_mut().unwrap_or(dx);
-            self.expert_backward(expert, &scaled(&g, &expert.weights), pass, of_rows)?;
+            let of_inputs = self.expert_backward(expert, &scaled(&g, &expert.weights), pass)?;
+            let of_rows = of_latent.as_mut().unwrap_or(&mut *dx);
+            add_at(of_rows, &expert.positions, &of_inputs);
+        }
+        if weighs_inputs {
+            self.router_backward(&mut of_weights, pass, dx)?;
         }
         match (&self.moe.latent, &of_latent) {
             (Some(Latent { down, .. }), Some(g)) => pass.back(down, g, dx),
@@ -323,22 +343,26 @@ impl MoeTape<'_> {
         pass.back(&self.moe.scores, g, dx)
     }
 
-    /// From the gradient of an expert's output.
-    fn expert_backward(
-        &self,
-        expert: &ExpertTape<'_>,
-        g: &Rows,
-        pass: &Pass<'_>,
-        dx: &mut Rows,
-    ) -> Result<()> {
+    /// From the gradient of an expert's output to that of what it reads.
+    fn expert_backward(&self, expert: &ExpertTape<'_>, g: &Rows, pass: &Pass<'_>) -> Result<Rows> {
         let routed = Some(self.moe.routed(expert.expert, &expert.positions));
         let rows = expert.positions.len();
         let mut of_inner = Rows::zeros(rows, expert.gate.columns());
         pass.back_expert(&self.moe.experts.down, routed, g, &mut of_inner)?;
-        let mut of_rows = Rows::zeros(rows, dx.columns());
+        let mut of_rows = Rows::zeros(rows, self.moe.experts.first.linears()[0].columns);
         expert.gate.back(routed, of_inner, pass, &mut of_rows)?;
-        add_at(dx, &expert.positions, &of_rows);
-        Ok(())
+        Ok(of_rows)
+    }
+}
+
+impl ExpertTape<'_> {
+    /// The gradients of its weights, from that of what is weighed, behind the weights.
+    fn of_weights(&self, g: &Rows, of_weights: &mut Rows) {
+        let columns = of_weights.columns();
+        let dots = dots(self.weighed.numbers(), g.numbers(), g.len());
+        for (position, dot) in self.positions.iter().zip(dots) {
+            of_weights.numbers_mut()[*position as usize * columns + self.expert] = dot;
+        }
     }
 }
 

@@ -102,6 +102,7 @@ fn attention(projections: Projections, window: Option<usize>) -> Attention {
         key_norm: Some(norm(6, 22)),
         norms_rotated: false,
         gate: Gate::None,
+        gate_activation: Activation::Sigmoid,
         output_norm: None,
         output: linear(1, HIDDEN, 4 * 3, 14),
         heads: 4,
@@ -111,6 +112,7 @@ fn attention(projections: Projections, window: Option<usize>) -> Attention {
         temperature: Some(Temperature {
             strength: 0.3,
             period: 2,
+            offset: 0,
         }),
         rope: Rope::Halves,
         angles: Some(angles(2)),
@@ -119,6 +121,7 @@ fn attention(projections: Projections, window: Option<usize>) -> Attention {
             cap: Some(3.0),
             window,
             sinks: None,
+            is_chunked: false,
             slopes: None,
         },
     }
@@ -136,6 +139,7 @@ fn gated_attention(gate_rows: usize) -> AnyMixer {
             cap: None,
             window: None,
             sinks: None,
+            is_chunked: false,
             slopes: Some(alibi_slopes(4, 8.0).into()),
         },
         ..attention(Projections::Fused(linear(1, 42, HIDDEN, 15)), None)
@@ -260,6 +264,8 @@ fn moe(normalized: bool, shared_router: Option<Linear>) -> Moe {
                 groups: None,
                 normalized,
                 scale: 1.5,
+                by_scores: false,
+                weighs_inputs: false,
             },
             selection_bias: None,
         },
@@ -275,6 +281,7 @@ fn moe(normalized: bool, shared_router: Option<Linear>) -> Moe {
             router: Some(router),
             ffn: gated_ffn(),
         }),
+        scale: 1.0,
     }
 }
 
@@ -338,6 +345,54 @@ fn attention_with_sinks() -> AnyMixer {
         },
         ..plain
     })
+}
+
+/// Parts of two tokens, queries and keys without weights of norms, a softplus gate, a norm with a bias.
+fn attention_within_parts() -> AnyMixer {
+    let unit = || Norm {
+        weight: vec![1.0; 6],
+        ..norm(6, 27)
+    };
+    let AnyMixer::Attention(gated) = gated_attention(4) else {
+        unreachable!("attention");
+    };
+    AnyMixer::Attention(Attention {
+        query_norm: Some(unit()),
+        key_norm: Some(unit()),
+        gate_activation: Activation::Softplus,
+        output_norm: Some(Norm {
+            bias: random(4 * 3, 28),
+            ..norm(4 * 3, 23)
+        }),
+        scores: Scores {
+            window: Some(2),
+            is_chunked: true,
+            slopes: None,
+            ..gated.scores
+        },
+        ..gated
+    })
+}
+
+/// Experts that are chosen by scores and whose inputs are weighed, and a shared one; their sum is
+/// halved.
+fn weighed_inputs(latent: Option<usize>) -> AnyMixer {
+    let mut weighed = moe(false, Some(linear(1, 1, HIDDEN, 45)));
+    weighed.router.routing.gating = Gating::Sigmoid;
+    weighed.router.routing.by_scores = true;
+    weighed.router.routing.weighs_inputs = true;
+    weighed.scale = 0.5;
+    if let Some(length) = latent {
+        weighed.latent = Some(Latent {
+            down: linear(1, length, HIDDEN, 46),
+            up: linear(1, HIDDEN, length, 47),
+        });
+        weighed.experts = Ffn {
+            down: linear(4, length, 6, 48),
+            ..ffn(First::Plain(linear(4, 6, length, 49)))
+        };
+    }
+    AnyMixer::Moe(weighed)
 }
 
 /// A state space with a bias of the convolution and a norm, or with neither.
@@ -497,11 +552,13 @@ fn latent_attention(gated: bool, heads: usize) -> AnyMixer {
             cap: None,
             window: None,
             sinks: None,
+            is_chunked: false,
             slopes: None,
         },
         temperature: gated.then_some(Temperature {
             strength: 0.3,
             period: 2,
+            offset: 0,
         }),
         sparse: None,
     })
@@ -611,6 +668,12 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
         ("latent experts without gates", latent_moe()),
         ("experts with biases and a limit", biased_moe()),
         ("attention with sinks", attention_with_sinks()),
+        ("attention within parts", attention_within_parts()),
+        ("experts whose inputs are weighed", weighed_inputs(None)),
+        (
+            "latent experts whose inputs are weighed",
+            weighed_inputs(Some(4)),
+        ),
     ]
 }
 

@@ -1,5 +1,6 @@
 //! What stands between the matrices of a feed-forward network.
 
+use super::elementwise::softplus;
 use quantier_arch::{Activation, Xielu};
 use quantier_blocks::vector::{sigmoid, vectorized};
 
@@ -16,6 +17,7 @@ pub(crate) fn activate(x: &mut [f32], activation: Activation) {
         Activation::SquaredRelu => x.iter_mut().for_each(|x| *x = squared_relu(*x)),
         Activation::Sigmoid => x.iter_mut().for_each(|x| *x = sigmoid(*x)),
         Activation::QuickGelu => x.iter_mut().for_each(|x| *x = quick_gelu(*x)),
+        Activation::Softplus => x.iter_mut().for_each(|x| *x = softplus(*x)),
         Activation::Xielu(parameters) => x.iter_mut().for_each(|x| *x = xielu(*x, parameters)),
     });
 }
@@ -29,6 +31,7 @@ pub(crate) fn activate_derivative(x: &mut [f32], g: &[f32], activation: Activati
         Activation::SquaredRelu => places.for_each(|(x, g)| *x = 2.0 * x.max(0.0) * g),
         Activation::Sigmoid => places.for_each(|(x, g)| *x = sigmoid_slope(*x) * g),
         Activation::QuickGelu => places.for_each(|(x, g)| *x = quick_gelu_slope(*x) * g),
+        Activation::Softplus => places.for_each(|(x, g)| *x = sigmoid(*x) * g),
         Activation::Xielu(p) => places.for_each(|(x, g)| *x = xielu_slope(*x, p) * g),
     });
 }
@@ -42,6 +45,7 @@ pub(crate) fn gate(gate: &mut [f32], up: &[f32], activation: Activation) {
         Activation::SquaredRelu => places.for_each(|(x, up)| *x = squared_relu(*x) * up),
         Activation::Sigmoid => places.for_each(|(x, up)| *x = sigmoid(*x) * up),
         Activation::QuickGelu => places.for_each(|(x, up)| *x = quick_gelu(*x) * up),
+        Activation::Softplus => places.for_each(|(x, up)| *x = softplus(*x) * up),
         Activation::Xielu(parameters) => places.for_each(|(x, up)| *x = xielu(*x, parameters) * up),
     });
 }
@@ -56,6 +60,7 @@ pub(crate) fn gate_derivative(gate: &mut [f32], up: &[f32], g: &[f32], activatio
         Activation::SquaredRelu => places.for_each(|(x, (up, g))| *x = 2.0 * x.max(0.0) * up * g),
         Activation::Sigmoid => places.for_each(|(x, (up, g))| *x = sigmoid_slope(*x) * up * g),
         Activation::QuickGelu => places.for_each(|(x, (up, g))| *x = quick_gelu_slope(*x) * up * g),
+        Activation::Softplus => places.for_each(|(x, (up, g))| *x = sigmoid(*x) * up * g),
         Activation::Xielu(p) => places.for_each(|(x, (up, g))| *x = xielu_slope(*x, p) * up * g),
     });
 }

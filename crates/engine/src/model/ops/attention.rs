@@ -23,6 +23,8 @@ pub(crate) struct Scores {
     /// By head: the score of a key that every query sees and that has no value (Xiao et al. 2023).
     /// Neither scale nor cap touch it.
     pub sinks: Option<Arc<[f32]>>,
+    /// Whether those are the ones of its own part of the text, which is cut into parts of so many.
+    pub is_chunked: bool,
     /// By head: what is taken off for each token between a query and a key.
     pub slopes: Option<Arc<[f32]>>,
 }
@@ -219,9 +221,10 @@ impl Scores {
     }
 
     fn seen(&self, query: usize) -> std::ops::Range<usize> {
-        let first = self
-            .window
-            .map_or(0, |window| (query + 1).saturating_sub(window));
+        let first = self.window.map_or(0, |window| match self.is_chunked {
+            true => query - query % window,
+            false => (query + 1).saturating_sub(window),
+        });
         first..query + 1
     }
 
@@ -386,6 +389,7 @@ mod tests {
                 scale: 1.7,
                 cap,
                 window,
+                is_chunked: false,
                 sinks: sink.map(|sink: f32| vec![sink, sink / 2.0, 0.0, -sink].into()),
                 slopes: alibi.map(|bias| alibi_slopes(heads, bias).into()),
             };
@@ -453,6 +457,40 @@ mod tests {
                         );
                     }
                 }
+            }
+        }
+    }
+
+    /// Parts of 70 tokens are no multiple of the queries that are taken together.
+    #[test]
+    fn queries_see_their_own_part_of_a_text() {
+        let scores = |window: usize, is_chunked: bool| Scores {
+            scale: 1.0,
+            cap: None,
+            window: Some(window),
+            is_chunked,
+            sinks: None,
+            slopes: None,
+        };
+        let all = Heads {
+            heads: 1,
+            kv_heads: 1,
+            query: Rows::new(random(150 * 6, 1), 6),
+            key: Rows::new(random(150 * 6, 2), 6),
+            value: Rows::new(random(150 * 5, 3), 5),
+        };
+        let part = |range: std::ops::Range<usize>| Heads {
+            heads: 1,
+            kv_heads: 1,
+            query: all.query.range(range.clone()),
+            key: all.key.range(range.clone()),
+            value: all.value.range(range),
+        };
+        let cut = scores(70, true).attend(&all, 1);
+        for range in [0..70, 70..140, 140..150] {
+            let alone = scores(150, false).attend(&part(range.clone()), 1);
+            for (a, b) in cut.range(range).numbers().iter().zip(alone.numbers()) {
+                assert!((a - b).abs() < 1e-5, "{a} {b}");
             }
         }
     }

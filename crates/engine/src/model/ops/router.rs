@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! probabilities  = gating(scores)
-//! chosen         = the best by probabilities + selection bias, of the best groups
+//! chosen         = the best by probabilities (or scores) + selection bias, of the best groups
 //! weights        = probabilities of the chosen, softmax of their scores where gating says so
 //!                  / max(their sum, 2^-14) where they are normalized
 //!                  * scale
@@ -30,8 +30,9 @@ impl Router {
     /// Makes a token's scores `[experts]` weights, and returns the chosen experts, the best first.
     /// Weights of the others mean nothing.
     pub(crate) fn route(&self, row: &mut [f32]) -> Vec<usize> {
+        let by_scores = self.routing.by_scores.then(|| self.choose(row));
         self.probabilities(row);
-        let chosen = self.choose(row);
+        let chosen = by_scores.unwrap_or_else(|| self.choose(row));
         self.gate_chosen(row, &chosen);
         self.weigh(row, &chosen);
         chosen
@@ -221,6 +222,8 @@ mod tests {
                 groups,
                 normalized: false,
                 scale: 1.0,
+                by_scores: false,
+                weighs_inputs: false,
             },
             selection_bias: None,
         }
@@ -249,6 +252,16 @@ mod tests {
                 assert_eq!(row, expected, "{gating:?}");
             }
         }
+    }
+
+    #[test]
+    fn scores_choose_where_probabilities_are_all_the_same() {
+        let mut router = router(Gating::Sigmoid, None);
+        router.routing.by_scores = true;
+        // All are 1 behind the logistic function.
+        let mut row = [40.0, 60.0, 50.0];
+        assert_eq!(router.route(&mut row), [1, 2]);
+        assert_eq!(row, [1.0; 3]);
     }
 
     #[test]

@@ -229,6 +229,7 @@ fn cases_of_activations<'c>() -> Vec<Case<'c>> {
         Activation::Gelu,
         Activation::SquaredRelu,
         Activation::Sigmoid,
+        Activation::Softplus,
         Activation::QuickGelu,
     ];
     for kind in kinds.into_iter().chain([xielu]) {
@@ -282,6 +283,8 @@ fn cases_of_experts<'c>() -> Vec<Case<'c>> {
                     groups,
                     normalized,
                     scale: 1.3,
+                    by_scores: !normalized && groups.is_none(),
+                    weighs_inputs: false,
                 },
                 selection_bias: biased.then(|| vec![3.0, 0.0, 0.0, 0.0, 2.0, 0.0]),
             };
@@ -331,6 +334,7 @@ fn cases_of_attention<'c>() -> Vec<Case<'c>> {
             scale: 0.8,
             cap,
             window,
+            is_chunked: window == Some(9) && cap.is_some(),
             sinks: sinks.then(|| random(4, 9).into()),
             slopes: alibi.map(|bias| alibi_slopes(4, bias).into()),
         };

@@ -1,0 +1,167 @@
+//! MiMo V2: sinks, windows by list with heads of keys and a rotation of their own, values shorter than
+//! keys, experts that logistic functions choose with a bias, three blocks for further tokens.
+
+use super::config::{Config, Result, wrong_kind};
+use super::decoder::{Decoder, Gating, Listed, Needs, Rope, Router, Setting, Window};
+use super::experts::{EXPERT_LENGTH, GATE_UP_DOWN, ROUTER, SELECTION_BIAS};
+use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS};
+use super::nextn::{NEXTN, PREDICT_LAYERS};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated_part, set_numbers};
+use super::recipes::Size::{Any, Hidden, QueryHeads};
+use super::{Architecture, Keys, Parameter, Recipe, nothing_generated};
+use quantier_gguf::gguf::Value;
+use quantier_tokenizer::VocabKind;
+
+/// Blocks for further tokens, of which the config says nothing.
+pub(super) const BLOCKS: u32 = 3;
+
+pub(super) static MIMO2: Architecture = Architecture {
+    classes: &["MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM"],
+    name: "mimo2",
+    vocabulary: VocabKind::ByteLevel,
+    parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS, PREDICT_LAYERS],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        ATTENTION,
+        GATED_FFN,
+        ROUTER,
+        SELECTION_BIAS,
+        GATE_UP_DOWN,
+        NEXTN,
+        BLOCK_NORM,
+        BUFFERS,
+    ],
+    generated: nothing_generated,
+    decoder: Decoder {
+        rope: Rope::Halves,
+        router: Router {
+            gating: Setting::Always(Gating::Sigmoid),
+            ..Router::SOFTMAX
+        },
+        window: Window::Listed(Listed::THREE_OF_FOUR),
+        needs: Needs {
+            optional: &["attn_sinks", "exp_probs_b", "layer_output_norm"],
+            ..Needs::OWN_OUTPUT
+        },
+        ..Decoder::LLAMA
+    },
+};
+
+const PARAMETERS: &[Parameter] = &[
+    Parameter::Computed(check),
+    Parameter::Computed(windows),
+    Parameter::U32("attention.value_length", &["v_head_dim"]),
+    Parameter::U32("expert_count", &["n_routed_experts"]),
+    EXPERT_LENGTH,
+    Parameter::Computed(|config, keys| {
+        let length = f64::from(config.u32(&["head_dim"])?);
+        let rotated = (length * rotated_part(config, None)?) as u32;
+        keys.set("rope.dimension_count", Value::U32(rotated));
+        let epsilon = config.optional_f64(&["layernorm_epsilon"])?;
+        let epsilon = epsilon.unwrap_or(1e-5) as f32;
+        keys.set("attention.layer_norm_rms_epsilon", Value::F32(epsilon));
+        Ok(())
+    }),
+    Parameter::OptionalF32("attention.value_scale", &["attention_value_scale"]),
+];
+
+/// What the reference demands, and what cannot be converted yet.
+fn check(config: &Config, _: &mut Keys) -> Result<()> {
+    for [windowed, field] in [
+        ["swa_head_dim", "head_dim"],
+        ["swa_num_attention_heads", "num_attention_heads"],
+        ["swa_v_head_dim", "v_head_dim"],
+    ] {
+        let (of_windows, of_all) = (config.u32(&[windowed])?, config.u32(&[field])?);
+        if of_windows != of_all {
+            return Err(format!(
+                "'{windowed}' is {of_windows}, and '{field}' is {of_all}: llama.cpp runs layers of one kind"
+            ));
+        }
+    }
+    let null = serde_json::Value::Null;
+    let method = config.get("topk_method").unwrap_or(&null);
+    if *method != "noaux_tc" {
+        return Err(wrong_kind("topk_method", method, "'noaux_tc'"));
+    }
+    let quantization = config.optional_object("quantization_config")?;
+    let says = |field, kind| quantization.and_then(|of| of.get(field)) == Some(&kind.into());
+    if says("store_dtype", "mxfp4") {
+        return Err("checkpoints with experts in MXFP4 cannot be converted yet".into());
+    }
+    // Its 'qkv_proj' has scales by the rank that held the rows.
+    if config.class() == Some("MiMoV2ForCausalLM") && says("quant_method", "fp8") {
+        return Err("MiMoV2ForCausalLM in FP8 cannot be converted yet".into());
+    }
+    Ok(())
+}
+
+/// Layers with windows, and their heads of keys. The blocks for further tokens have windows.
+fn windows(config: &Config, keys: &mut Keys) -> Result<()> {
+    const FIELD: &str = "hybrid_layer_pattern";
+    let value = config.get(FIELD);
+    let value = value.ok_or_else(|| format!("field '{FIELD}' is missing"))?;
+    let list = value.as_array().map_or(&[][..], Vec::as_slice);
+    let layers = config.layers()? as usize;
+    if list.len() != layers || list.iter().any(|flag| *flag != 0 && *flag != 1) {
+        return Err(wrong_kind(
+            FIELD,
+            value,
+            &format!("a list of {layers} numbers, 1 for a window and 0 for none"),
+        ));
+    }
+    let blocks = config.blocks()? as usize;
+    let flags = list.iter().map(|flag| u32::from(*flag == 1));
+    let flags: Vec<u32> = flags.chain([1; 8]).take(blocks).collect();
+    let (all, windowed) = (
+        config.u32(&["num_key_value_heads"])?,
+        config.u32(&["swa_num_key_value_heads"])?,
+    );
+    let heads = flags.iter().map(|flag| [all, windowed][*flag as usize]);
+    set_numbers(keys, "attention.head_count_kv", heads);
+    let tokens = config.u32(&["sliding_window"])?;
+    keys.set("attention.sliding_window", Value::U32(tokens));
+    set_numbers(keys, "attention.sliding_window_pattern", flags);
+    Ok(())
+}
+
+const ATTENTION: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.self_attn.q_proj",
+        "blk.{}.attn_q",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.k_proj",
+        "blk.{}.attn_k",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.v_proj",
+        "blk.{}.attn_v",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.qkv_proj",
+        "blk.{}.attn_qkv",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.o_proj",
+        "blk.{}.attn_output",
+        &[Hidden, Any],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.attention_sink_bias",
+        "blk.{}.attn_sinks.weight",
+        &[QueryHeads],
+    ),
+];
+
+/// The norm behind a block for a further token.
+const BLOCK_NORM: &[Recipe] = &[Recipe::rename(
+    "model.layers.{}.final_layernorm",
+    "blk.{}.layer_output_norm",
+    &[Hidden],
+)];
