@@ -86,7 +86,10 @@ fn check(config: &Config, _: &mut Keys) -> Result<()> {
         return Err(wrong_kind("topk_method", method, "'noaux_tc'"));
     }
     let quantization = config.optional_object("quantization_config")?;
-    let says = |field, kind| quantization.and_then(|of| of.get(field)) == Some(&kind.into());
+    let says = |field: &str, kind: &str| {
+        let value = quantization.and_then(|of| of.get(field));
+        value.and_then(serde_json::Value::as_str) == Some(kind)
+    };
     if says("store_dtype", "mxfp4") {
         return Err("checkpoints with experts in MXFP4 cannot be converted yet".into());
     }
