@@ -478,6 +478,7 @@ mod tests {
             query: Rows::new(random(150 * 6, 1), 6),
             key: Rows::new(random(150 * 6, 2), 6),
             value: Rows::new(random(150 * 5, 3), 5),
+            unseen: None,
         };
         let part = |range: std::ops::Range<usize>| Heads {
             heads: 1,
@@ -485,6 +486,7 @@ mod tests {
             query: all.query.range(range.clone()),
             key: all.key.range(range.clone()),
             value: all.value.range(range),
+            unseen: None,
         };
         let cut = scores(70, true).attend(&all, 1);
         for range in [0..70, 70..140, 140..150] {
