@@ -84,6 +84,10 @@ pub struct Args {
     /// Include the output matrix
     #[arg(long)]
     process_output: bool,
+    /// Show every expert all tokens, not only those routed to it: experts rarely chosen are covered
+    /// too, at the cost of all experts for each token
+    #[arg(long)]
+    all_experts: bool,
     /// Parse control tokens in the text
     #[arg(long)]
     parse_special: bool,
@@ -335,6 +339,7 @@ fn collected<'a>(
     let resume = resume(args, input, &windows, covariances.as_ref())?;
     let options = Options {
         process_output: args.process_output,
+        all_experts: args.all_experts,
         score: !args.no_ppl,
         interim: (args.save_frequency > 0).then_some((args.save_frequency, &interim)),
         first_chunk: args.chunk,
@@ -397,7 +402,7 @@ fn job(
         .flat_map(|c| windows.input(c))
         .flat_map(u32::to_le_bytes)
         .collect();
-    Ok(KeyBuilder::new(kind)
+    let key = KeyBuilder::new(kind)
         .with_model(input)?
         .with("input", &tokens)
         .with("context", &number(windows.n_ctx()))
@@ -405,7 +410,11 @@ fn job(
         .with(
             "device",
             format!("{:?}", args.common.options().device).as_bytes(),
-        ))
+        );
+    Ok(match args.all_experts {
+        true => key.with("all experts", &[1]),
+        false => key,
+    })
 }
 
 fn number(n: usize) -> [u8; 8] {
@@ -617,5 +626,8 @@ fn warn(gaps: &[Gap], shown: usize) {
     } else {
         ""
     };
-    warning!("such experts are quantized on little data{none}; use a longer or more varied text");
+    warning!(
+        "such experts are quantized on little data{none}; use a longer or more varied text, \
+         or --all-experts"
+    );
 }

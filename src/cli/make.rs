@@ -95,6 +95,10 @@ pub struct Common {
     /// Stem of the file names; by default the name of the model
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Show every expert all tokens of the calibration text, not only those routed to it. For texts that
+    /// reach some experts rarely; costs all experts for each token in the importance matrix
+    #[arg(long)]
+    all_experts: bool,
     /// Accept a quantized model; its quantization errors remain. Not needed for MXFP4 and NVFP4, which models are
     /// published in
     #[arg(long)]
@@ -307,6 +311,7 @@ impl Common {
                 },
             },
             imatrix: self.imatrix.clone(),
+            all_experts: self.all_experts,
             allow_requantize: self.allow_requantize,
             engine: model::Options {
                 threads: self.threads,

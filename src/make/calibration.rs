@@ -1,7 +1,7 @@
 //! The importance matrix and the input Hessians, from one pass over the calibration text.
 
 use super::cost::{Cost, Memory};
-use super::job::{Job, Model, hessian_needs, imatrix_key};
+use super::job::{Job, Model, hessian_needs, imatrix_key, shown_to_all};
 use super::numbers::Numbers;
 use super::stage::{Foreseeable, Session, Stage};
 use super::workdir::WorkDir;
@@ -92,7 +92,7 @@ impl<'j> Calibration<'j> {
             true => {
                 let needs = hessian_needs(model)?;
                 let key = KeyBuilder::new("make: covariance").with_model(job.input)?;
-                let key = key
+                let key = shown_to_all(job, key)
                     .with("tokens", model.texts.calibration_bytes())
                     .with("experts apart", &[needs.experts_apart.into()]);
                 let job = hessian::Job {
@@ -115,7 +115,7 @@ impl<'j> Calibration<'j> {
             numbers,
             is_given: given.is_some(),
             file: given.unwrap_or_else(|| job.imatrix_file()),
-            imatrix_key: imatrix_key(job.input, model)?,
+            imatrix_key: imatrix_key(job, model)?,
             hessians,
         }))
     }
@@ -159,8 +159,12 @@ impl Stage for Calibration<'_> {
             true => 0,
             false => imatrix_bytes(self.job),
         };
+        let forward = match self.job.options.all_experts {
+            true => self.numbers.forward_all(calibration),
+            false => self.numbers.forward(calibration),
+        };
         let cost = Cost {
-            operations: self.numbers.forward(calibration)
+            operations: forward
                 + self.numbers.logits(calibration)
                 + needs.map_or(0.0, |needs| needs.operations),
             read: self.numbers.model_bytes,
@@ -203,6 +207,7 @@ impl Stage for Calibration<'_> {
             |resume| {
                 let options = collect::Options {
                     process_output: true,
+                    all_experts: self.job.options.all_experts,
                     resume: Some(resume),
                     covariance: missing.map(|missing| &missing.job),
                     ..collect::Options::default()

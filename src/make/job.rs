@@ -182,11 +182,20 @@ pub(super) fn hessian_needs(model: &Model<'_>) -> Result<Needs> {
     Ok(Needs::of(model.engine, true, text))
 }
 
+/// A key of statistics, with the experts that see each token.
+pub(super) fn shown_to_all(job: &Job<'_>, key: KeyBuilder) -> KeyBuilder {
+    match job.options.all_experts {
+        true => key.with("all experts", &[1]),
+        false => key,
+    }
+}
+
 /// Key of an importance matrix.
-pub(super) fn imatrix_key(input: &Input<'_>, model: &Model<'_>) -> Result<Key> {
+pub(super) fn imatrix_key(job: &Job<'_>, model: &Model<'_>) -> Result<Key> {
     let key = KeyBuilder::new("make: imatrix")
-        .with_model(input)?
+        .with_model(job.input)?
         .with("tokens", model.texts.calibration_bytes());
+    let key = shown_to_all(job, key);
     // Files written before the block was run lack its linears.
     let key = match model.engine.has_nextn() {
         true => key.with("block for a further token", &[1]),

@@ -20,6 +20,8 @@ pub(super) struct Numbers {
     pub(super) threads: f64,
     /// Active weights per token in all layers.
     active: f64,
+    /// All weights of matrices in layers.
+    all: f64,
     /// Weights of the largest layer.
     pub(super) largest: f64,
     /// Weights of the output matrix.
@@ -84,7 +86,7 @@ impl Numbers {
         }
         let (hyper, engine, catalog) = (&model.engine.hyper, model.engine, input.catalog());
         let mut layers: BTreeMap<LayerId, Layer> = BTreeMap::new();
-        let mut active = 0.0;
+        let (mut active, mut all) = (0.0, 0.0);
         for linear in catalog.linears() {
             let Some(layer) = linear.layer else {
                 continue;
@@ -96,6 +98,7 @@ impl Numbers {
             let ([columns, rows, ..], share) = (shape.four(), share(linear, hyper.experts_used()));
             let weights = shape.elements() as f64;
             active += weights * share;
+            all += weights;
             layer.weights += weights;
             layer.rows += rows as f64 * share;
             layer.columns += columns as f64 * share;
@@ -105,6 +108,7 @@ impl Numbers {
         let queries: usize = attention.map(|a| a.heads * a.key_length).sum();
         let queries = queries * hyper.loops;
         active *= hyper.loops as f64;
+        all *= hyper.loops as f64;
         let most = |of: fn(&Layer) -> f64| layers.values().map(of).fold(0.0, f64::max);
         let calibration = model.texts.calibration()?;
         let context = calibration.n_ctx();
@@ -124,6 +128,7 @@ impl Numbers {
             context: context as f64,
             threads: engine.pool().current_num_threads() as f64,
             active,
+            all,
             largest: most(|layer| layer.weights),
             output: output.unwrap_or(0) as f64,
             rows: most(|layer| layer.rows),
@@ -145,6 +150,11 @@ impl Numbers {
     /// Operations of a forward pass through all layers.
     pub(super) fn forward(&self, tokens: f64) -> f64 {
         tokens * (2.0 * self.active + self.attention)
+    }
+
+    /// Operations of a forward pass through all layers with all experts.
+    pub(super) fn forward_all(&self, tokens: f64) -> f64 {
+        tokens * (2.0 * self.all + self.attention)
     }
 
     /// Operations of the logits.

@@ -28,6 +28,9 @@ pub struct Options {
     pub rounding: Rounding,
     /// An importance matrix to use instead of computing one.
     pub imatrix: Option<PathBuf>,
+    /// Shows every expert all tokens of the calibration text, for the importance matrix and the input
+    /// Hessians.
+    pub all_experts: bool,
     /// Accepts models that are already quantized.
     pub allow_requantize: bool,
     /// Threads and memory.
@@ -106,6 +109,7 @@ impl Default for Options {
                 two_sided: true,
             },
             imatrix: None,
+            all_experts: false,
             allow_requantize: false,
             engine: model::Options::default(),
             snapshot_every: Duration::from_secs(30),

@@ -293,7 +293,8 @@ fn experts_without_tokens_are_reported() {
         "{told}"
     );
     assert!(
-        told.ends_with("use a longer or more varied text\n") && told.lines().count() == 3,
+        told.ends_with("use a longer or more varied text, or --all-experts\n")
+            && told.lines().count() == 3,
         "{told}"
     );
     let gaps = json(
@@ -317,6 +318,37 @@ fn experts_without_tokens_are_reported() {
         (counts.len(), counts.iter().sum::<i64>(), counts[3]),
         (4, 256, 0)
     );
+    // Shown to all experts, the same tokens count for each, and nothing else changes.
+    let run = |options: &str| {
+        json(
+            dir,
+            &format!("imatrix e.gguf -f t.txt -c 64 --chunks 4 --json {options}"),
+        )
+    };
+    let (routed, shown) = (
+        run("-o routed.gguf"),
+        run("-o shown.gguf --all-experts --hessians shown"),
+    );
+    assert_eq!(routed["perplexity"], shown["perplexity"]);
+    assert_eq!(shown["gaps"].as_array().map_or(0, Vec::len), 0, "{shown}");
+    let shown = Imatrix::read(&dir.join("shown.gguf")).unwrap();
+    for (name, entry) in &shown.entries {
+        if !name.contains("_exps") {
+            assert_eq!(entry, &found.entries[name], "{name}");
+            continue;
+        }
+        assert_eq!(entry.counts, [256; 4], "{name}");
+        if name.contains("ffn_gate_exps") {
+            // All experts read the input of the router.
+            let router = &shown.entries[&name.replace("ffn_gate_exps", "ffn_gate_inp")];
+            for (one, want) in entry.sums.iter().zip(router.sums.iter().cycle()) {
+                assert!(
+                    (one - want).abs() <= 1e-5 * want.abs(),
+                    "{name}: {one} {want}"
+                );
+            }
+        }
+    }
     // Sums of experts are merged and saved like all others.
     let want = bytes(dir, "imatrix.gguf");
     succeeds(

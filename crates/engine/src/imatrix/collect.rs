@@ -104,6 +104,8 @@ pub struct Options<'o> {
     pub first_chunk: usize,
     /// Snapshots of the run.
     pub resume: Option<&'o Resume>,
+    /// Every expert counts every token, not only those routed to it.
+    pub all_experts: bool,
     /// Whether covariances are summed too, of the same chunks; not with interim results.
     pub covariance: Option<&'o hessian::Job>,
 }
@@ -142,6 +144,12 @@ pub fn collect(
         let what = "covariances are summed over all chunks, layer by layer: not together with interim results";
         return Err(model::Error::Model(what.into()).into());
     }
+    let routing = &engine.hyper.routing;
+    if options.all_experts && routing.iter().any(|routing| routing.weighs_inputs) {
+        let what = "experts of this model read inputs times the weights of the router, which tokens of other \
+                    experts do not have: it cannot show all experts all tokens";
+        return Err(model::Error::Model(what.into()).into());
+    }
     if options.covariance.is_some() && engine.hyper.loops > 1 {
         let what =
             "the layers of this model run several times, and input Hessians are those of one run";
@@ -170,6 +178,7 @@ pub fn collect(
     let mut collector = Collector {
         catalog: engine.catalog(),
         process_output: options.process_output,
+        all_experts: options.all_experts,
         resume: options.resume,
         length: windows.n_ctx() * engine.hyper.hidden,
         start: 0,
@@ -230,6 +239,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Collector<'o> {
     catalog: &'o Catalog,
     process_output: bool,
+    all_experts: bool,
     resume: Option<&'o Resume>,
     /// Numbers in the activations of a chunk.
     length: usize,
@@ -424,6 +434,10 @@ impl Collector<'_> {
 }
 
 impl Tap for Collector<'_> {
+    fn sees_all_experts(&self) -> bool {
+        self.all_experts
+    }
+
     fn input(&self, input: LinearInput<'_>) {
         let mut met = lock(&self.chunks[input.chunk]);
         let mut in_hessians = Vec::new();

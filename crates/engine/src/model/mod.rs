@@ -154,6 +154,12 @@ pub trait Tap: Sync {
 
     /// The gradient has come back to this output.
     fn output_gradient(&self, _gradient: OutputGradient<'_>) {}
+
+    /// True if every expert is shown every position, in forward passes alone; the outputs of a layer
+    /// remain those of the routed positions.
+    fn sees_all_experts(&self) -> bool {
+        false
+    }
 }
 
 /// Takes activations, or gives them, slot by slot: one slot per chunk.

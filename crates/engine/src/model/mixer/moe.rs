@@ -138,6 +138,27 @@ impl Moe {
         Ok((output, tape))
     }
 
+    /// Shows an expert the positions that are not routed to it.
+    fn show_others(
+        &self,
+        expert: usize,
+        routed: &[u32],
+        rows: &Rows,
+        pass: &Pass<'_>,
+    ) -> Result<()> {
+        let mut routed = routed.iter().peekable();
+        let others = (0..rows.len() as u32).filter(|p| routed.next_if_eq(&p).is_none());
+        let others: Vec<u32> = others.collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let Ffn { first, down, .. } = &self.experts;
+        let (x, others) = (rows.select(&others), self.routed(expert, &others));
+        pass.input(&first.linears(), Some(others), &x)?;
+        let (inner, _) = self.experts.run_first(expert, &x, pass)?;
+        pass.input(&[down], Some(others), &inner)
+    }
+
     fn routed<'p>(&self, expert: usize, positions: &'p [u32]) -> Routed<'p> {
         Routed {
             expert,
@@ -235,7 +256,11 @@ impl Mixer for Moe {
         let rows = latent_rows.as_ref().unwrap_or(input);
         let mut y = Rows::zeros(rows.len(), rows.columns());
         let mut experts = Vec::new();
+        let sees_all = !pass.recording && pass.tap.is_some_and(|tap| tap.sees_all_experts());
         for (expert, positions) in routes.positions.iter().enumerate() {
+            if sees_all {
+                self.show_others(expert, positions, rows, pass)?;
+            }
             if positions.is_empty() {
                 continue;
             }
