@@ -892,6 +892,12 @@ def glm4v_moe():
     return wrapped(text, "Glm4vMoeForConditionalGeneration", "glm4v_moe", inside)
 
 
+def solar_open():
+    config, shapes, _ = glm4moe(0, 1, False, False, architectures=["SolarOpenForCausalLM"], model_type="solar_open",
+                                partial_rotary_factor=1.0, rope_scaling=yarn())
+    return without(config, "num_nextn_predict_layers"), shapes, "solar"
+
+
 def minimax_m2():
     experts, length = 8, 96
     config = base("MiniMaxM2ForCausalLM", "minimax_m2", BPE_VOCAB, intermediate_size=length, head_dim=HEAD, rotary_dim=32,
@@ -2093,6 +2099,7 @@ CHECKPOINTS = {
     "glm-dsa": (lambda: glm_dsa(96), torch.bfloat16, 1),
     "glm-dsa-shared": (lambda: glm_dsa(2048, ["full", "shared", "full"]), torch.bfloat16, 1),
     "glm4moe": (glm4moe, torch.bfloat16, 1),
+    "solar-open": (solar_open, torch.bfloat16, 1),
     "glm4v-moe": (glm4v_moe, torch.bfloat16, 1),
     "minimax-m2": (minimax_m2, torch.bfloat16, 1),
     "kimi-linear": (kimi_linear, torch.bfloat16, 2),
@@ -2275,6 +2282,10 @@ def write_glm_moe(folder):
     write_bpe(folder, ["<|endoftext|>", "<|user|>", "[gMASK]", "<|observation|>"])
 
 
+def write_solar(folder):
+    write_bpe(folder, ["<|endoftext|>", "<|startoftext|>"])
+
+
 def write_bpe_bos(folder):
     """With a token at the beginning, by a class that says so."""
     write_llada(folder)
@@ -2447,7 +2458,7 @@ def make(out, name, lively=False):
     stem = "consolidated" if is_mistral else "model"
     write_weights(folder, as_views(tensors) if is_torch else tensors, files, "pytorch_model" if is_torch else stem)
     {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
-     "glm": write_glm, "glm-moe": write_glm_moe, "bpe-bos": write_bpe_bos, "laguna": write_laguna,
+     "glm": write_glm, "glm-moe": write_glm_moe, "bpe-bos": write_bpe_bos, "solar": write_solar, "laguna": write_laguna,
      "hunyuan-moe": write_hunyuan_moe, "muse": write_muse, "hf": write_hf, "hf-bare": lambda folder: write_hf(folder, False),
      "plamo": write_plamo, "llada": write_llada}[tokenizer](folder)
     if name.startswith("minimax"):

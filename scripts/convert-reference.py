@@ -39,7 +39,8 @@ def main():
     if told := os.environ.get("QUANTIER_PRE", "gpt-2"):
         # Kimi's ranks have one pre-tokenizer; the reference accepts no other.
         def pre(self, tokenizer):
-            return "kimi-k2" if "Kimi" in type(self).__name__ and hasattr(tokenizer, "eos_id") else told
+            is_kimi = type(self).__name__ in ("KimiLinearModel", "DeepseekV2Model") and hasattr(tokenizer, "special_tokens")
+            return "kimi-k2" if is_kimi else told
 
         TextModel.get_vocab_base_pre = pre
     if os.environ.get("QUANTIER_ONLY_VOCABULARY"):

@@ -41,7 +41,7 @@ CASES = {name: (name, 512, 4) for name in (
     "jamba-sparse",
     "gpt-oss", "gpt-oss-mxfp4", "gpt-oss-f16", "deepseek", "deepseek2", "deepseek2-v2", "deepseek2-lite", "kimi-k25", "youtu", "glm4-flash",
     "deepseek2-ocr", "mistral4", "deepseek32", "deepseek32-dense",
-    "glm-dsa", "glm-dsa-shared", "glm4moe", "glm4v-moe", "minimax-m2", "kimi-linear", "kimi-linear-f16", "bailingmoe3", "bailingmoe3-vl")}
+    "glm-dsa", "glm-dsa-shared", "glm4moe", "solar-open", "glm4v-moe", "minimax-m2", "kimi-linear", "kimi-linear-f16", "bailingmoe3", "bailingmoe3-vl")}
 # Blocks with a scale for each matrix or expert beside them.
 CASES |= {name: (name, 512, 4) for name in ("llama-nvfp4", "qwen3moe-nvfp4", "qwen35-nvfp4", "nemotron_h_moe-nvfp4")}
 CASES |= {name: (name, 1024, 3) for name in ("gemma1", "gemma2", "gemma3", "gemma3-deep", "gemma3-vl")}

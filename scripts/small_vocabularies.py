@@ -263,6 +263,11 @@ def kimi(folder):
     return config("KimiLinearForCausalLM", "kimi_linear", first + 257, bos_token_id=first, eos_token_id=first + 2, **linear)
 
 
+def kimi_k2(folder):
+    """The same in a DeepSeek V3, whose EOS token the configuration says."""
+    return kimi(folder) | {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "kimi_k2"}
+
+
 def qwen1(folder):
     size = tiktoken(folder, "qwen.tiktoken", QWEN)
     return config("QWenLMHeadModel", "qwen", size + 13, bos_token_id=None, eos_token_id=None)
@@ -432,7 +437,7 @@ def tekken_v7(folder):
 
 
 MADE = {f.__name__: f for f in (
-    glm4, glm_moe, chatglm, chatglm3, hunyuan, hunyuan_vl, hunyuan_tiktoken, hunyuan_moe, kimi, qwen1, qwen1_ids, stablelm_tiktoken, internlm2,
+    glm4, glm_moe, chatglm, chatglm3, hunyuan, hunyuan_vl, hunyuan_tiktoken, hunyuan_moe, kimi, kimi_k2, qwen1, qwen1_ids, stablelm_tiktoken, internlm2,
     internlm2_plain, internlm3, xverse, deci, deci_llama3, plamo3, refact, mpt, mpt_sentencepiece, muse_glimmer,
     muse_glimmer_unknown, llada, dream, gpt2_slow, gpt2_slow_plain, qwen2_slow, codegen_slow, tekken, tekken_v7)}
 

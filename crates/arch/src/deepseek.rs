@@ -52,7 +52,7 @@ pub(super) static DEEPSEEK2: Architecture = Architecture {
         "YoutuVLForConditionalGeneration",
     ],
     name: "deepseek2",
-    vocabulary: VocabKind::Kimi,
+    vocabulary: VocabKind::KimiK2,
     parameters: &[
         COMMON,
         HEAD_LENGTHS,

@@ -56,6 +56,12 @@ pub(super) static GLM4_MOE: Architecture = Architecture {
     },
 };
 
+pub(super) static SOLAR_OPEN: Architecture = Architecture {
+    classes: &["SolarOpenForCausalLM"],
+    vocabulary: VocabKind::SolarOpen,
+    ..GLM4_MOE
+};
+
 /// GLM 4.7 Flash.
 pub(super) static GLM4_MOE_LITE: Architecture = Architecture {
     classes: &["Glm4MoeLiteForCausalLM"],

@@ -159,6 +159,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &sparse::GLM_DSA,
     &glm_moe::GLM4_MOE_LITE,
     &glm_moe::GLM4_MOE,
+    &glm_moe::SOLAR_OPEN,
     &minimax::MINIMAX_M2,
     &minimax::MINIMAX_M3,
     &kimi::KIMI_LINEAR,

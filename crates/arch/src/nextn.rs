@@ -73,6 +73,7 @@ static FAMILIES: &[Names] = &[
     LING,
     GLM_MOE,
     GLM_MOE_LITE,
+    SOLAR_OPEN,
     SPARSE,
     K_EXAONE,
     LING_2,
@@ -228,6 +229,7 @@ const LING: Names = Names {
 
 const GLM_MOE: Names = Names {
     architectures: &["glm4moe"],
+    without: Some("SolarOpenForCausalLM"),
     shared: &[
         "model.embed_tokens.weight",
         "model.norm.weight",
@@ -238,12 +240,22 @@ const GLM_MOE: Names = Names {
 
 const SPARSE: Names = Names {
     architectures: &["glm-dsa", "deepseek32"],
+    without: None,
     names_drafts: false,
+    ..GLM_MOE
+};
+
+/// Without draft models.
+const SOLAR_OPEN: Names = Names {
+    classes: &["SolarOpenForCausalLM"],
+    without: None,
+    shared: &[],
     ..GLM_MOE
 };
 
 const GLM_MOE_LITE: Names = Names {
     architectures: &["deepseek2"],
+    without: None,
     classes: &["Glm4MoeLiteForCausalLM"],
     ..GLM_MOE
 };

@@ -34,6 +34,16 @@ pub(super) const GLM_MOE: Rules = Rules {
     kin: GLM_KIN,
     ..Rules::PLAIN
 };
+/// Solar Open.
+pub(super) const SOLAR_OPEN: Rules = Rules {
+    roles: &[
+        ("eos", TEXT_END),
+        ("eot", TEXT_END),
+        ("unk", "<unk>"),
+        ("bos", "<|startoftext|>"),
+    ],
+    ..Rules::PLAIN
+};
 /// ChatGLM 4.
 pub(super) const CHATGLM: Rules = Rules {
     roles: &[("eos", TEXT_END), ("eot", "<|user|>"), ("unk", TEXT_END)],

@@ -87,6 +87,10 @@ pub enum VocabKind {
     HunyuanMoe,
     /// Byte-level, or `tiktoken.model`: Kimi Linear.
     Kimi,
+    /// The same, with the EOS token of the configuration: DeepSeek V2 and V3, Kimi K2.
+    KimiK2,
+    /// Byte-level; special tokens are `<|startoftext|>` and `<|endoftext|>`: Solar Open.
+    SolarOpen,
     /// `qwen.tiktoken`: Qwen 1.
     Qwen1,
     /// Byte-level, or `arcade100k.tiktoken`: StableLM.
@@ -187,7 +191,9 @@ pub fn import(
         VocabKind::ChatGlm => import.chatglm()?,
         VocabKind::Hunyuan => import.hunyuan()?,
         VocabKind::HunyuanMoe => import.hunyuan_moe()?,
-        VocabKind::Kimi => import.kimi()?,
+        VocabKind::Kimi => import.kimi(true)?,
+        VocabKind::KimiK2 => import.kimi(false)?,
+        VocabKind::SolarOpen => import.byte_level_with(&families::SOLAR_OPEN)?,
         VocabKind::Qwen1 => import.qwen1()?,
         VocabKind::StableLm => import.stablelm()?,
         VocabKind::InternLm2 => import.internlm2()?,

@@ -320,7 +320,7 @@ impl Import<'_> {
     }
 
     /// Special tokens after the ranks, by number; those without names are reserved.
-    pub(crate) fn kimi(&mut self) -> Result<usize> {
+    pub(crate) fn kimi(&mut self, sets_end: bool) -> Result<usize> {
         /// Number of special tokens after the ranks.
         const SPECIAL: usize = 258;
         /// End of text if tokenizer_config.json has none.
@@ -351,7 +351,9 @@ impl Import<'_> {
         let special = Special::load(self.files, false, &Special::TYPES, None)?;
         let names = names.into_iter().take(size.saturating_sub(first)).collect();
         let tokens = self.tiktoken(&KIMI, &ranks, special, names)?;
-        self.set_id("eos", (first + eos) as u32);
+        if sets_end {
+            self.set_id("eos", (first + eos) as u32);
+        }
         Ok(tokens)
     }
 

@@ -24,6 +24,7 @@ const KINDS: [(&str, VocabKind); 27] = [
     ("hunyuan_tiktoken", VocabKind::Hunyuan),
     ("hunyuan_vl", VocabKind::Hunyuan),
     ("kimi", VocabKind::Kimi),
+    ("kimi_k2", VocabKind::KimiK2),
     ("llada", VocabKind::Llada),
     ("mpt", VocabKind::Mpt),
     ("muse_glimmer", VocabKind::MuseGlimmer),
