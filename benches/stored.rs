@@ -5,6 +5,7 @@ use quantier::convert::Checkpoint;
 use std::hint::black_box;
 
 #[path = "stored/mod.rs"]
+#[allow(dead_code)]
 mod model;
 
 const ROWS: u64 = 1024;

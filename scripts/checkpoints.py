@@ -1925,17 +1925,11 @@ def dream():
     return config, shapes, tokenizer
 
 
-def fp8():
-    config, shapes, tokenizer = llama()
-    return config | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, shapes, tokenizer
-
-
 # Name -> (maker, type of the weights, number of files).
 CHECKPOINTS = {
     "llama": (llama, torch.bfloat16, 1),
     "llama-f16": (llama, torch.float16, 3),
     "llama-f32": (lambda: llama(rope_theta=10000), torch.float32, 2),
-    "llama-fp8": (fp8, torch.bfloat16, 1),
     "llama-yarn": (llama_yarn, torch.float32, 1),
     "llama3": (llama3, torch.bfloat16, 1),
     "mistral": (mistral, torch.bfloat16, 1),
@@ -2134,22 +2128,6 @@ PLAIN = {
 
 CHECKPOINTS |= expert_checkpoints.makers(sys.modules[__name__])
 CARD = "Card-Llama-7M-Chat-v0.3"
-
-
-def quantize_fp8(tensors):
-    """Matrices of the layers as F8_E4M3 with one scale for 128 x 128 weights."""
-    out = {}
-    for name, w in tensors.items():
-        if w.dim() != 2 or ".layers." not in name:
-            out[name] = w
-            continue
-        w = w.float()
-        rows, cols = w.shape
-        blocks = w.reshape(rows // 128, 128, cols // 128, 128)
-        scale = blocks.abs().amax(dim=(1, 3)) / 448.0
-        out[name] = (blocks / scale[:, None, :, None]).reshape(rows, cols).to(torch.float8_e4m3fn)
-        out[name + "_scale_inv"] = scale
-    return out
 
 
 def enliven(name, tensors):
@@ -2445,8 +2423,6 @@ def make(out, name, lively=False):
         tensors["model.embed_tokens.weight"][[-5, -2, -1]] = 0.0
     if name == "mamba-old":
         tensors["lm_head.weight"] = tensors["backbone.embedding.weight"].clone()
-    if name == "llama-fp8":
-        tensors = quantize_fp8(tensors)
     if quantize:
         # Some have files beside config.json.
         tensors = quantize(config, tensors)

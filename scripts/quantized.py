@@ -343,6 +343,7 @@ def bitnet(config, tensors):
 
 # Name -> (checkpoint whose weights are quantized, function).
 QUANTIZED = {
+    "llama-fp8": ("llama", fp8_block(128, 128)),
     "llama-fp8-odd": ("llama", fp8_block(96, 80, torch.bfloat16)),
     "llama-fp8-tensor": ("llama", fp8_whole(False)),
     "llama-fp8-rows": ("llama-f16", fp8_whole(True, torch.bfloat16, torch.float8_e5m2)),

@@ -25,7 +25,7 @@ fn check(bytes: &mut Unstructured<'_>) -> libfuzzer_sys::arbitrary::Result<()> {
         let tensor = bytes.choose_index(model.tensors.len())?;
         let tensor = &mut model.tensors[tensor];
         match bytes.int_in_range(0..=3)? {
-            0 => tensor.dtype = bytes.choose(stored::DTYPES)?,
+            0 => tensor.dtype = *bytes.choose(stored::DTYPES)?,
             1 => tensor.shape.push(bytes.int_in_range(0..=3)?),
             2 => drop(tensor.shape.pop()),
             _ => {

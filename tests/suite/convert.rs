@@ -463,15 +463,25 @@ fn experts_must_be_complete() {
 #[test]
 fn quantized_checkpoints_of_other_kinds_are_refused_by_name() {
     let mut model = Model::llama();
-    model.config["quantization_config"] = json!({ "quant_method": "gptq" });
+    model.config["quantization_config"] = json!({ "quant_method": "hqq" });
     let name = "model.layers.0.mlp.up_proj.qweight";
     model
         .tensors
         .insert(name.into(), ("I32", vec![2], vec![0; 8]));
+    let dir = model.write();
+    let refused = "checkpoints quantized by hqq are not read; convert";
+    fails(dir.path(), &[], &[refused, "the original model"]);
+    std::fs::write(
+        dir.path().join("README.md"),
+        "---\nbase_model:\n  - org/name\n---\n",
+    )
+    .unwrap();
+    fails(dir.path(), &[], &[refused, "made of, org/name"]);
+    model.config["quantization_config"] = json!({ "quant_method": "gptq", "bits": 4 });
     fails(
         model.write().path(),
         &[],
-        &["'gptq'", "convert the original model"],
+        &[name, "up_proj.scales, which belongs to it, is missing"],
     );
 }
 

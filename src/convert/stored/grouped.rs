@@ -269,9 +269,17 @@ impl Grouped {
             Packing::CompressedTensors => {
                 let per_word = WORD / bits;
                 let words = self.columns.div_ceil(per_word);
-                for (number, column) in out.iter_mut().zip(columns.clone()) {
-                    let word = codes.get(row * words + column / per_word);
-                    *number = ((word >> (column % per_word * bits)) & mask) as f32;
+                let (mut left, mut word) = (out, row * words + columns.start / per_word);
+                let mut place = columns.start % per_word;
+                while !left.is_empty() {
+                    let len = ((per_word - place) as usize).min(left.len());
+                    let (here, others) = left.split_at_mut(len);
+                    let mut code = codes.get(word) >> (place * bits);
+                    for number in here {
+                        *number = (code & mask) as f32;
+                        code >>= bits;
+                    }
+                    (left, word, place) = (others, word + 1, 0);
                 }
                 let rest = self.columns % per_word;
                 if columns.end == self.columns && rest != 0 {
@@ -301,9 +309,9 @@ impl Grouped {
             }
             Packing::Awq => {
                 let words = self.rows.div_ceil(WORD / bits);
-                let shift = self.awq_shift(row);
+                let (shift, at) = (self.awq_shift(row), row / (WORD / bits));
                 for (number, column) in out.iter_mut().zip(columns) {
-                    let word = codes.get(column * words + row / (WORD / bits));
+                    let word = codes.get(column * words + at);
                     *number = (word >> shift & mask) as f32;
                 }
             }

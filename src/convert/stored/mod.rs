@@ -110,6 +110,17 @@ pub(super) fn resolve(config: &Config, dir: &Path, sources: Vec<Source>, maps: &
     let mut resolved = table.finish();
     resolved.fp4 = declared.fp4;
     resolved.fp4.add(&resolved.sources);
+    let quantized = resolved
+        .sources
+        .iter()
+        .filter(|source| source.form.is_some());
+    let count = quantized.count();
+    if count > 0 {
+        resolved.notes.push(format!(
+            "{count} weights of the checkpoint are quantized already; divergence is measured from them, and does not \
+             count what that has cost. A checkpoint in 16 bits, if there is one, is the better base"
+        ));
+    }
     let groups = declared.groups.len();
     if groups > 1 && !resolved.fp4.all_groups {
         resolved.notes.push(format!(
