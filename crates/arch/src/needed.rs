@@ -64,6 +64,8 @@ struct Weight {
     recipes: Vec<&'static Recipe>,
     /// The first of the recipe's inputs that it is made of.
     source: &'static str,
+    /// The tensor of its bias in a checkpoint, of recipes of their own.
+    bias_source: Option<&'static str>,
     /// Whether the ending of its name is that of the input's.
     carries_ending: bool,
     /// Which of the architecture's tables of recipes lead to it.
@@ -99,10 +101,13 @@ impl Weight {
 
     fn missing(&self, layer: Option<u32>, ending: &str) -> Missing {
         let number = layer.map_or(String::new(), |layer| layer.to_string());
-        let source = self.source.replacen("{}", &number, 1).replace("{}", "*");
+        let bias = self.bias_source.filter(|_| ending == BIAS);
+        let source = bias.unwrap_or(self.source);
+        let source = source.replacen("{}", &number, 1).replace("{}", "*");
+        let carries_ending = self.carries_ending && bias.is_none();
         Missing {
             name: self.name(layer, ending),
-            source: match self.carries_ending && !source.ends_with(ending) {
+            source: match carries_ending && !source.ends_with(ending) {
                 true => source + ending,
                 false => source,
             },
@@ -250,14 +255,20 @@ impl Architecture {
                     name,
                     recipes: vec![recipe],
                     source,
+                    bias_source: bias.map(|_| source),
                     carries_ending: name == output.name,
                     tables: vec![table],
                     is_bias: bias.is_some(),
                 };
                 match weights.iter_mut().find(|weight| weight.name == name) {
                     None => weights.push(found),
-                    Some(_) if found.is_bias => {}
-                    Some(weight) if weight.is_bias => *weight = found,
+                    Some(weight) if found.is_bias => weight.bias_source = found.bias_source,
+                    Some(weight) if weight.is_bias => {
+                        *weight = Weight {
+                            bias_source: weight.bias_source,
+                            ..found
+                        }
+                    }
                     Some(weight) => {
                         weight.recipes.push(recipe);
                         weight
