@@ -7,8 +7,9 @@ use quantier_gguf::gguf::shard_siblings;
 use quantier_gguf::index::Format;
 
 /// Small files that a conversion reads if present.
-const SMALL: [&str; 17] = [
+const SMALL: [&str; 18] = [
     "config.json",
+    "hf_quant_config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
