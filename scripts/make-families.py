@@ -24,6 +24,13 @@ BPW = 4.5
 # Families with tables in f32, or a block for a further token, that dominate so small a model.
 OTHER_BPW = {"starcoder": 7.5, "glm-ocr": 6.0, "exaone45": 6.0, "exaone45-shared": 6.0,
              "gpt2": 7.5, "gpt2-bare": 7.5, "gpt2-bin": 7.5, "mpt-positions": 10.0}
+# Routers in f32, beside experts that are as small.
+OTHER_BPW |= {name: 6.5 for name in (
+    "hy_v3", "hy_v3-f16", "bailingmoe", "bailingmoe-f16", "bailingmoe2", "bailingmoe2-f32", "ernie4_5-moe", "ernie4_5-moe-bare",
+    "olmoe", "phi3-moe", "dots1", "dots1-sparse", "laguna", "laguna-elements", "exaone-moe", "exaone-moe-bare", "afmoe",
+    "afmoe-bare", "mellum", "mellum-whole", "llama4", "llama4-vision", "maple", "dbrx", "cohere2moe", "cohere2moe-bare",
+    "hunyuan-moe", "mimo2", "mimo2-fused", "step35", "step35-vision", "minimax-m3", "minimax-m3-vision", "granite_swa",
+    "granite_swa-experts")}
 # Rows of their down matrices fit no block type: these matrices stay in f32.
 UNBLOCKED = {name: 16.0 for name in ("qwen2", "internvl", "qwen2vl", "qwen25vl", "qwen2-bin-tied")}
 # Not causal, or not text models: converted, but not measured.
