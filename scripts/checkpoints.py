@@ -1459,6 +1459,114 @@ def jamba_sparse():
     return config | {"vocab_size": HF_VOCAB}, shapes | alone, "hf-bare"
 
 
+def mixes_of_rwkv6(prefix, names="wkvrg"):
+    shapes = {f"{prefix}time_maa_{n}": (1, 1, HIDDEN) for n in "x" + names}
+    return shapes | {f"{prefix}time_maa_w1": (HIDDEN, 5 * 32), f"{prefix}time_maa_w2": (5, 32, HIDDEN),
+                     f"{prefix}time_decay": (1, 1, HIDDEN), f"{prefix}time_decay_w1": (HIDDEN, 64),
+                     f"{prefix}time_decay_w2": (64, HIDDEN)}
+
+
+def rwkv6(rescale=2, ffn=FFN):
+    """RWKV 6. What is added to the stream is halved in later layers; the length of the network may be absent."""
+    layers = 3
+    config = {"architectures": ["Rwkv6ForCausalLM"], "model_type": "rwkv6", "hidden_size": HIDDEN, "head_size": HEAD,
+              "attention_hidden_size": HIDDEN, "intermediate_size": ffn, "num_hidden_layers": layers,
+              "layer_norm_epsilon": 1e-5, "rescale_every": rescale, "vocab_size": BPE_VOCAB, "bos_token_id": 0,
+              "eos_token_id": 0, "tie_word_embeddings": False}
+    ffn = ffn or int(HIDDEN * 3.5) // 32 * 32
+    shapes = {"rwkv.embeddings.weight": (BPE_VOCAB, HIDDEN)} | norms("rwkv.blocks.0.", "pre_ln", bias=True)
+    for i in range(layers):
+        p = f"rwkv.blocks.{i}."
+        shapes |= norms(p, "ln1", "ln2", "attention.ln_x", bias=True) | mixes_of_rwkv6(p + "attention.")
+        shapes[p + "attention.time_faaaa"] = (HEADS, HEAD)
+        shapes |= {f"{p}attention.{n}.weight": (HIDDEN, HIDDEN) for n in ("receptance", "key", "value", "gate", "output")}
+        f = p + "feed_forward."
+        shapes |= {f"{f}time_maa_{n}": (1, 1, HIDDEN) for n in "kr"}
+        shapes |= {f + "key.weight": (ffn, HIDDEN), f + "receptance.weight": (HIDDEN, HIDDEN), f + "value.weight": (HIDDEN, ffn)}
+    return config, shapes | norms("rwkv.", "ln_out", bias=True) | {"head.weight": (BPE_VOCAB, HIDDEN)}, "world"
+
+
+def rwkv6qwen2(kv_heads=KV_HEADS, biases=True, **more):
+    """Qwen 2 with states of RWKV 6 in place of attention; heads of keys are shared or not."""
+    config = base("RWKV6Qwen2ForCausalLM", "rwkv6qwen2", BPE_VOCAB, num_key_value_heads=kv_heads, tie_word_embeddings=False)
+
+    def layer(p):
+        a, k = p + "self_attn.", kv_heads * HEAD
+        shapes = norms(p, "input_layernorm", "post_attention_layernorm") | mixes_of_rwkv6(a, "rkvwg")
+        shapes |= linears(a, {"q_proj": (HIDDEN, HIDDEN), "k_proj": (k, HIDDEN), "v_proj": (k, HIDDEN)}, bias=biases)
+        shapes |= {a + "gate.weight": (HIDDEN, HIDDEN), a + "o_proj.weight": (HIDDEN, HIDDEN)}
+        return shapes | gated(p + "mlp.")
+
+    return config | more, model(BPE_VOCAB, layer), "bpe"
+
+
+def time_mix_of_rwkv7(p, layer, ranks, mixes="rwkvag"):
+    """In the names of RWKV itself: factors are transposed. The first layer may have factors of values that nobody reads."""
+    shapes = {f"{p}x_{n}": (1, 1, HIDDEN) for n in mixes}
+    for n, rank in zip("wavg", ranks):
+        if n in mixes + "v" and (n != "v" or layer > 0 or len(mixes) > 5):
+            shapes |= {f"{p}{n}1": (HIDDEN, rank), f"{p}{n}2": (rank, HIDDEN)}
+            shapes |= {f"{p}{n}0": (1, 1, HIDDEN)} if n != "g" else {}
+    shapes |= {f"{p}k_k": (1, 1, HIDDEN), f"{p}k_a": (1, 1, HIDDEN), f"{p}r_k": (HEADS, HEAD)}
+    return shapes | {f"{p}{n}.weight": (HIDDEN, HIDDEN) for n in ("receptance", "key", "value", "output")}
+
+
+def rwkv7(blocks=False):
+    """RWKV 7 in the names of RWKV itself, in blocks, or as transformers has them."""
+    layers = 3
+    config = {"architectures": ["RWKV7ForCausalLM" if blocks else "Rwkv7ForCausalLM"], "model_type": "rwkv7",
+              "hidden_size": HIDDEN, "head_size": HEAD, "intermediate_size": FFN, "num_hidden_layers": layers,
+              "layer_norm_epsilon": 1e-5, "lora_rank_decay": 64, "lora_rank_iclr": 64, "lora_rank_value_residual_mix": 32,
+              "lora_rank_gate": 96, "vocab_size": BPE_VOCAB, "bos_token_id": 0, "eos_token_id": 0}
+    attention, feed_forward = ("attn.", "ffn.") if blocks else ("attention.", "feed_forward.")
+    shapes = {"model.embeddings.weight": (BPE_VOCAB, HIDDEN)} | norms("model.", "pre_ln", bias=True)
+    for i in range(layers):
+        p = f"model.{'blocks' if blocks else 'layers'}.{i}."
+        shapes |= norms(p, "ln1", "ln2", attention + "ln_x", bias=True)
+        shapes |= time_mix_of_rwkv7(p + attention, i, (64, 64, 32, 96))
+        f = p + feed_forward
+        shapes |= {f + "x_k": (1, 1, HIDDEN), f + "key.weight": (FFN, HIDDEN), f + "value.weight": (HIDDEN, FFN)}
+    return config, shapes | norms("model.", "ln_out", bias=True) | {"head.weight": (BPE_VOCAB, HIDDEN)}, "world"
+
+
+def rwkv7_fla(together=False):
+    """RWKV 7 in the names of flash-linear-attention; ranks and lengths that follow from the size; mixes in one tensor."""
+    ranks = dict(zip("wavg", (32, 32, 32, 64)))
+    config = {"architectures": ["RWKV7ForCausalLM"], "model_type": "rwkv7", "hidden_size": HIDDEN, "head_dim": HEAD,
+              "intermediate_size": None, "hidden_ratio": 4.0, "num_hidden_layers": LAYERS, "norm_eps": 1e-5,
+              "decay_low_rank_dim": 32, "a_low_rank_dim": None, "v_low_rank_dim": 32, "gate_low_rank_dim": None,
+              "vocab_size": BPE_VOCAB, "bos_token_id": 0, "eos_token_id": 0}
+    shapes = {"model.embeddings.weight": (BPE_VOCAB, HIDDEN)} | norms("model.layers.0.", "pre_norm", bias=True)
+    for i in range(LAYERS):
+        p = f"model.layers.{i}."
+        shapes |= norms(p, "attn_norm", "ffn_norm", "attn.g_norm", bias=True)
+        a = p + "attn."
+        mixes = {a + "x_x": (6, HIDDEN)} if together else {f"{a}x_{n}": (1, 1, HIDDEN) for n in "rwkvag"}
+        shapes |= mixes | {a + "k_k": (HIDDEN,), a + "k_a": (HIDDEN,), a + "r_k": (HEADS, HEAD)}
+        for n, rank in ranks.items():
+            if n != "v" or i > 0:
+                shapes |= {f"{a}{n}_lora.lora.0.weight": (rank, HIDDEN), f"{a}{n}_lora.lora.2.weight": (HIDDEN, rank)}
+                shapes |= {f"{a}{n}_lora.lora.2.bias": (HIDDEN,)} if n != "g" else {}
+        shapes |= {f"{a}{n}_proj.weight": (HIDDEN, HIDDEN) for n in "rkvo"}
+        f = p + "ffn."
+        shapes |= {f + "x_k": (HIDDEN,), f + "key.weight": (4 * HIDDEN, HIDDEN), f + "value.weight": (HIDDEN, 4 * HIDDEN)}
+    return config, shapes | norms("model.", "norm", bias=True) | {"lm_head.weight": (BPE_VOCAB, HIDDEN)}, "world"
+
+
+def arwkv7(gate=True, normed=False):
+    """Qwen 2 with states of RWKV 7 in place of attention, with or without a gate and a norm of heads."""
+    config = base("RwkvHybridForCausalLM", "rwkv_hybrid", BPE_VOCAB, head_size=HEAD, wkv_has_gate=gate, wkv_version=7,
+                  tie_word_embeddings=False)
+
+    def layer(p):
+        t = p + "self_attn.time_mixer."
+        shapes = norms(p, "input_layernorm", "post_attention_layernorm") | gated(p + "mlp.")
+        shapes |= time_mix_of_rwkv7(t, int(p.split(".")[2]), (64, 64, 32, 128), "rwkvag" if gate else "rwkva")
+        return shapes | (norms(t, "ln_x", bias=True) if normed else {})
+
+    return config, model(BPE_VOCAB, layer), "bpe"
+
+
 def bare(text, cls):
     """A model without its head: names without `model.`."""
     config, shapes, tokenizer = text
@@ -2072,6 +2180,17 @@ CHECKPOINTS = {
     "mamba": (mamba, torch.bfloat16, 1),
     "mamba-old": (mamba_old, torch.float32, 1),
     "falcon-mamba": (lambda: mamba(True), torch.bfloat16, 2),
+    "rwkv6": (rwkv6, torch.bfloat16, 2),
+    "rwkv6-f16": (lambda: rwkv6(0, None), torch.float16, 1),
+    "rwkv6-halved": (lambda: rwkv6(1), torch.float16, 1),
+    "rwkv6qwen2": (rwkv6qwen2, torch.bfloat16, 1),
+    "rwkv6qwen2-plain": (lambda: rwkv6qwen2(HEADS, False, lora_rank_tokenshift=32, lora_rank_decay=64), torch.float16, 1),
+    "rwkv7": (rwkv7, torch.bfloat16, 2),
+    "rwkv7-blocks": (lambda: rwkv7(True), torch.float16, 1),
+    "rwkv7-fla": (rwkv7_fla, torch.bfloat16, 1),
+    "rwkv7-fla-together": (lambda: rwkv7_fla(True), torch.float32, 1),
+    "arwkv7": (arwkv7, torch.bfloat16, 1),
+    "arwkv7-plain": (lambda: arwkv7(False, True), torch.float16, 1),
     "jamba": (jamba, torch.bfloat16, 2),
     "jamba-sparse": (jamba_sparse, torch.float16, 1),
     # YaRN by its class, and by its own words.
@@ -2341,6 +2460,22 @@ def write_plamo(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
+def write_world(folder):
+    """RWKV's World vocabulary in small: all bytes, two line breaks at the same place, and words."""
+    words = ["\t\t", "\t\n", "\t ", "\n\t", "\n\n", "  ", " the", "'s", '"', "it's", "\"'", "\\\\", " \\n", "é", " é", "中", "文字",
+             "\u0394", "\x7f\x7f", "\x00\x01", "\u2028"]
+    words += [f" {a}{b}" for a in "abcdefghijklmn" for b in ("n", "re", "st", "ing", "er", "ou")] + ["th", "he", "and", "ing"]
+    words += [bytes([0xe4, 0xb8]), bytes([0xff, 0xfe])]
+    words = [word for word in dict.fromkeys(words) if len(word) > 1 or ord(word) > 127]
+    lines = [f"{i + 1} {chr(i)!r} 1" if i < 128 else f"{i + 1} {bytes([i])!r} 1" for i in range(256)]
+    for i, word in enumerate(words):
+        lines.append(f"{i + 257} {word!r} {len(word if isinstance(word, bytes) else word.encode())}")
+    (folder / "rwkv_vocab_v20230424.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = {"add_bos_token": False, "bos_token": "<s>", "eos_token": "<s>", "unk_token": "<s>",
+              "chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
 def write_llada(folder):
     """Byte-level, and a token at the beginning."""
     write_bpe(folder)
@@ -2436,7 +2571,7 @@ def make(out, name, lively=False):
     {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
      "glm": write_glm, "glm-moe": write_glm_moe, "bpe-bos": write_bpe_bos, "solar": write_solar, "laguna": write_laguna,
      "hunyuan-moe": write_hunyuan_moe, "muse": write_muse, "hf": write_hf, "hf-bare": lambda folder: write_hf(folder, False),
-     "plamo": write_plamo, "llada": write_llada}[tokenizer](folder)
+     "plamo": write_plamo, "llada": write_llada, "world": write_world}[tokenizer](folder)
     if name.startswith("minimax"):
         (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
     if name.endswith("-embedding"):

@@ -69,6 +69,9 @@ def main():
             for cls in subclasses(ModelBase):
                 for flag in {"no_mtp", "mtp_only"} & vars(cls).keys():
                     delattr(cls, flag)
+        # What RWKV's converters collect of a model, and leave at the class too.
+        for cls in subclasses(ModelBase):
+            vars(cls).get("lerp_weights", {}).clear()
         logging.getLogger().setLevel(logging.WARNING)
 
 

@@ -31,6 +31,10 @@ OTHER_BPW |= {name: 6.5 for name in (
     "afmoe-bare", "mellum", "mellum-whole", "llama4", "llama4-vision", "maple", "dbrx", "cohere2moe", "cohere2moe-bare",
     "hunyuan-moe", "mimo2", "mimo2-fused", "step35", "step35-vision", "minimax-m3", "minimax-m3-vision", "granite_swa",
     "granite_swa-experts")}
+# Factors of matrices of low rank stay in f32.
+OTHER_BPW |= {name: 9.0 for name in (
+    "rwkv6", "rwkv6-f16", "rwkv6-halved", "rwkv6qwen2", "rwkv6qwen2-plain", "rwkv7", "rwkv7-blocks", "rwkv7-fla",
+    "rwkv7-fla-together", "arwkv7", "arwkv7-plain")}
 # Rows of their down matrices fit no block type: these matrices stay in f32.
 UNBLOCKED = {name: 16.0 for name in ("qwen2", "internvl", "qwen2vl", "qwen25vl", "qwen2-bin-tied")}
 # Not causal, or not text models: converted, but not measured.

@@ -38,7 +38,8 @@ CASES = {name: (name, 512, 4) for name in (
     "mamba2", "mamba2-codestral", "mamba2-original", "falcon-h1", "falcon-h1-f16",
     "qwen35", "qwen35-f16", "qwen35-sparse", "qwen35moe", "qwen35moe-apart", "qwen3next",
     "lfm2", "lfm2-plain", "lfm2-vl", "lfm2-audio", "lfm2moe", "mamba", "mamba-old", "falcon-mamba", "jamba",
-    "jamba-sparse",
+    "jamba-sparse", "rwkv6", "rwkv6-f16", "rwkv6-halved", "rwkv6qwen2", "rwkv6qwen2-plain", "rwkv7", "rwkv7-blocks", "rwkv7-fla",
+    "rwkv7-fla-together", "arwkv7", "arwkv7-plain",
     "gpt-oss", "gpt-oss-mxfp4", "gpt-oss-f16", "deepseek", "deepseek2", "deepseek2-v2", "deepseek2-lite", "kimi-k25", "youtu", "glm4-flash",
     "deepseek2-ocr", "mistral4", "deepseek32", "deepseek32-dense",
     "glm-dsa", "glm-dsa-shared", "glm4moe", "solar-open", "glm4v-moe", "minimax-m2", "kimi-linear", "kimi-linear-f16", "bailingmoe3", "bailingmoe3-vl")}
@@ -64,6 +65,8 @@ CASES |= {"llama4": ("llama4", 8704, 1)}
 
 # Only the reference's table of GELU is in f16.
 EXACT = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
+# Where several sequences are in a batch, the reference stores the position of the first one for all of them.
+ONE_SEQUENCE = ("rwkv6qwen2", "arwkv7")
 # The reference's last lines are sometimes lost; maximum number of runs.
 TRIES = 20
 
@@ -87,7 +90,8 @@ class Case:
 
     def reference(self, program, *arguments):
         # One thread: several wait for each other at every step, which takes minutes on a busy machine.
-        done = run([self.o.reference / program, "-t", 1, *EXACT, *arguments])
+        batch = ["-b", self.ctx] if self.checkpoint.startswith(ONE_SEQUENCE) else []
+        done = run([self.o.reference / program, "-t", 1, *EXACT, *batch, *arguments])
         return done.stdout + done.stderr
 
     def convert(self, checkpoint):

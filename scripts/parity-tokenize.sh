@@ -2,7 +2,7 @@
 # Compares `quantier tokenize` with the reference's llama-tokenize, id for id: every vocabulary of a supported kind that
 # the reference has (models/ggml-vocab-*.gguf), and the reference model's; on the reference's own cases (.inp, whose
 # ids are also compared with .out), on texts, and on generated difficult ones; special tokens parsed and not. Then a small
-# vocabulary for every pre-tokenizer that the reference names, and one of PLaMo (scripts/split_vocabularies.py),
+# vocabulary for every pre-tokenizer that the reference names, one of PLaMo and one of RWKV (scripts/split_vocabularies.py),
 # on the difficult texts.
 #
 #   scripts/parity-tokenize.sh [NAME ...]      all vocabularies, or those named (for example llama-bpe); `split` for all of

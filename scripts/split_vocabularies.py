@@ -73,6 +73,20 @@ def plamo(text):
     return tokens
 
 
+def world(text):
+    """Tokens of RWKV: all bytes, parts of the text by their frequency, cut also within characters, padding."""
+    tokens = [bytes([i]) for i in range(256)] + [b"\t\t", b"\t\n", b"\t ", b"\n\t", b"\n\n"]
+    raw, counts = text.encode()[:200000], {}
+    for start in range(len(raw) - 7):
+        for length in range(2, 8):
+            piece = raw[start:start + length]
+            counts[piece] = counts.get(piece, 0) + length
+    best = sorted(counts, key=lambda piece: (-counts[piece], piece))[:TOKENS]
+    tokens += [piece for piece in best if piece not in tokens and piece != b"<s>"]
+    tokens = [("<s>", CONTROL)] + [(repr(piece)[2:-1], NORMAL) for piece in tokens]
+    return tokens + [(f"[PAD{len(tokens)}]", UNUSED)]
+
+
 def main():
     if len(sys.argv) != 4:
         sys.exit(__doc__)
@@ -97,6 +111,8 @@ def main():
             write(path, "gpt2", name, gemma["tokens"], gemma["token_type"], gemma["merges"])
         else:
             write(path, "gpt2", name, tokens, types, merges)
+    texts, types = zip(*world(text))
+    write(out / "split-rwkv.gguf", "rwkv", "default", texts, types)
     texts, scores, types = zip(*plamo(text))
     write(out / "split-plamo2.gguf", "plamo2", "default", texts, types, scores=scores)
 

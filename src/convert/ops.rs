@@ -272,6 +272,20 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             })?;
             Operand::concatenated(vec![stay, tiled], 0)
         }
+        Op::Order(order) => {
+            let (rows, parts) = (dimension(0)?, order.len() as u64);
+            if parts == 0 || !rows.is_multiple_of(parts) {
+                return Err(format!("its {rows} rows are not {parts} equal parts"));
+            }
+            let part = |number: &usize| {
+                let start = *number as u64 * (rows / parts);
+                let range = start..start + rows / parts;
+                operand
+                    .clone()
+                    .map(0, |view| view.narrowed(0, range.clone()))
+            };
+            Operand::concatenated(order.iter().map(part).collect::<Result<_, _>>()?, 0)
+        }
         Op::Transpose => operand.map(shape.len().saturating_sub(2), |view| view.transposed()),
         Op::Reshape(dims) => {
             let elements: u64 = shape.iter().product();
@@ -330,6 +344,10 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
         }
         Op::Scale(factor) => {
             let factor = factor(sizes.config)?;
+            Ok(operand.with(Numeric::Times(factor as f32)))
+        }
+        Op::ScaleBy(factor) => {
+            let factor = factor(sizes.config, sizes.layer.unwrap_or(0))?;
             Ok(operand.with(Numeric::Times(factor as f32)))
         }
         Op::AddOne => Ok(operand.with(Numeric::Plus(1.0))),

@@ -33,6 +33,12 @@ const ALWAYS_F32: &[&str] = &[
     "ssm_conv1d_v.weight",
     "shortconv.conv.weight",
     "indexer.proj.weight",
+    "time_mix_first.weight",
+    "time_mix_w1.weight",
+    "time_mix_w2.weight",
+    "time_mix_decay_w1.weight",
+    "time_mix_decay_w2.weight",
+    "time_mix_lerp_fused.weight",
 ];
 
 /// The ending of a norm's name.

@@ -272,7 +272,7 @@ impl SequentialRounder for Pass<'_> {
         if snapshot.shape()
             != [
                 2 * self.with.chunks.len(),
-                positions * self.with.engine.hyper.hidden,
+                positions * self.with.engine.hyper.width(),
             ]
         {
             return Err(
@@ -291,7 +291,7 @@ impl SequentialRounder for Pass<'_> {
         let positions = self.with.chunks.first().map_or(0, Vec::len);
         let shape = [
             2 * self.with.chunks.len(),
-            positions * self.with.engine.hyper.hidden,
+            positions * self.with.engine.hyper.width(),
         ];
         let index = self.rounded().index();
         Ok(resume.save(done, &index, shape, &|slot| get(slot))?)

@@ -353,6 +353,20 @@ pub enum Recurrence {
     /// Lightning attention. Of so many layers the last has softmax attention, if the metadata do not
     /// say which.
     Lightning(u32),
+    /// RWKV's states, in all layers.
+    Wkv(Wkv),
+}
+
+/// Kinds of RWKV's states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wkv {
+    /// RWKV 6 (Peng et al. 2024): states forget channel by channel, and a position counts more for
+    /// itself.
+    Six,
+    /// The same without the latter, as gated linear attention has it (Yang et al. 2024).
+    SixGated,
+    /// RWKV 7 (Peng et al. 2025): states also take back what they had learned.
+    Seven,
 }
 
 impl Recurrence {
@@ -360,16 +374,21 @@ impl Recurrence {
     pub(crate) fn is_told_by_heads(self) -> bool {
         match self {
             Recurrence::DeltaNets(sharing) => sharing == DeltaHeads::Own,
-            Recurrence::Lightning(_) => false,
+            Recurrence::Lightning(_) | Recurrence::Wkv(_) => false,
             Recurrence::Mamba2(_) | Recurrence::Mamba | Recurrence::ShortConvolutions => true,
         }
+    }
+
+    /// Whether all layers are alike.
+    pub(crate) fn is_everywhere(self) -> bool {
+        matches!(self, Recurrence::Wkv(_))
     }
 
     /// Whether a model may have no attention at all.
     pub(crate) fn may_be_alone(self) -> bool {
         matches!(
             self,
-            Recurrence::Mamba | Recurrence::Mamba2(Mamba2Layers::All)
+            Recurrence::Mamba | Recurrence::Mamba2(Mamba2Layers::All) | Recurrence::Wkv(_)
         )
     }
 }
@@ -415,6 +434,8 @@ pub enum Activation {
     QuickGelu,
     /// The logarithm of 1 plus the exponential.
     Softplus,
+    /// The hyperbolic tangent.
+    Tanh,
     /// xIELU (Huang and Schlag 2024), with the parameters of the metadata.
     Xielu(Xielu),
 }

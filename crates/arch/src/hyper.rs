@@ -3,7 +3,7 @@
 use crate::{
     Activation, Alibi, Architecture, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Recurrence,
     Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, Tempering, UnitHeads, Unrotated,
-    Window, Xielu,
+    Window, Wkv, Xielu,
 };
 use quantier_gguf::gguf::{Metadata, Value, keys};
 
@@ -38,6 +38,8 @@ pub struct Hyper {
     pub is_linear: Vec<bool>,
     /// What carries a state from token to token in every layer; None in a layer with nothing.
     pub recurrent: Vec<Option<Recurrent>>,
+    /// The stream is halved behind every so many layers.
+    pub halved_every: Option<usize>,
     /// Multi-head latent attention, which all layers with attention have; None if they have the
     /// usual one.
     pub latent: Option<LatentNumbers>,
@@ -297,6 +299,8 @@ pub enum Recurrent {
     ShortConvolution(ConvolutionNumbers),
     /// Lightning attention.
     Lightning(LightningNumbers),
+    /// RWKV's states.
+    Wkv(WkvNumbers),
 }
 
 impl Recurrent {
@@ -308,6 +312,7 @@ impl Recurrent {
             Recurrent::Mamba(numbers) => numbers.state(),
             Recurrent::ShortConvolution(numbers) => numbers.state(),
             Recurrent::Lightning(numbers) => numbers.state(),
+            Recurrent::Wkv(numbers) => numbers.state(),
         }
     }
 
@@ -319,6 +324,7 @@ impl Recurrent {
             Recurrent::Mamba(numbers) => numbers.operations(),
             Recurrent::ShortConvolution(numbers) => numbers.operations(),
             Recurrent::Lightning(numbers) => numbers.operations(),
+            Recurrent::Wkv(numbers) => numbers.operations(),
         }
     }
 }
@@ -411,6 +417,49 @@ impl LightningNumbers {
     /// Numbers of the state that goes from token to token.
     pub fn state(&self) -> usize {
         self.values() * self.length
+    }
+}
+
+/// The states of one layer of RWKV.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WkvNumbers {
+    /// Their kind.
+    pub kind: Wkv,
+    /// Heads of receptances and states.
+    pub heads: usize,
+    /// Heads of keys and values, each shared by heads of receptances that follow each other.
+    pub kv_heads: usize,
+    /// Length of a head.
+    pub length: usize,
+    /// Positions before that are kept: for the states, and for the network of channels.
+    pub shifts: usize,
+}
+
+impl WkvNumbers {
+    /// Numbers of all heads: the hidden size.
+    pub fn channels(&self) -> usize {
+        self.heads * self.length
+    }
+
+    /// Numbers of all keys, which are those of all values.
+    pub fn keys(&self) -> usize {
+        self.kv_heads * self.length
+    }
+
+    /// About the operations of one token on the states: each number is forgotten, learned and read,
+    /// and in RWKV 7 also taken back.
+    pub fn operations(&self) -> usize {
+        let each = match self.kind {
+            Wkv::Six | Wkv::SixGated => 3 * 2,
+            Wkv::Seven => 5 * 2,
+        };
+        each * self.channels() * self.length
+    }
+
+    /// Numbers of the state that goes from token to token: that of the heads, and the position
+    /// before.
+    pub fn state(&self) -> usize {
+        self.channels() * (self.length + self.shifts)
     }
 }
 
@@ -764,6 +813,41 @@ impl Keys<'_> {
             recurrent[layer].then_some(Recurrent::Lightning(numbers))
         };
         Ok((0..layers).map(layer).collect())
+    }
+
+    /// The numbers of RWKV's states.
+    fn wkv(&self, kind: Wkv, hidden: usize) -> Result<WkvNumbers> {
+        const LENGTH: &str = "wkv.head_size";
+        const KV_HEADS: &str = "attention.head_count_kv";
+        let length = self.number(LENGTH)?;
+        if !hidden.is_multiple_of(length) {
+            return Err(self.bad(
+                LENGTH,
+                format!("is {length}, no divisor of the {hidden} numbers of an embedding"),
+            ));
+        }
+        let heads = hidden / length;
+        let kv_heads = match kind {
+            Wkv::SixGated => self.optional(KV_HEADS)?.unwrap_or(0),
+            Wkv::Six | Wkv::Seven => 0,
+        };
+        let kv_heads = match kv_heads {
+            0 => heads,
+            kv_heads if heads.is_multiple_of(kv_heads) => kv_heads,
+            _ => {
+                return Err(self.bad(
+                    KV_HEADS,
+                    format!("is {kv_heads}, no divisor of {heads} heads"),
+                ));
+            }
+        };
+        Ok(WkvNumbers {
+            kind,
+            heads,
+            kv_heads,
+            length,
+            shifts: self.optional("token_shift_count")?.unwrap_or(2),
+        })
     }
 
     /// How the routers of every layer weigh experts. Lists count the blocks for further tokens too.
@@ -1308,6 +1392,9 @@ impl Hyper {
             Some(Recurrence::ShortConvolutions) => {
                 of_unattended(Recurrent::ShortConvolution(keys.convolution(hidden)?))
             }
+            Some(Recurrence::Wkv(kind)) => {
+                vec![Some(Recurrent::Wkv(keys.wkv(kind, hidden)?)); layers]
+            }
             Some(Recurrence::Lightning(interval)) => {
                 let of_all = LightningNumbers {
                     heads: most_heads,
@@ -1419,6 +1506,9 @@ impl Hyper {
             activations: keys.activations(decoder.activation, layers)?,
             parallel: keys.flag("use_parallel_residual")?.unwrap_or(false),
             recurrent,
+            halved_every: keys
+                .optional("rescale_every_n_layers")?
+                .filter(|number| *number > 0),
             latent,
             indexer,
             longest_context: match decoder.chooses_blocks {
@@ -1454,6 +1544,20 @@ impl Hyper {
             expert_limits: keys.limits("swiglu_clamp_exp", layers, blocks)?,
             routing: keys.routing(decoder.router, layers, blocks)?,
         })
+    }
+
+    /// Numbers that pass from layer to layer at every position: the stream, and what the first layer
+    /// carries to all others.
+    pub fn width(&self) -> usize {
+        self.hidden + self.carried()
+    }
+
+    /// Numbers that the first layer carries to all others at every position: RWKV 7's values.
+    pub fn carried(&self) -> usize {
+        match self.recurrent.first() {
+            Some(Some(Recurrent::Wkv(numbers))) if numbers.kind == Wkv::Seven => numbers.keys(),
+            _ => 0,
+        }
     }
 
     /// Numbers of the states of all layers that go from token to token.

@@ -76,6 +76,7 @@ pub mod recipes;
 mod refact;
 mod refused;
 pub mod role;
+mod rwkv;
 mod seed;
 mod smallthinker;
 mod spark;
@@ -93,7 +94,7 @@ pub use config::{Config, Pooling};
 pub use decoder::{
     Activation, Alibi, Decoder, DeltaHeads, Gating, IndexerKind, Layout, Limit, Listed,
     Mamba2Layers, Needs, Norm, Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections,
-    Setting, Tempering, UnitHeads, Unrotated, Window, Xielu,
+    Setting, Tempering, UnitHeads, Unrotated, Window, Wkv, Xielu,
 };
 pub use input::Input;
 pub use needed::Missing;
@@ -162,6 +163,10 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &glm_moe::SOLAR_OPEN,
     &minimax::MINIMAX_M2,
     &minimax::MINIMAX_M3,
+    &rwkv::RWKV6,
+    &rwkv::RWKV6_QWEN2,
+    &rwkv::RWKV7,
+    &rwkv::ARWKV7,
     &kimi::KIMI_LINEAR,
     &bailing::BAILING_MOE3,
     &bailing::BAILING_MOE3_VL,

@@ -3,7 +3,7 @@
 
 use super::catalog::{OF_EXPERTS, weight_names};
 use super::hyper::Hyper;
-use super::{Architecture, Catalog, Config, Recipe, deci, role};
+use super::{Architecture, Catalog, Config, Recipe, Recurrence, deci, role};
 
 /// Two ways in which a layer may have the same. The first is a layer's if it has anything of it, the
 /// second is that of all other layers.
@@ -181,6 +181,8 @@ impl Architecture {
         let first_nextn = config.and_then(|config| config.layers().ok());
         let first_nextn = first_nextn.unwrap_or(u32::MAX);
         let of_layers: Vec<&Weight> = weights.iter().filter(|w| w.is_of_layers()).collect();
+        let recurrence = self.decoder.recurrence;
+        let is_everywhere = recurrence.is_some_and(Recurrence::is_everywhere);
         for &layer in layers {
             let is_nextn = layer >= first_nextn;
             let block = searched.as_ref().and_then(|all| all.get(layer as usize));
@@ -208,8 +210,8 @@ impl Architecture {
             for &weight in &of_layers {
                 let is_other = match self.decoder.has_several_mixers() {
                     _ if weight.is_of_nextn() => !is_nextn,
-                    true => is_other_mixer(weight),
-                    false => is_other_way(weight),
+                    true if !is_everywhere => is_other_mixer(weight),
+                    _ => is_other_way(weight),
                 };
                 if !is_other && !lacks(weight) {
                     look(weight, Some(layer));

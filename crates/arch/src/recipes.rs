@@ -125,6 +125,8 @@ pub enum Op {
         /// The sizes of a group's parts.
         sizes: &'static [Size],
     },
+    /// The rows in as many equal parts as these numbers, in the order of the numbers.
+    Order(&'static [usize]),
     /// The last two dimensions are exchanged.
     Transpose,
     /// Other dimensions for the same elements. One size may be [`Size::Any`].
@@ -157,6 +159,8 @@ pub enum Op {
     },
     /// Every weight is multiplied by what the config says.
     Scale(fn(&Config) -> Result<f64>),
+    /// The same by what the config says of the layer.
+    ScaleBy(fn(&Config, u32) -> Result<f64>),
     /// Consecutive parts of the rows are multiplied each by what the config says of it. One size may
     /// be [`Size::Any`].
     ScaleParts {

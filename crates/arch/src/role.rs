@@ -34,6 +34,14 @@ pub enum Role {
     StateOutput,
     ConvolutionInput,
     ConvolutionOutput,
+    TimeReceptance,
+    TimeKey,
+    TimeValue,
+    TimeGate,
+    TimeOutput,
+    ChannelReceptance,
+    ChannelKey,
+    ChannelValue,
     Output,
     /// No role of these. llama.cpp's quantizer treats all roles of recurrent layers so.
     Other,
@@ -60,6 +68,14 @@ const PARTS: &[(&str, Role)] = &[
     ("ssm_out.weight", Role::StateOutput),
     ("shortconv.in_proj.weight", Role::ConvolutionInput),
     ("shortconv.out_proj.weight", Role::ConvolutionOutput),
+    ("time_mix_receptance.weight", Role::TimeReceptance),
+    ("time_mix_key.weight", Role::TimeKey),
+    ("time_mix_value.weight", Role::TimeValue),
+    ("time_mix_gate.weight", Role::TimeGate),
+    ("time_mix_output.weight", Role::TimeOutput),
+    ("channel_mix_receptance.weight", Role::ChannelReceptance),
+    ("channel_mix_key.weight", Role::ChannelKey),
+    ("channel_mix_value.weight", Role::ChannelValue),
 ];
 
 impl Role {
@@ -111,6 +127,14 @@ impl Role {
             Role::StateOutput => "ssm_out",
             Role::ConvolutionInput => "shortconv.in_proj",
             Role::ConvolutionOutput => "shortconv.out_proj",
+            Role::TimeReceptance => "time_mix_receptance",
+            Role::TimeKey => "time_mix_key",
+            Role::TimeValue => "time_mix_value",
+            Role::TimeGate => "time_mix_gate",
+            Role::TimeOutput => "time_mix_output",
+            Role::ChannelReceptance => "channel_mix_receptance",
+            Role::ChannelKey => "channel_mix_key",
+            Role::ChannelValue => "channel_mix_value",
             Role::Output => "output",
             Role::Other => "other",
         }
@@ -118,7 +142,7 @@ impl Role {
 }
 
 /// Every role.
-const ALL: [Role; 22] = [
+const ALL: [Role; 30] = [
     Role::TokenEmbedding,
     Role::AttentionQ,
     Role::AttentionK,
@@ -139,6 +163,14 @@ const ALL: [Role; 22] = [
     Role::StateOutput,
     Role::ConvolutionInput,
     Role::ConvolutionOutput,
+    Role::TimeReceptance,
+    Role::TimeKey,
+    Role::TimeValue,
+    Role::TimeGate,
+    Role::TimeOutput,
+    Role::ChannelReceptance,
+    Role::ChannelKey,
+    Role::ChannelValue,
     Role::Output,
     Role::Other,
 ];

@@ -7,9 +7,9 @@
 use crate::catalog::{EMBEDDING, OF_EXPERTS, OUTPUT};
 use crate::hyper::{
     AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, IndexerNumbers, LatentNumbers,
-    LightningNumbers, Mamba2Numbers, MambaNumbers, Recurrent, Routing, Temperature,
+    LightningNumbers, Mamba2Numbers, MambaNumbers, Recurrent, Routing, Temperature, WkvNumbers,
 };
-use crate::{Activation, Catalog, DeltaHeads, Layout, Limit, Norm, Rope, Tempering};
+use crate::{Activation, Catalog, DeltaHeads, Layout, Limit, Norm, Rope, Tempering, Wkv};
 
 /// The position table of models that add positions to their embeddings.
 const POSITIONS: &str = "position_embd.weight";
@@ -155,6 +155,8 @@ pub struct LayerSpec {
     pub blocks: Vec<BlockSpec>,
     /// A norm of the stream behind them.
     pub norm: Option<NormSpec>,
+    /// The stream is multiplied by this behind them.
+    pub scale: f32,
 }
 
 /// `residual(stream) + residual_scale * post_norm(sum of branches(stream))`.
@@ -207,10 +209,38 @@ pub enum MixerSpec {
     Mamba(MambaSpec),
     /// Lightning attention.
     Lightning(LightningSpec),
+    /// The states of RWKV 6.
+    Wkv6(Wkv6Spec),
+    /// The states of RWKV 7.
+    Wkv7(Wkv7Spec),
+    /// RWKV's network, which also reads the position before.
+    ChannelMix(ChannelMixSpec),
     /// A feed-forward network.
     Ffn(FfnSpec),
     /// A mixture of experts.
     Moe(MoeSpec),
+}
+
+/// What a mixer has to do with the numbers that the first layer carries to all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carry {
+    /// Nothing.
+    None,
+    /// It makes them: its outputs stand behind them.
+    Makes,
+    /// It reads them: they stand behind its inputs.
+    Reads,
+}
+
+impl MixerSpec {
+    /// What it has to do with what the first layer carries to all others.
+    pub fn carry(&self) -> Carry {
+        match self {
+            MixerSpec::Wkv7(spec) if spec.values.is_some() => Carry::Reads,
+            MixerSpec::Wkv7(_) => Carry::Makes,
+            _ => Carry::None,
+        }
+    }
 }
 
 /// A norm.
@@ -493,6 +523,105 @@ pub struct LightningSpec {
     pub output: LinearSpec,
 }
 
+/// The states of RWKV 6 (Peng et al. 2024). Five mixes of a position with the one before, of decay,
+/// key, value, receptance and gate, depend on the position themselves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wkv6Spec {
+    /// Heads.
+    pub numbers: WkvNumbers,
+    /// The tensor of the mix that all five are made of: one number per channel.
+    pub first_mix: String,
+    /// The tensors that are added to the five: one number per channel, of all five or one each.
+    pub mixes: Vec<String>,
+    /// The matrix with the rows of all five, in front of the hyperbolic tangent.
+    pub mix_factor: LinearSpec,
+    /// One matrix for each of the five behind it.
+    pub mix_outputs: LinearSpec,
+    /// The factors of decays, with a hyperbolic tangent between them.
+    pub decay: [LinearSpec; 2],
+    /// The tensor that is added to them: one number per channel.
+    pub decay_bias: String,
+    /// The tensor of how much a position counts for itself: one number per channel.
+    pub bonus: Option<String>,
+    /// The matrix of receptances.
+    pub receptance: LinearSpec,
+    /// The matrix of keys.
+    pub key: LinearSpec,
+    /// The matrix of values.
+    pub value: LinearSpec,
+    /// The matrix of gates.
+    pub gate: LinearSpec,
+    /// The norm of what a head puts out.
+    pub norm: Option<NormSpec>,
+    /// The output matrix.
+    pub output: LinearSpec,
+}
+
+/// A matrix of low rank whose product is added to one number per channel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RankSpec {
+    /// Both factors.
+    pub factors: [LinearSpec; 2],
+    /// The tensor that is added.
+    pub bias: String,
+}
+
+/// The states of RWKV 7 (Peng et al. 2025). Receptance, decay, key, value, rate and gate read mixes
+/// of a position with the one before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wkv7Spec {
+    /// Heads.
+    pub numbers: WkvNumbers,
+    /// The tensor of the mixes: one number per channel of each.
+    pub mixes: String,
+    /// How fast states forget.
+    pub decay: RankSpec,
+    /// How much they take back of what they had learned.
+    pub rate: RankSpec,
+    /// How much of the first layer's values is mixed in; None in the first layer.
+    pub values: Option<RankSpec>,
+    /// The factors of the gate.
+    pub gate: Option<[LinearSpec; 2]>,
+    /// The tensor that multiplies keys where they are taken back: one number per channel.
+    pub key_scale: String,
+    /// The tensor of how much the rate has to do with keys: one number per channel.
+    pub key_rate: String,
+    /// The tensor of how much a position counts for itself: one number per channel.
+    pub bonus: String,
+    /// The matrix of receptances.
+    pub receptance: LinearSpec,
+    /// The matrix of keys.
+    pub key: LinearSpec,
+    /// The matrix of values.
+    pub value: LinearSpec,
+    /// The norm of what a head puts out.
+    pub norm: Option<NormSpec>,
+    /// The output matrix.
+    pub output: LinearSpec,
+}
+
+/// RWKV's network: squared ReLU between two matrices, in RWKV 6 under a receptance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelMixSpec {
+    /// The tensor of the mix of a position with the one before that keys read: one number per channel.
+    pub key_mix: String,
+    /// The first matrix.
+    pub key: LinearSpec,
+    /// The second matrix.
+    pub value: LinearSpec,
+    /// The matrix of receptances, and the tensor of their mix.
+    pub receptance: Option<ReceptanceSpec>,
+}
+
+/// The receptances of RWKV 6's network.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReceptanceSpec {
+    /// The matrix.
+    pub matrix: LinearSpec,
+    /// The tensor of the mix that it reads: one number per channel.
+    pub mix: String,
+}
+
 /// The gate of the heads' outputs, which an activation of it multiplies.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Gate {
@@ -611,8 +740,9 @@ impl LayerSpec {
             layout => layout,
         };
         let recurrent = hyper.recurrent.get(number).copied().flatten();
-        let is_lightning = matches!(recurrent, Some(Recurrent::Lightning(_)));
-        let attention_norm = match known.has("attn_norm_2") && !is_lightning {
+        // Elsewhere it is another norm.
+        let is_second = !matches!(recurrent, Some(Recurrent::Lightning(_) | Recurrent::Wkv(_)));
+        let attention_norm = match known.has("attn_norm_2") && is_second {
             true => "attn_norm_2",
             false => "attn_norm",
         };
@@ -647,7 +777,15 @@ impl LayerSpec {
             Layout::Switched => parallel("ffn_norm"),
             Layout::Parallel | Layout::ParallelWithout(_) => parallel("attn_norm"),
         };
-        LayerSpec { blocks, norm: None }
+        let is_halved = |every: usize| (number + 1).is_multiple_of(every);
+        LayerSpec {
+            blocks,
+            norm: None,
+            scale: match hyper.halved_every.is_some_and(is_halved) {
+                true => 0.5,
+                false => 1.0,
+            },
+        }
     }
 
     /// The mixers of all blocks.
@@ -667,6 +805,10 @@ impl LayerSpec {
             | MixerSpec::Mamba(_)
             | MixerSpec::Lightning(_)
             | MixerSpec::Ffn(_) => 2,
+            // The shift, one for each matrix behind it, and one for the states.
+            MixerSpec::Wkv6(_) => 7,
+            MixerSpec::Wkv7(_) => 6,
+            MixerSpec::ChannelMix(spec) => 3 + usize::from(spec.receptance.is_some()),
             MixerSpec::Moe(_) | MixerSpec::Linear(_) => 1,
         };
         self.mixers().map(stages).sum()
@@ -1022,6 +1164,10 @@ impl Known<'_> {
             Recurrent::Mamba(numbers) => MixerSpec::Mamba(self.mamba(numbers)),
             Recurrent::ShortConvolution(numbers) => MixerSpec::ShortConv(self.short_conv(numbers)),
             Recurrent::Lightning(numbers) => MixerSpec::Lightning(self.lightning(numbers)),
+            Recurrent::Wkv(numbers) => match numbers.kind {
+                Wkv::Six | Wkv::SixGated => MixerSpec::Wkv6(self.wkv6(numbers)),
+                Wkv::Seven => MixerSpec::Wkv7(self.wkv7(numbers)),
+            },
         }
     }
 
@@ -1065,6 +1211,102 @@ impl Known<'_> {
                 norm("ssm_dt_norm", rank),
             ],
             step: self.linear("ssm_dt", numbers.heads, rank),
+        }
+    }
+
+    /// Both factors of a matrix of low rank.
+    fn ranks(&self, [first, second]: [&str; 2]) -> [LinearSpec; 2] {
+        let (hidden, rank) = (self.hyper.hidden, self.dim(first, 1));
+        [
+            self.linear(first, rank, hidden),
+            self.linear(second, hidden, rank),
+        ]
+    }
+
+    /// The norm of the heads of RWKV's states.
+    fn wkv_norm(&self, numbers: WkvNumbers) -> Option<NormSpec> {
+        const EPSILON: f32 = 64e-5;
+        self.has("time_mix_ln").then(|| NormSpec {
+            stem: self.stem("time_mix_ln"),
+            kind: Norm::Layer,
+            epsilon: EPSILON,
+            len: numbers.length,
+            groups: numbers.heads,
+        })
+    }
+
+    fn wkv6(&self, numbers: WkvNumbers) -> Wkv6Spec {
+        /// Mixes.
+        const COUNT: usize = 5;
+        let (hidden, keys) = (self.hyper.hidden, numbers.keys());
+        let tensor = |name: &str| self.stem(&format!("{name}.weight"));
+        let fused = tensor("time_mix_lerp_fused");
+        let rank = self.dim("time_mix_w2", 0);
+        Wkv6Spec {
+            numbers,
+            first_mix: tensor("time_mix_lerp_x"),
+            mixes: match self.catalog.tensor_named(&fused) {
+                Some(_) => vec![fused],
+                None => ["w", "k", "v", "r", "g"]
+                    .map(|mix| tensor(&format!("time_mix_lerp_{mix}")))
+                    .into(),
+            },
+            mix_factor: self.linear("time_mix_w1", COUNT * rank, hidden),
+            mix_outputs: LinearSpec {
+                experts: Some(COUNT),
+                ..self.linear("time_mix_w2", hidden, rank)
+            },
+            decay: self.ranks(["time_mix_decay_w1", "time_mix_decay_w2"]),
+            decay_bias: tensor("time_mix_decay"),
+            bonus: (numbers.kind == Wkv::Six).then(|| tensor("time_mix_first")),
+            receptance: self.linear("time_mix_receptance", hidden, hidden),
+            key: self.linear("time_mix_key", keys, hidden),
+            value: self.linear("time_mix_value", keys, hidden),
+            gate: self.linear("time_mix_gate", hidden, hidden),
+            norm: self.wkv_norm(numbers),
+            output: self.linear("time_mix_output", hidden, hidden),
+        }
+    }
+
+    fn wkv7(&self, numbers: WkvNumbers) -> Wkv7Spec {
+        let hidden = self.hyper.hidden;
+        let tensor = |name: &str| self.stem(&format!("{name}.weight"));
+        let rank = |[first, second, bias]: [&str; 3]| RankSpec {
+            factors: self.ranks([first, second]),
+            bias: tensor(bias),
+        };
+        let square = |name: &str| self.linear(name, hidden, hidden);
+        Wkv7Spec {
+            numbers,
+            mixes: tensor("time_mix_lerp_fused"),
+            decay: rank(["time_mix_w1", "time_mix_w2", "time_mix_w0"]),
+            rate: rank(["time_mix_a1", "time_mix_a2", "time_mix_a0"]),
+            values: (self.number > 0).then(|| rank(["time_mix_v1", "time_mix_v2", "time_mix_v0"])),
+            gate: (self.has("time_mix_g1") && self.has("time_mix_g2"))
+                .then(|| self.ranks(["time_mix_g1", "time_mix_g2"])),
+            key_scale: tensor("time_mix_k_k"),
+            key_rate: tensor("time_mix_k_a"),
+            bonus: tensor("time_mix_r_k"),
+            receptance: square("time_mix_receptance"),
+            key: square("time_mix_key"),
+            value: square("time_mix_value"),
+            norm: self.wkv_norm(numbers),
+            output: square("time_mix_output"),
+        }
+    }
+
+    fn channel_mix(&self) -> ChannelMixSpec {
+        let hidden = self.hyper.hidden;
+        let length = self.dim("channel_mix_key", 1);
+        let tensor = |name: &str| self.stem(&format!("{name}.weight"));
+        ChannelMixSpec {
+            key_mix: tensor("channel_mix_lerp_k"),
+            key: self.linear("channel_mix_key", length, hidden),
+            value: self.linear("channel_mix_value", hidden, length),
+            receptance: self.has("channel_mix_receptance").then(|| ReceptanceSpec {
+                matrix: self.linear("channel_mix_receptance", hidden, hidden),
+                mix: tensor("channel_mix_lerp_r"),
+            }),
         }
     }
 
@@ -1159,6 +1401,9 @@ impl Known<'_> {
     }
 
     fn ffn_or_moe(&self) -> MixerSpec {
+        if self.has("channel_mix_key") {
+            return MixerSpec::ChannelMix(self.channel_mix());
+        }
         match self.has("ffn_gate_inp") {
             true => MixerSpec::Moe(self.moe()),
             false => MixerSpec::Ffn(self.ffn("", self.hyper.hidden)),

@@ -25,6 +25,7 @@ mod internlm;
 mod plamo;
 mod pre;
 mod protobuf;
+mod rwkv;
 mod slow;
 mod special;
 mod spm;
@@ -109,6 +110,8 @@ pub enum VocabKind {
     Mamba2,
     /// The same, padded to a multiple of 8: Granite's hybrids, Bamba.
     GraniteHybrid,
+    /// `rwkv_vocab_v20230424.txt`: RWKV 6 and 7.
+    RwkvWorld,
     /// Byte-level, padded to a multiple of 8: Nemotron-H.
     NemotronH,
     /// Byte-level, else SentencePiece, padded to a multiple of `pad_vocab_size_multiple` or 8: Mamba.
@@ -226,6 +229,7 @@ pub fn import(
             import.padded(8);
             import.byte_level()?
         }
+        VocabKind::RwkvWorld => import.rwkv_world()?,
         VocabKind::Plamo3 => import.plamo3()?,
         VocabKind::Mamba => import.mamba()?,
         VocabKind::Jamba => import.jamba()?,

@@ -131,6 +131,15 @@ impl Special {
         }
     }
 
+    /// Sets the chat template, if there is none. Returns whether there was none.
+    pub(crate) fn set_template(&mut self, template: &str) -> bool {
+        let is_missing = self.template.is_none();
+        if is_missing {
+            self.template = Some(Value::String(template.to_owned()));
+        }
+        is_missing
+    }
+
     fn set_add(&mut self, token: &str, add: bool) {
         match self.adds.iter_mut().find(|(t, _)| t == token) {
             Some((_, old)) => *old = add,

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::path::Path;
 
-const KINDS: [(&str, VocabKind); 27] = [
+const KINDS: [(&str, VocabKind); 28] = [
     ("chatglm", VocabKind::ChatGlm),
     ("codegen_slow", VocabKind::ByteLevel),
     ("deci", VocabKind::Deci),

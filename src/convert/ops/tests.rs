@@ -155,6 +155,14 @@ impl Whole {
                     (group * members + member) * block + in_block
                 }))
             }
+            Op::Order(order) => {
+                let (rows, parts) = (rows?, order.len() as u64);
+                rows.is_multiple_of(parts).then_some(())?;
+                let part = rows / parts;
+                Some(self.permuted(0, |row| {
+                    order[(row / part) as usize] as u64 * part + row % part
+                }))
+            }
             Op::Transpose => {
                 let rank = self.shape.len();
                 (rank > 1).then_some(())?;
@@ -231,6 +239,8 @@ const OPS: &[Op] = &[
         groups: Number(2),
         members: Number(2),
     },
+    Op::Order(&[2, 0, 1]),
+    Op::Order(&[1, 3, 0, 2]),
     Op::Transpose,
     Op::Transpose,
     Op::Reshape(&[Any, Number(2)]),

@@ -180,7 +180,7 @@ pub fn collect(
         process_output: options.process_output,
         all_experts: options.all_experts,
         resume: options.resume,
-        length: windows.n_ctx() * engine.hyper.hidden,
+        length: windows.n_ctx() * engine.hyper.width(),
         start: 0,
         chunks: Vec::new(),
         turn: Mutex::default(),

@@ -11,7 +11,7 @@
 //!
 //! The gradient is that of `L = sum over positions of ln p(label)`, in nats.
 
-use super::layer::{Bundle, Layer};
+use super::layer::Layer;
 use super::linear::Pass;
 use super::ops::rope::Angles;
 use super::rows::Rows;
@@ -170,7 +170,7 @@ impl<'a> Engine<'a> {
         let slots = (self.hyper.runs() + 1) * chunks.len();
         let states = States::new(
             slots,
-            positions * self.hyper.hidden,
+            positions * self.hyper.width(),
             self.layer_budget(positions),
         )?;
         self.stream(chunks, &states, true, observer, progress)?;
@@ -204,7 +204,7 @@ impl<'a> Engine<'a> {
         progress.at("output");
         self.pool.install(|| -> Result<()> {
             (0..chunks).into_par_iter().try_for_each(|chunk| {
-                let hidden = trace.states.copy(layers * chunks + chunk)?;
+                let hidden = self.stream_of(trace.states.copy(layers * chunks + chunk)?);
                 let mut out = vec![Vec::with_capacity(positions * width); labels.draws];
                 for (block, rows) in hidden.chunks(LOGIT_ROWS * width).enumerate() {
                     if progress.cancelled() {
@@ -226,9 +226,9 @@ impl<'a> Engine<'a> {
                     }
                 }
                 progress.advance(1);
-                out.into_iter()
-                    .enumerate()
-                    .try_for_each(|(d, out)| gradients.put(chunk * labels.draws + d, out))
+                out.into_iter().enumerate().try_for_each(|(d, out)| {
+                    gradients.put(chunk * labels.draws + d, self.with_carried(out))
+                })
             })
         })?;
         let angles = self.angles(positions)?;
@@ -259,7 +259,7 @@ impl<'a> Engine<'a> {
     where
         'a: 'e,
     {
-        let (chunks, layers, width) = (trace.chunks.len(), self.hyper.runs(), self.hyper.hidden);
+        let (chunks, layers, width) = (trace.chunks.len(), self.hyper.runs(), self.hyper.width());
         let shape = [chunks * draws, trace.positions * width];
         let left = layers
             .checked_sub(kept.done())
@@ -283,7 +283,7 @@ impl<'a> Engine<'a> {
 
     /// Room for the gradients of one layer's output.
     fn gradients(&self, trace: &Trace<'_>, draws: usize) -> Result<States> {
-        let len = trace.positions * self.hyper.hidden;
+        let len = trace.positions * self.hyper.width();
         States::new(
             trace.chunks.len() * draws,
             len,
@@ -302,7 +302,7 @@ impl Backward<'_, '_> {
     pub fn shape(&self) -> [usize; 2] {
         [
             self.trace.chunks.len() * self.draws,
-            self.trace.positions * self.engine.hyper.hidden,
+            self.trace.positions * self.engine.hyper.width(),
         ]
     }
 
@@ -367,7 +367,7 @@ impl Backward<'_, '_> {
         [number, chunk]: [usize; 2],
         progress: &dyn Progress,
     ) -> Result<Vec<Sample>> {
-        let (chunks, hidden) = (self.trace.chunks.len(), self.engine.hyper.hidden);
+        let (chunks, engine) = (self.trace.chunks.len(), self.engine);
         let sampler = Sampler {
             positions: &self.sample[chunk],
             samples: Mutex::default(),
@@ -376,15 +376,15 @@ impl Backward<'_, '_> {
             chunk,
             tap: Some(&sampler),
             recording: true,
-            split: self.engine.split(chunks),
+            split: engine.split(chunks),
             progress,
         };
-        let stream = Rows::new(self.trace.input(number, chunk)?, hidden);
-        let (_, tape) = layer.record(Bundle { stream }, &pass)?;
+        let input = engine.bundle(self.trace.input(number, chunk)?);
+        let (_, tape) = layer.record(input, &pass)?;
         for draw in 0..self.draws {
             let slot = chunk * self.draws + draw;
-            let stream = Rows::new(self.gradients.take(slot)?, hidden);
-            let below = layer.backward(&tape, Bundle { stream }, &pass)?.stream;
+            let gradient = engine.bundle(self.gradients.take(slot)?);
+            let below = layer.backward(&tape, gradient, &pass)?.into_rows();
             if !below.is_finite() {
                 return Err(Error::GradientNotFinite {
                     layer: number,
@@ -416,7 +416,8 @@ impl Backward<'_, '_> {
                 None => Vec::new(),
             };
             let draw = |draw: usize| -> Result<Vec<f32>> {
-                let mut gradient = self.gradients.copy(chunk * self.draws + draw)?;
+                let gradient = self.gradients.copy(chunk * self.draws + draw)?;
+                let mut gradient = self.engine.stream_of(gradient);
                 if let Some(norm) = &norm {
                     norm.derivative(&embedded, &mut gradient);
                 }
@@ -439,7 +440,7 @@ impl Trace<'_> {
     /// # Errors
     /// If the temporary file cannot be read.
     pub fn output(&self, engine: &Engine<'_>, chunk: usize) -> Result<Rows> {
-        let hidden = self.input(engine.hyper.runs(), chunk)?;
+        let hidden = engine.stream_of(self.input(engine.hyper.runs(), chunk)?);
         Ok(Rows::new(hidden, engine.hyper.hidden))
     }
 

@@ -2,9 +2,9 @@
 
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
-    AnyMixer, Apart, Attention, Decay, DeltaNet, Factored, Factors, Ffn, First, Gate, Indexer,
-    Latent, LatentAttention, Lightning, LowRank, Mamba, Mamba2, Moe, Projections, Rates, Shared,
-    ShortConv, Single, Sparse, Stage, Tape,
+    AnyMixer, Apart, Attention, ChannelMix, Decay, DeltaNet, Factored, Factors, Ffn, First, Gate,
+    Indexer, Latent, LatentAttention, Lightning, LowRank, Mamba, Mamba2, Moe, Projections, Rank,
+    Rates, Receptance, Shared, ShortConv, Single, Sparse, Stage, Tape, Wkv6, Wkv7,
 };
 use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
@@ -13,12 +13,12 @@ use super::ops::router::Router;
 use super::rows::Rows;
 use super::weights::Weights;
 use super::{Replaced, Result};
-use quantier_arch::Norm as NormKind;
 use quantier_arch::spec::{
-    self, AttentionSpec, BlockSpec, BranchSpec, DeltaSpec, FactorsSpec, FfnSpec, IndexerSpec,
-    LatentSpec, LayerSpec, LightningSpec, Mamba2Spec, MambaSpec, MixerSpec, MoeSpec, Residual,
-    ShortConvSpec, SparseSpec,
+    self, AttentionSpec, BlockSpec, BranchSpec, Carry, ChannelMixSpec, DeltaSpec, FactorsSpec,
+    FfnSpec, IndexerSpec, LatentSpec, LayerSpec, LightningSpec, LinearSpec, Mamba2Spec, MambaSpec,
+    MixerSpec, MoeSpec, RankSpec, Residual, ShortConvSpec, SparseSpec, Wkv6Spec, Wkv7Spec,
 };
+use quantier_arch::{Activation, Norm as NormKind};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -27,6 +27,44 @@ use std::sync::Arc;
 pub(super) struct Bundle {
     /// The residual stream: `[positions, hidden]`.
     pub stream: Rows,
+    /// What the first layer carries to all others: `[positions, hidden]`; None if it is nothing.
+    pub carried: Option<Rows>,
+}
+
+impl Bundle {
+    /// The stream alone.
+    pub(super) fn of(stream: Rows) -> Bundle {
+        Bundle {
+            stream,
+            carried: None,
+        }
+    }
+
+    /// Of rows that have the stream of this length in front of what is carried.
+    pub(super) fn new(rows: Rows, hidden: usize) -> Bundle {
+        if rows.columns() == hidden {
+            return Bundle::of(rows);
+        }
+        Bundle {
+            stream: rows.columns_range(0..hidden),
+            carried: Some(rows.columns_range(hidden..rows.columns())),
+        }
+    }
+
+    /// Both, side by side.
+    pub(super) fn into_rows(self) -> Rows {
+        match &self.carried {
+            Some(carried) => Rows::beside(&[&self.stream, carried]),
+            None => self.stream,
+        }
+    }
+
+    /// Takes what a mixer that makes something to carry has put in front of its output.
+    fn take_carried(&mut self, y: Rows) -> Rows {
+        let hidden = self.stream.columns();
+        self.carried = Some(y.columns_range(0..y.columns() - hidden));
+        y.columns_range(y.columns() - hidden..y.columns())
+    }
 }
 
 /// A layer, widened.
@@ -35,6 +73,8 @@ pub(super) struct Layer {
     blocks: Vec<Block>,
     /// Of the stream behind them.
     norm: Option<Norm>,
+    /// The stream is multiplied by this behind them.
+    scale: f32,
 }
 
 #[derive(Clone)]
@@ -49,6 +89,7 @@ struct Block {
 struct Branch {
     norm: Option<Norm>,
     mixer: AnyMixer,
+    carry: Carry,
 }
 
 /// A stage of a layer.
@@ -89,7 +130,7 @@ struct BlockTape<'l> {
 
 #[derive(Default)]
 struct BranchTape<'l> {
-    /// The mixer's input; None without a norm, where it is the stream.
+    /// The mixer's input; None where it is the stream.
     normalized: Option<Rows>,
     mixer: Tape<'l>,
 }
@@ -106,13 +147,14 @@ impl Layer {
         Ok(Layer {
             blocks: blocks.collect::<Result<_>>()?,
             norm: norm(weights, &spec.norm)?,
+            scale: spec.scale,
         })
     }
 
     /// From the bundle in front of the layer to that behind it.
     pub(super) fn forward(&self, mut bundle: Bundle, pass: &Pass<'_>) -> Result<Bundle> {
         for block in &self.blocks {
-            let y = block.mix(&bundle.stream, pass, None)?;
+            let y = block.mix(&mut bundle, pass, None)?;
             block.add_to(&mut bundle.stream, y);
         }
         self.normalize(&mut bundle.stream);
@@ -123,33 +165,35 @@ impl Layer {
         if let Some(norm) = &self.norm {
             norm.apply(stream.numbers_mut());
         }
+        scale(stream.numbers_mut(), self.scale);
     }
 
     /// The same, with what [`Layer::backward`] needs.
     pub(super) fn record<'l>(
         &'l self,
-        Bundle { mut stream }: Bundle,
+        mut bundle: Bundle,
         pass: &Pass<'_>,
     ) -> Result<(Bundle, LayerTape<'l>)> {
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
             let mut branches = Vec::new();
-            let y = block.mix(&stream, pass, Some(&mut branches))?;
+            let stream = bundle.stream.clone();
+            let y = block.mix(&mut bundle, pass, Some(&mut branches))?;
             blocks.push(BlockTape {
                 block,
-                stream: stream.clone(),
+                stream,
                 branches,
                 mixed: block.post_norm.is_some().then(|| y.clone()),
             });
-            block.add_to(&mut stream, y);
+            block.add_to(&mut bundle.stream, y);
         }
-        let unnormalized = self.norm.is_some().then(|| stream.clone());
-        self.normalize(&mut stream);
+        let unnormalized = self.norm.is_some().then(|| bundle.stream.clone());
+        self.normalize(&mut bundle.stream);
         let tape = LayerTape {
             blocks,
             unnormalized,
         };
-        Ok((Bundle { stream }, tape))
+        Ok((bundle, tape))
     }
 
     /// The derivative: from the gradient of the bundle behind the layer to that in front of it. The
@@ -160,14 +204,12 @@ impl Layer {
         mut gradient: Bundle,
         pass: &Pass<'_>,
     ) -> Result<Bundle> {
+        scale(gradient.stream.numbers_mut(), self.scale);
         if let (Some(norm), Some(stream)) = (&self.norm, &tape.unnormalized) {
             norm.derivative(stream.numbers(), gradient.stream.numbers_mut());
         }
         let mut tapes = tape.blocks.iter().rev();
-        let stream = tapes.try_fold(gradient.stream, |gradient, tape| {
-            tape.backward(gradient, pass)
-        })?;
-        Ok(Bundle { stream })
+        tapes.try_fold(gradient, |gradient, tape| tape.backward(gradient, pass))
     }
 
     /// The stages in their order.
@@ -204,22 +246,42 @@ impl Layer {
     }
 
     /// The input of a stage.
-    pub(super) fn input<'b>(&self, place: Place, at: &'b Between) -> Cow<'b, Rows> {
+    fn input<'b>(&self, place: Place, at: &'b Between) -> Cow<'b, Rows> {
         match &at.input {
             Some(input) => Cow::Borrowed(input),
-            None => self.blocks[place.block].branches[place.branch].input(&at.bundle.stream),
+            None => self.blocks[place.block].branches[place.branch].input(&at.bundle),
         }
+    }
+
+    /// What the linears of a stage read.
+    pub(super) fn input_of_linears(&self, place: Place, at: &Between) -> Rows {
+        let input = self.input(place, at);
+        match self.linears(place).linears.first() {
+            Some(linear) if linear.columns < input.columns() => {
+                input.columns_range(0..linear.columns)
+            }
+            _ => input.into_owned(),
+        }
+    }
+
+    /// The length of a row of a stage's input.
+    pub(super) fn columns(&self, place: Place) -> Option<usize> {
+        let mixer = &self.blocks[place.block].branches[place.branch].mixer;
+        mixer.columns(place.stage)
     }
 
     /// Takes a chunk through one stage.
     pub(super) fn step(&self, place: Place, mut at: Between, pass: &Pass<'_>) -> Result<Between> {
         let block = &self.blocks[place.block];
         let mixer = &block.branches[place.branch].mixer;
-        let (y, _) = mixer.run_stage(place.stage, &self.input(place, &at), pass)?;
+        let (mut y, _) = mixer.run_stage(place.stage, &self.input(place, &at), pass)?;
         at.input = None;
         if place.stage + 1 < mixer.stages().len() {
             at.input = Some(y);
             return Ok(at);
+        }
+        if block.branches[place.branch].carry == Carry::Makes {
+            y = at.bundle.take_carried(y);
         }
         let mixed = match at.mixed.take() {
             Some(mut mixed) => {
@@ -253,24 +315,27 @@ impl Block {
         })
     }
 
-    /// The sum of what the branches make of the stream.
+    /// The sum of what the branches make of the stream. Takes what one of them makes to carry.
     fn mix<'b>(
         &'b self,
-        stream: &Rows,
+        bundle: &mut Bundle,
         pass: &Pass<'_>,
         mut tapes: Option<&mut Vec<BranchTape<'b>>>,
     ) -> Result<Rows> {
         let mut sum: Option<Rows> = None;
         for branch in &self.branches {
-            let input = branch.input(stream);
+            let input = branch.input(bundle);
             let mut tape = tapes.is_some().then(BranchTape::default);
             let of_mixer = tape.as_mut().map(|tape| &mut tape.mixer);
-            let y = branch.mixer.forward(&input, pass, of_mixer)?;
+            let mut y = branch.mixer.forward(&input, pass, of_mixer)?;
             if let (Some(tapes), Some(mut tape)) = (&mut tapes, tape) {
                 if let Cow::Owned(input) = input {
                     tape.normalized = Some(input);
                 }
                 tapes.push(tape);
+            }
+            if branch.carry == Carry::Makes {
+                y = bundle.take_carried(y);
             }
             match &mut sum {
                 Some(sum) => add(sum.numbers_mut(), y.numbers()),
@@ -311,6 +376,9 @@ impl Branch {
                     AnyMixer::LatentAttention(latent_attention(weights, spec, angles)?)
                 }
                 MixerSpec::DeltaNet(spec) => AnyMixer::DeltaNet(delta_net(weights, spec)?),
+                MixerSpec::Wkv6(spec) => AnyMixer::Wkv6(wkv6(weights, spec)?),
+                MixerSpec::Wkv7(spec) => AnyMixer::Wkv7(wkv7(weights, spec)?),
+                MixerSpec::ChannelMix(spec) => AnyMixer::ChannelMix(channel_mix(weights, spec)?),
                 MixerSpec::Lightning(spec) => AnyMixer::Lightning(lightning(weights, spec)?),
                 MixerSpec::Mamba2(spec) => AnyMixer::Mamba2(mamba2(weights, spec)?),
                 MixerSpec::Linear(spec) => AnyMixer::Single(Single(weights.linear(spec)?)),
@@ -319,21 +387,32 @@ impl Branch {
                 MixerSpec::Ffn(spec) => AnyMixer::Ffn(ffn(weights, spec)?),
                 MixerSpec::Moe(spec) => AnyMixer::Moe(moe(weights, spec)?),
             },
+            carry: spec.mixer.carry(),
         })
     }
 
     /// What the mixer reads.
-    fn input<'s>(&self, stream: &'s Rows) -> Cow<'s, Rows> {
-        match &self.norm {
-            Some(norm) => Cow::Owned(norm.of(stream)),
-            None => Cow::Borrowed(stream),
+    fn input<'s>(&self, bundle: &'s Bundle) -> Cow<'s, Rows> {
+        let input = match &self.norm {
+            Some(norm) => Cow::Owned(norm.of(&bundle.stream)),
+            None => Cow::Borrowed(&bundle.stream),
+        };
+        match &bundle.carried {
+            Some(carried) if self.carry == Carry::Reads => {
+                Cow::Owned(Rows::beside(&[&*input, carried]))
+            }
+            _ => input,
         }
     }
 }
 
 impl BlockTape<'_> {
-    fn backward(&self, gradient: Rows, pass: &Pass<'_>) -> Result<Rows> {
+    fn backward(&self, gradient: Bundle, pass: &Pass<'_>) -> Result<Bundle> {
         let block = self.block;
+        let Bundle {
+            stream: gradient,
+            carried: mut of_carried,
+        } = gradient;
         let mut of_mixed = gradient.clone();
         scale(of_mixed.numbers_mut(), block.residual_scale);
         if let (Some(norm), Some(mixed)) = (&block.post_norm, &self.mixed) {
@@ -347,17 +426,35 @@ impl BlockTape<'_> {
             }
         }
         for (branch, tape) in block.branches.iter().zip(&self.branches).rev() {
-            let (mixer, dy) = (&branch.mixer, of_mixed.clone());
-            let (Some(norm), Some(input)) = (&branch.norm, &tape.normalized) else {
+            let (mixer, mut dy) = (&branch.mixer, of_mixed.clone());
+            if branch.carry == Carry::Makes {
+                // Nothing reads what stood in its place before.
+                let zeros = Rows::zeros(dy.len(), dy.columns());
+                let made = of_carried.replace(zeros.clone()).unwrap_or(zeros);
+                dy = Rows::beside(&[&made, &dy]);
+            }
+            let Some(input) = &tape.normalized else {
                 mixer.backward(&tape.mixer, &self.stream, dy, pass, &mut of_stream)?;
                 continue;
             };
             let mut of_input = Rows::zeros(input.len(), input.columns());
             mixer.backward(&tape.mixer, input, dy, pass, &mut of_input)?;
-            norm.derivative(self.stream.numbers(), of_input.numbers_mut());
-            add(of_stream.numbers_mut(), of_input.numbers());
+            let mut of_input = Bundle::new(of_input, self.stream.columns());
+            if let Some(read) = of_input.carried {
+                match &mut of_carried {
+                    Some(of_carried) => add(of_carried.numbers_mut(), read.numbers()),
+                    None => of_carried = Some(read),
+                }
+            }
+            if let Some(norm) = &branch.norm {
+                norm.derivative(self.stream.numbers(), of_input.stream.numbers_mut());
+            }
+            add(of_stream.numbers_mut(), of_input.stream.numbers());
         }
-        Ok(of_stream)
+        Ok(Bundle {
+            stream: of_stream,
+            carried: of_carried,
+        })
     }
 }
 
@@ -435,6 +532,7 @@ fn factored(weights: &Weights<'_>, spec: &spec::Factored) -> Result<Factored> {
         } => Factored::LowRank(Box::new(LowRank {
             first: weights.linear(first)?,
             norm: norm(weights, between)?,
+            activation: None,
             second: weights.linear(second)?,
         })),
     })
@@ -617,6 +715,111 @@ fn lightning(weights: &Weights<'_>, spec: &LightningSpec) -> Result<Lightning> {
     })
 }
 
+/// The factors of a matrix of low rank, with an activation between them.
+fn ranks(
+    weights: &Weights<'_>,
+    [first, second]: &[LinearSpec; 2],
+    activation: Option<Activation>,
+) -> Result<Factored> {
+    Ok(Factored::LowRank(Box::new(LowRank {
+        first: weights.linear(first)?,
+        norm: None,
+        activation,
+        second: weights.linear(second)?,
+    })))
+}
+
+fn wkv6(weights: &Weights<'_>, spec: &Wkv6Spec) -> Result<Wkv6> {
+    /// Mixes of a position with the one before.
+    const MIXES: usize = 5;
+    let numbers = spec.numbers;
+    let channels = numbers.channels();
+    let count = MIXES / spec.mixes.len();
+    let mixes = spec.mixes.iter();
+    let mixes = mixes.map(|name| weights.finite(name, &[count, channels]));
+    let mixes: Vec<_> = mixes.collect::<Result<_>>()?;
+    let bonus = spec.bonus.as_ref();
+    let bonus = bonus.map(|name| weights.finite(name, &[numbers.heads, numbers.length]));
+    Ok(Wkv6 {
+        numbers,
+        first_mix: weights.finite(&spec.first_mix, &[channels])?,
+        mixes: mixes.concat(),
+        mix_factor: weights.linear(&spec.mix_factor)?,
+        mix_outputs: weights.linear(&spec.mix_outputs)?,
+        decay: ranks(weights, &spec.decay, Some(Activation::Tanh))?,
+        decay_bias: weights.finite(&spec.decay_bias, &[channels])?,
+        bonus: bonus.transpose()?,
+        projections: Box::new([
+            weights.linear(&spec.receptance)?,
+            weights.linear(&spec.key)?,
+            weights.linear(&spec.value)?,
+            weights.linear(&spec.gate)?,
+        ]),
+        norm: norm(weights, &spec.norm)?,
+        output: weights.linear(&spec.output)?,
+    })
+}
+
+fn wkv7(weights: &Weights<'_>, spec: &Wkv7Spec) -> Result<Wkv7> {
+    /// The least length by which keys are divided.
+    const LEAST: f32 = 1e-12;
+    let numbers = spec.numbers;
+    let (channels, length) = (numbers.channels(), numbers.length);
+    let rank = |rank: &RankSpec, activation: Option<Activation>| -> Result<Rank> {
+        Ok(Rank {
+            factors: ranks(weights, &rank.factors, activation)?,
+            bias: weights.finite(&rank.bias, &[channels])?,
+        })
+    };
+    let channels_of = |name: &str| weights.finite(name, &[channels]);
+    let gate = spec.gate.as_ref();
+    let gate = gate.map(|gate| ranks(weights, gate, Some(Activation::Sigmoid)));
+    let values = spec.values.as_ref().map(|values| rank(values, None));
+    // Of receptance, decay, key, value and rate, and perhaps of the gate.
+    let mixes = 5 + usize::from(spec.gate.is_some());
+    Ok(Wkv7 {
+        numbers,
+        mixes: weights.finite(&spec.mixes, &[mixes, channels])?,
+        decay: rank(&spec.decay, Some(Activation::Tanh))?,
+        rate: rank(&spec.rate, None)?,
+        values: values.transpose()?,
+        gate: gate.transpose()?,
+        key_scale: channels_of(&spec.key_scale)?,
+        key_rate: channels_of(&spec.key_rate)?,
+        bonus: channels_of(&spec.bonus)?,
+        projections: Box::new([
+            weights.linear(&spec.receptance)?,
+            weights.linear(&spec.key)?,
+            weights.linear(&spec.value)?,
+        ]),
+        // The root mean square of a head of length 1 is the root of its share.
+        unit: Norm {
+            kind: NormKind::Rms,
+            epsilon: LEAST * LEAST / length as f32,
+            weight: vec![1.0 / (length as f32).sqrt(); length],
+            bias: Vec::new(),
+            len: length,
+        },
+        norm: norm(weights, &spec.norm)?,
+        output: weights.linear(&spec.output)?,
+    })
+}
+
+fn channel_mix(weights: &Weights<'_>, spec: &ChannelMixSpec) -> Result<ChannelMix> {
+    let receptance = spec.receptance.as_ref().map(|receptance| -> Result<_> {
+        Ok(Box::new(Receptance {
+            mix: weights.finite(&receptance.mix, &[receptance.matrix.columns])?,
+            matrix: weights.linear(&receptance.matrix)?,
+        }))
+    });
+    Ok(ChannelMix {
+        key_mix: weights.finite(&spec.key_mix, &[spec.key.columns])?,
+        key: weights.linear(&spec.key)?,
+        value: weights.linear(&spec.value)?,
+        receptance: receptance.transpose()?,
+    })
+}
+
 fn ffn(weights: &Weights<'_>, spec: &FfnSpec) -> Result<Ffn> {
     Ok(Ffn {
         first: match &spec.first {
@@ -697,6 +900,7 @@ mod tests {
         Branch {
             norm: Some(norm(seed + 1)),
             mixer: AnyMixer::Single(Single(linear)),
+            carry: Carry::None,
         }
     }
 
@@ -714,6 +918,7 @@ mod tests {
         Layer {
             blocks: vec![block(vec![branch(1)], Residual::Stream)],
             norm: Some(norm(3)),
+            scale: 0.5,
         }
     }
 
@@ -728,9 +933,7 @@ mod tests {
     }
 
     fn bundle(x: &[f32]) -> Bundle {
-        Bundle {
-            stream: Rows::new(x.to_vec(), HIDDEN),
-        }
+        Bundle::of(Rows::new(x.to_vec(), HIDDEN))
     }
 
     /// Compares the derivative of a layer with differences, and its forward pass with its steps.
@@ -768,6 +971,7 @@ mod tests {
             check(&Layer {
                 blocks: vec![block(two(), residual), block(two(), residual)],
                 norm: None,
+                scale: 1.0,
             });
         }
     }

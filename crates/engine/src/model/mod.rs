@@ -336,9 +336,9 @@ impl<'a> Engine<'a> {
         if chunks.iter().any(|c| c.len() != positions) || keep.end > positions {
             return Err(Error::Model("chunks differ in length".into()));
         }
-        let width = self.hyper.hidden;
+        let (width, all) = (self.hyper.hidden, self.hyper.width());
         let budget = self.layer_budget(positions);
-        let states = States::new(chunks.len(), positions * width, budget)?;
+        let states = States::new(chunks.len(), positions * all, budget)?;
         self.stream(chunks, &states, false, observer, progress)?;
         let spilled_bytes = states.spilled_bytes(chunks.len());
         let kept = States::new(
@@ -347,10 +347,9 @@ impl<'a> Engine<'a> {
             self.budget(self.head_bytes() + self.logit_bytes()),
         )?;
         for chunk in 0..chunks.len() {
-            kept.put(
-                chunk,
-                states.take(chunk)?[keep.start * width..keep.end * width].to_vec(),
-            )?;
+            let rows = states.take(chunk)?[keep.start * all..keep.end * all].to_vec();
+            let Bundle { stream, .. } = Bundle::new(Rows::new(rows, all), width);
+            kept.put(chunk, stream.into_numbers())?;
         }
         Ok(Hidden {
             states: kept,
@@ -391,7 +390,8 @@ impl<'a> Engine<'a> {
                 let chunks = chunks.par_iter().enumerate();
                 chunks.try_for_each(|(i, tokens)| {
                     let plain = |_: &str, _: &[u32], _: &mut [f32]| Ok::<_, Error>(());
-                    states.put(i, self.embed(tokens, norm.as_ref(), plain)?)
+                    let x = self.embed(tokens, norm.as_ref(), plain)?;
+                    states.put(i, self.with_carried(x))
                 })?;
             }
             let angles = self.angles(positions)?;
@@ -420,16 +420,16 @@ impl<'a> Engine<'a> {
                         split: self.split(chunks.len()),
                         progress,
                     };
-                    let stream = Rows::new(x, self.hyper.hidden);
-                    let Bundle { stream } = layer.forward(Bundle { stream }, &pass)?;
-                    if !stream.is_finite() {
+                    let behind = layer.forward(self.bundle(x), &pass)?;
+                    if !behind.stream.is_finite() {
                         return Err(Error::NotFinite {
                             layer: number,
                             chunk,
                         });
                     }
                     progress.advance(1);
-                    states.put(slot(number + 1, chunk), stream.into_numbers())?;
+                    let rows = behind.into_rows();
+                    states.put(slot(number + 1, chunk), rows.into_numbers())?;
                     observer.map_or(Ok(()), |observer| observer.chunk_done(chunk))
                 })?;
                 if let Some(observer) = observer {
@@ -439,6 +439,27 @@ impl<'a> Engine<'a> {
             }
             Ok(())
         })
+    }
+
+    /// Numbers of a slot as a bundle.
+    fn bundle(&self, numbers: Vec<f32>) -> Bundle {
+        Bundle::new(Rows::new(numbers, self.hyper.width()), self.hyper.hidden)
+    }
+
+    /// A stream with zeros in place of what the first layer carries to all others.
+    fn with_carried(&self, stream: Vec<f32>) -> Vec<f32> {
+        let carried = self.hyper.carried();
+        if carried == 0 {
+            return stream;
+        }
+        let stream = Rows::new(stream, self.hyper.hidden);
+        let carried = Rows::zeros(stream.len(), carried);
+        Rows::beside(&[&stream, &carried]).into_numbers()
+    }
+
+    /// The streams of numbers of a slot.
+    fn stream_of(&self, numbers: Vec<f32>) -> Vec<f32> {
+        self.bundle(numbers).stream.into_numbers()
     }
 
     /// Threads that one product may take when so many chunks run side by side.

@@ -73,7 +73,7 @@ impl Engine<'_> {
                 let input = block.input(Rows::new(tokens, width), &hidden);
                 pass.input(&[&block.projection], None, &input)?;
                 let stream = pass.times(&block.projection, &input)?;
-                let Bundle { stream } = block.layer.forward(Bundle { stream }, &pass)?;
+                let Bundle { stream, .. } = block.layer.forward(Bundle::of(stream), &pass)?;
                 if !stream.is_finite() {
                     let layer = self.hyper.layers;
                     return Err(Error::NotFinite { layer, chunk });

@@ -10,7 +10,7 @@
 //! then the same for the output matrix
 //! ```
 
-use super::layer::{Between, Bundle, Layer, Place};
+use super::layer::{Between, Layer, Place};
 use super::linear::Pass;
 use super::rows::Rows;
 use super::states::States;
@@ -126,7 +126,7 @@ impl Engine<'_> {
             return Err(Error::Model(what.into()).into());
         }
         self.pool.install(|| {
-            let len = positions * self.hyper.hidden;
+            let len = positions * self.hyper.width();
             // Half of the room is for the inputs of later stages.
             let budget = self.sequential_budget(positions) / 2;
             let mut both = Both {
@@ -157,7 +157,7 @@ impl Engine<'_> {
                 for (i, &place) in places.iter().enumerate() {
                     let names = stage_names(&original, place);
                     if rounder.wants(&names[0]) {
-                        both.show(rounder, |at| original.input(place, at).into_owned())?;
+                        both.show(rounder, |at| original.input_of_linears(place, at))?;
                     }
                     rounded.replace(place, rounder.round(&names[0], &names[1])?);
                     let layer = Layers {
@@ -224,18 +224,18 @@ impl Both<'_> {
             };
             let (tokens, norm) = (&chunks[chunk], norm.as_ref());
             let original = engine.embed(tokens, norm, |_, _, _| Ok::<_, Error>(()))?;
-            self.streams.put(2 * chunk, original)?;
+            let rounded = engine.embed(tokens, norm, rows)?;
+            self.streams.put(2 * chunk, engine.with_carried(original))?;
             self.streams
-                .put(2 * chunk + 1, engine.embed(tokens, norm, rows)?)?;
+                .put(2 * chunk + 1, engine.with_carried(rounded))?;
             Ok(())
         })
     }
 
     /// A slot's activations.
     fn between(&self, slot: usize) -> super::Result<Between> {
-        let stream = Rows::new(self.streams.copy(slot)?, self.engine.hyper.hidden);
         let mut between = Between {
-            bundle: Bundle { stream },
+            bundle: self.engine.bundle(self.streams.copy(slot)?),
             ..Between::default()
         };
         if let Some(Aside { states, columns }) = &self.aside {
@@ -269,12 +269,9 @@ impl Both<'_> {
     /// Takes every chunk through a stage, in both models. `next` is the layer's next stage.
     fn step(&mut self, layer: Layers<'_>, place: Place, next: Option<&Place>) -> super::Result<()> {
         let columns = next.filter(|next| next.block == place.block).map(|next| {
-            let linears = layer.models[0].linears(*next).linears;
+            let columns = layer.models[0].columns(*next);
             AsideColumns {
-                input: linears
-                    .first()
-                    .filter(|_| next.stage > 0)
-                    .map(|l| l.columns),
+                input: columns.filter(|_| next.stage > 0),
                 mixed: (next.branch > 0).then_some(self.engine.hyper.hidden),
             }
         });
@@ -300,7 +297,7 @@ impl Both<'_> {
                     progress: self.progress,
                 };
                 let Between {
-                    bundle: Bundle { stream },
+                    bundle,
                     input,
                     mixed,
                 } = model_layer.step(place, self.between(slot)?, &pass)?;
@@ -311,13 +308,13 @@ impl Both<'_> {
                         .put(slot, Rows::beside(&parts).into_numbers())?;
                     continue;
                 }
-                if next.is_none() && !stream.is_finite() {
+                if next.is_none() && !bundle.stream.is_finite() {
                     return Err(Error::NotFinite {
                         layer: layer.number,
                         chunk,
                     });
                 }
-                self.streams.put(slot, stream.into_numbers())?;
+                self.streams.put(slot, bundle.into_rows().into_numbers())?;
             }
             self.progress.advance(1);
             Ok(())

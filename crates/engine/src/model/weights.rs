@@ -246,9 +246,14 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// If a tensor has other dimensions.
     pub(super) fn norm(&self, spec: &NormSpec) -> Result<Norm> {
-        let dims = [spec.groups, spec.len];
         let all = spec.groups * spec.len;
         let weight = self.catalog().weight_of(&spec.stem);
+        // The weights of groups may stand in one row.
+        let is_one_row = weight.is_some_and(|weight| weight.row_len() == all as u64);
+        let dims = match is_one_row {
+            true => [1, all],
+            false => [spec.groups, spec.len],
+        };
         let weight = weight.map(|weight| self.tensor(&weight.name, &dims));
         let bias = self.optional(&format!("{}.bias", spec.stem), &dims)?;
         Ok(Norm {

@@ -5,6 +5,7 @@
 //!   gpt2, gemma4:  pre (split, pattern): words -> bpe (merge) -> tokens
 //!   llama:         spaces become U+2581         -> spm (merge) -> tokens
 //!   plamo2:        plamo -> tokens
+//!   rwkv:          world -> tokens
 //! ```
 //!
 //! Departures from the reference, without effect on the tokens:
@@ -24,6 +25,7 @@ mod split;
 mod spm;
 mod unicode;
 mod vocab;
+mod world;
 
 use bpe::Bpe;
 use foldhash::fast::RandomState;
@@ -35,6 +37,7 @@ use special::{Fragment, Special};
 use spm::Spm;
 use std::collections::{HashMap, HashSet};
 use vocab::{Defaults, Vocab};
+use world::World;
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -63,6 +66,7 @@ enum Algorithm {
     Spm(Box<Spm>),
     Bpe(Box<Bpe>),
     Plamo(Box<Plamo>),
+    World(Box<World>),
 }
 
 impl Tokenizer {
@@ -88,7 +92,7 @@ impl Tokenizer {
                 eos: Some(2),
                 unknown: Some(0),
             },
-            "gemma4" => Defaults {
+            "gemma4" | "rwkv" => Defaults {
                 bos: None,
                 eos: None,
                 unknown: None,
@@ -100,7 +104,7 @@ impl Tokenizer {
             }
             other => {
                 return Err(Error(format!(
-                    "'{MODEL}' is '{other}'; supported are llama, gpt2, gemma4 and plamo2"
+                    "'{MODEL}' is '{other}'; supported are llama, gpt2, gemma4, plamo2 and rwkv"
                 )));
             }
         };
@@ -118,9 +122,12 @@ impl Tokenizer {
                 adds_eos: false,
                 adds_space: true,
             }
-        } else if model == "plamo2" {
+        } else if model == "plamo2" || model == "rwkv" {
             let vocab = Vocab::read(metadata, defaults)?;
-            let algorithm = Algorithm::Plamo(Box::new(Plamo::of(&vocab)?));
+            let algorithm = match model {
+                "rwkv" => Algorithm::World(Box::new(World::of(&vocab)?)),
+                _ => Algorithm::Plamo(Box::new(Plamo::of(&vocab)?)),
+            };
             Tokenizer {
                 special: Special::of(&vocab),
                 vocab,
@@ -171,8 +178,9 @@ impl Tokenizer {
     /// `parse_special` recognizes control tokens in the text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
         let mut session = Session::default();
-        // As in the reference, PLaMo's settings in the file are ignored.
-        let add_special = add_special && !matches!(self.algorithm, Algorithm::Plamo(_));
+        // As in the reference, PLaMo's and RWKV's settings in the file are ignored.
+        let add_special =
+            add_special && !matches!(self.algorithm, Algorithm::Plamo(_) | Algorithm::World(_));
         if add_special && self.adds_bos {
             session.out.extend(self.vocab.bos);
         }
@@ -199,6 +207,7 @@ impl Tokenizer {
     fn encode_fragment<'t>(&self, text: &'t str, space: bool, session: &mut Session<'t>) {
         match &self.algorithm {
             Algorithm::Plamo(plamo) => plamo.text(text, &mut session.out),
+            Algorithm::World(world) => world.text(text, &mut session.out),
             Algorithm::Spm(spm) => {
                 let mut prefix = space;
                 for part in spm.seams.parts(text) {
@@ -236,6 +245,7 @@ impl Tokenizer {
     pub fn piece(&self, id: u32) -> Vec<u8> {
         match &self.algorithm {
             Algorithm::Plamo(_) => Plamo::piece(&self.vocab, id),
+            Algorithm::World(_) => World::piece(&self.vocab, id),
             Algorithm::Bpe(bpe) => self.vocab.piece(id, bpe.pre.byte_level),
             Algorithm::Spm(_) => self.vocab.piece(id, false),
         }

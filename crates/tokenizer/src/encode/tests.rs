@@ -141,6 +141,43 @@ fn plamo_maximizes_the_score() {
     assert!(error.contains("no token <0x00>"), "{error}");
 }
 
+/// RWKV's bytes and a few tokens, in the escapes of Python.
+fn world() -> Metadata<'static> {
+    let bytes: Vec<String> = (0..256).map(|b| format!("\\x{b:02x}")).collect();
+    let mut tokens = vec![("<s>", 0.0, 3)];
+    tokens.extend(bytes.iter().map(|b| (b.as_str(), 0.0, 1)));
+    tokens.extend([("ab", 0.0, 1), ("abcd", 0.0, 1), ("\\n\\n", 0.0, 1)]);
+    tokens.extend([
+        ("\\xe6\\xbc", 0.0, 1),
+        ("\\\\\\'", 0.0, 1),
+        ("[PAD262]", 0.0, 5),
+    ]);
+    metadata("rwkv", &tokens, &[])
+}
+
+#[test]
+fn rwkv_takes_the_longest_token() {
+    let t = tokenizer(&world());
+    let ids = |text: &str| t.encode(text, true, false);
+    let byte = |b: u8| u32::from(b) + 1;
+    assert_eq!(ids("abcd"), [258]);
+    // The longest that is there, not the longest that begins so.
+    assert_eq!(ids("abcx"), [257, byte(b'c'), byte(b'x')]);
+    assert_eq!(ids("\n\n\n"), [259, byte(b'\n')]);
+    // Tokens end within characters.
+    assert_eq!(ids("漢"), [260, byte(0xa2)]);
+    assert_eq!(ids("\\'"), [261]);
+    // All tokens count, whatever their type.
+    assert_eq!(ids("<s>[PAD262]"), [0, 262]);
+    assert!(ids("").is_empty());
+    assert_eq!(t.decode(&[258, 259, 260, 261]), b"abcd\n\n\xe6\xbc\\'");
+    let without_one: Vec<_> = (1..256).map(|b| format!("\\x{b:02x}")).collect();
+    let without_one: Vec<_> = without_one.iter().map(|b| (b.as_str(), 0.0, 1)).collect();
+    let error = Tokenizer::from_gguf(&metadata("rwkv", &without_one, &[]));
+    let error = error.err().unwrap().to_string();
+    assert!(error.contains("no token of the byte 0x00"), "{error}");
+}
+
 #[test]
 fn defects_are_reported() {
     let said = |metadata: &Metadata<'_>| {

@@ -3,10 +3,12 @@
 use super::StageTape;
 use crate::model::Result;
 use crate::model::linear::{Linear, Norm, Pass};
+use crate::model::ops::activation::{activate, activate_derivative};
 use crate::model::rows::Rows;
+use quantier_arch::Activation;
 
 /// A matrix, or the factors of one of low rank: the first reads the input, the second what the first
-/// makes of it, normalized if there is a norm.
+/// makes of it, behind a norm and an activation if there are any.
 #[derive(Clone)]
 pub(in crate::model) enum Factored {
     Whole(Linear),
@@ -18,6 +20,7 @@ pub(in crate::model) enum Factored {
 pub(in crate::model) struct LowRank {
     pub first: Linear,
     pub norm: Option<Norm>,
+    pub activation: Option<Activation>,
     pub second: Linear,
 }
 
@@ -26,6 +29,8 @@ pub(super) struct FactoredTape<'m> {
     factored: &'m Factored,
     /// What the first factor made, if a norm stands behind it.
     unnormalized: Option<Rows>,
+    /// What stands in front of the activation, if there is one.
+    unactivated: Option<Rows>,
 }
 
 impl Factored {
@@ -73,11 +78,15 @@ impl Factored {
         inner: impl FnOnce(&Rows) -> Result<()>,
     ) -> Result<(Rows, FactoredTape<'m>)> {
         let mut y = pass.times(self.outer(), input)?;
-        let mut unnormalized = None;
+        let (mut unnormalized, mut unactivated) = (None, None);
         if let Factored::LowRank(factors) = self {
             if let Some(norm) = &factors.norm {
                 unnormalized = pass.recording.then(|| y.clone());
                 norm.apply(y.numbers_mut());
+            }
+            if let Some(activation) = factors.activation {
+                unactivated = pass.recording.then(|| y.clone());
+                activate(y.numbers_mut(), activation);
             }
             inner(&y)?;
             pass.input(&[&factors.second], None, &y)?;
@@ -86,6 +95,7 @@ impl Factored {
         let tape = FactoredTape {
             factored: self,
             unnormalized,
+            unactivated,
         };
         Ok((y, tape))
     }
@@ -98,6 +108,10 @@ impl StageTape for FactoredTape<'_> {
         };
         let mut of_inner = Rows::zeros(input.len(), factors.second.columns);
         pass.back(&factors.second, &dy, &mut of_inner)?;
+        if let (Some(activation), Some(before)) = (factors.activation, &self.unactivated) {
+            let g = std::mem::replace(&mut of_inner, before.clone());
+            activate_derivative(of_inner.numbers_mut(), g.numbers(), activation);
+        }
         if let (Some(norm), Some(before)) = (&factors.norm, &self.unnormalized) {
             norm.derivative(before.numbers(), of_inner.numbers_mut());
         }

@@ -9,9 +9,11 @@
 //! ```
 
 mod attention;
+mod channel_mix;
 mod delta_net;
 mod factored;
 mod ffn;
+mod front;
 mod indexer;
 mod latent;
 mod lightning;
@@ -22,8 +24,11 @@ mod short_conv;
 mod single;
 #[cfg(test)]
 mod tests;
+mod wkv6;
+mod wkv7;
 
 pub(super) use attention::{Attention, Gate, Projections};
+pub(super) use channel_mix::{ChannelMix, Receptance};
 pub(super) use delta_net::{Apart, Decay, DeltaNet, Rates};
 pub(super) use factored::{Factored, LowRank};
 pub(super) use ffn::{Ffn, First};
@@ -35,6 +40,8 @@ pub(super) use mamba2::{Factors, Mamba2};
 pub(super) use moe::{Latent, Moe, Shared};
 pub(super) use short_conv::ShortConv;
 pub(super) use single::Single;
+pub(super) use wkv6::Wkv6;
+pub(super) use wkv7::{Rank, Wkv7};
 
 use super::Result;
 use super::linear::{Linear, Pass};
@@ -86,6 +93,13 @@ pub(super) trait Mixer: Send + Sync {
 
     /// The same, to replace weights.
     fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>>;
+
+    /// The length of a row of a stage's input; None if the mixer has no such stage. Linears read the
+    /// first of its columns.
+    fn columns(&self, stage: usize) -> Option<usize> {
+        let stages = self.stages();
+        Some(stages.get(stage)?.linears.first()?.columns)
+    }
 
     /// Runs one stage. The output is the next stage's input; behind the last stage, the mixer's
     /// output.
@@ -163,6 +177,7 @@ fn run_linear<'m>(
 #[derive(Clone)]
 pub(super) enum AnyMixer {
     Attention(Attention),
+    ChannelMix(ChannelMix),
     DeltaNet(DeltaNet),
     Ffn(Ffn),
     Lightning(Lightning),
@@ -172,6 +187,8 @@ pub(super) enum AnyMixer {
     Moe(Moe),
     ShortConv(ShortConv),
     Single(Single),
+    Wkv6(Wkv6),
+    Wkv7(Wkv7),
 }
 
 impl Deref for AnyMixer {
@@ -180,6 +197,7 @@ impl Deref for AnyMixer {
     fn deref(&self) -> &(dyn Mixer + 'static) {
         match self {
             AnyMixer::Attention(mixer) => mixer,
+            AnyMixer::ChannelMix(mixer) => mixer,
             AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
             AnyMixer::Lightning(mixer) => mixer,
@@ -189,6 +207,8 @@ impl Deref for AnyMixer {
             AnyMixer::Moe(mixer) => mixer,
             AnyMixer::ShortConv(mixer) => mixer,
             AnyMixer::Single(mixer) => mixer,
+            AnyMixer::Wkv6(mixer) => mixer,
+            AnyMixer::Wkv7(mixer) => mixer,
         }
     }
 }
@@ -197,6 +217,7 @@ impl DerefMut for AnyMixer {
     fn deref_mut(&mut self) -> &mut (dyn Mixer + 'static) {
         match self {
             AnyMixer::Attention(mixer) => mixer,
+            AnyMixer::ChannelMix(mixer) => mixer,
             AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
             AnyMixer::Lightning(mixer) => mixer,
@@ -206,6 +227,8 @@ impl DerefMut for AnyMixer {
             AnyMixer::Moe(mixer) => mixer,
             AnyMixer::ShortConv(mixer) => mixer,
             AnyMixer::Single(mixer) => mixer,
+            AnyMixer::Wkv6(mixer) => mixer,
+            AnyMixer::Wkv7(mixer) => mixer,
         }
     }
 }

@@ -3,9 +3,9 @@
 //! whole one.
 
 use super::{
-    AnyMixer, Apart, Attention, Decay, DeltaNet, Factored, Factors, Ffn, First, Gate, Indexer,
-    Latent, LatentAttention, Lightning, LowRank, Mamba, Mamba2, Moe, Projections, Rates, Shared,
-    ShortConv, Single, Sparse, Tape,
+    AnyMixer, Apart, Attention, ChannelMix, Decay, DeltaNet, Factored, Factors, Ffn, First, Gate,
+    Indexer, Latent, LatentAttention, Lightning, LowRank, Mamba, Mamba2, Moe, Projections, Rank,
+    Rates, Receptance, Shared, ShortConv, Single, Sparse, Tape, Wkv6, Wkv7,
 };
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
@@ -15,9 +15,9 @@ use crate::model::ops::tests::{check_gradients, random};
 use crate::model::rows::Rows;
 use quantier_arch::hyper::{
     DeltaNumbers, IndexerNumbers, LatentNumbers, LightningNumbers, Mamba2Numbers, MambaNumbers,
-    Routing, Temperature,
+    Routing, Temperature, WkvNumbers,
 };
-use quantier_arch::{Activation, DeltaHeads, Gating, Limit, LinearId, Norm as NormKind, Rope};
+use quantier_arch::{Activation, DeltaHeads, Gating, Limit, LinearId, Norm as NormKind, Rope, Wkv};
 use quantier_core::progress::Silent;
 use std::sync::Arc;
 
@@ -476,6 +476,7 @@ fn factored(low_rank: Option<Option<Norm>>, rows: usize, seed: u32) -> Factored 
         Some(norm) => Factored::LowRank(Box::new(LowRank {
             first: linear(1, 3, HIDDEN, seed),
             norm,
+            activation: None,
             second: linear(1, rows, 3, seed + 1),
         })),
     }
@@ -519,6 +520,105 @@ fn channel_net(low_rank: bool) -> AnyMixer {
         norm: norm(4, 68),
         output: linear(1, HIDDEN, values, 69),
         ..net
+    })
+}
+
+/// The factors of a matrix of low rank, with an activation between them.
+fn ranks(activation: Option<Activation>, seed: u32) -> Factored {
+    Factored::LowRank(Box::new(LowRank {
+        first: linear(1, 3, HIDDEN, seed),
+        norm: None,
+        activation,
+        second: linear(1, HIDDEN, 3, seed + 1),
+    }))
+}
+
+/// A layer norm of each of two heads, with weights of their own.
+fn norm_of_two(seed: u32) -> Norm {
+    Norm {
+        kind: NormKind::Layer,
+        len: HIDDEN / 2,
+        bias: random(HIDDEN, seed + 1),
+        ..norm(HIDDEN, seed)
+    }
+}
+
+/// RWKV 6, or with its heads of keys shared, gated linear attention.
+fn wkv6(kind: Wkv, kv_heads: usize) -> AnyMixer {
+    let numbers = WkvNumbers {
+        kind,
+        heads: 2,
+        kv_heads,
+        length: HIDDEN / 2,
+        shifts: 1,
+    };
+    let is_six = kind == Wkv::Six;
+    AnyMixer::Wkv6(Wkv6 {
+        numbers,
+        first_mix: random(HIDDEN, 101),
+        mixes: random(5 * HIDDEN, 102),
+        mix_factor: linear(1, 5 * 3, HIDDEN, 103),
+        mix_outputs: linear(5, HIDDEN, 3, 104),
+        decay: ranks(Some(Activation::Tanh), 105),
+        decay_bias: random(HIDDEN, 107),
+        bonus: is_six.then(|| random(HIDDEN, 108)),
+        projections: Box::new([
+            linear(1, HIDDEN, HIDDEN, 109),
+            linear(1, numbers.keys(), HIDDEN, 110),
+            linear(1, numbers.keys(), HIDDEN, 111),
+            linear(1, HIDDEN, HIDDEN, 112),
+        ]),
+        norm: is_six.then(|| norm_of_two(113)),
+        output: linear(1, HIDDEN, HIDDEN, 115),
+    })
+}
+
+/// RWKV 7 in the first layer, which makes values for the others, or in one of these.
+fn wkv7(is_first: bool, gated: bool) -> AnyMixer {
+    let numbers = WkvNumbers {
+        kind: Wkv::Seven,
+        heads: 2,
+        kv_heads: 2,
+        length: HIDDEN / 2,
+        shifts: 1,
+    };
+    let rank = |activation, seed: u32| Rank {
+        factors: ranks(activation, seed),
+        bias: random(HIDDEN, seed + 2),
+    };
+    AnyMixer::Wkv7(Wkv7 {
+        numbers,
+        mixes: random(6 * HIDDEN, 121),
+        decay: rank(Some(Activation::Tanh), 122),
+        rate: rank(None, 125),
+        values: (!is_first).then(|| rank(None, 128)),
+        gate: gated.then(|| ranks(Some(Activation::Sigmoid), 131)),
+        key_scale: random(HIDDEN, 133),
+        key_rate: random(HIDDEN, 134),
+        bonus: random(HIDDEN, 135),
+        projections: Box::new([136, 137, 138].map(|seed| linear(1, HIDDEN, HIDDEN, seed))),
+        unit: Norm {
+            kind: NormKind::Rms,
+            epsilon: 1e-3,
+            weight: vec![0.5; HIDDEN / 2],
+            bias: Vec::new(),
+            len: HIDDEN / 2,
+        },
+        norm: gated.then(|| norm_of_two(139)),
+        output: linear(1, HIDDEN, HIDDEN, 141),
+    })
+}
+
+fn channel_mix(has_receptance: bool) -> AnyMixer {
+    let receptance = Receptance {
+        mix: random(HIDDEN, 151),
+        matrix: linear(1, HIDDEN, HIDDEN, 152),
+    };
+    AnyMixer::ChannelMix(ChannelMix {
+        key_mix: random(HIDDEN, 153),
+        key: linear(1, 6, HIDDEN, 154),
+        value: linear(1, HIDDEN, 6, 155),
+        receptance: has_receptance.then(|| Box::new(receptance)),
     })
 }
 
@@ -674,34 +774,40 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
             "latent experts whose inputs are weighed",
             weighed_inputs(Some(4)),
         ),
+        ("RWKV 6", wkv6(Wkv::Six, 2)),
+        ("gated linear attention", wkv6(Wkv::SixGated, 2)),
+        ("gated linear attention of groups", wkv6(Wkv::SixGated, 1)),
+        ("RWKV 7, first layer", wkv7(true, true)),
+        ("RWKV 7", wkv7(false, true)),
+        ("RWKV 7 without gate and norm", wkv7(false, false)),
+        ("RWKV 6's network", channel_mix(true)),
+        ("RWKV 7's network", channel_mix(false)),
     ]
 }
 
-fn input() -> Rows {
-    Rows::new(random(POSITIONS * HIDDEN, 51), HIDDEN)
+fn input(mixer: &AnyMixer) -> Rows {
+    let columns = mixer.columns(0).unwrap();
+    Rows::new(random(POSITIONS * columns, 51), columns)
 }
 
 #[test]
 fn derivatives_are_those_that_differences_show() {
     for (name, mixer) in mixers() {
-        let rows = |x: &[Vec<f32>]| Rows::new(x[0].clone(), HIDDEN);
-        let forward = |x: &[Vec<f32>]| {
-            let y = mixer.forward(&rows(x), &pass(), None).unwrap();
-            y.into_numbers()
-        };
+        let at = input(&mixer);
+        let rows = |x: &[Vec<f32>]| Rows::new(x[0].clone(), at.columns());
+        let run = |x: &[Vec<f32>]| mixer.forward(&rows(x), &pass(), None).unwrap();
+        let forward = |x: &[Vec<f32>]| run(x).into_numbers();
         let backward = |x: &[Vec<f32>], g: &[f32]| {
             let mut tape = Tape::default();
             mixer.forward(&rows(x), &pass(), Some(&mut tape)).unwrap();
-            let (dy, mut dx) = (
-                Rows::new(g.to_vec(), HIDDEN),
-                Rows::zeros(POSITIONS, HIDDEN),
-            );
+            let dy = Rows::new(g.to_vec(), run(x).columns());
+            let mut dx = Rows::zeros(POSITIONS, at.columns());
             mixer
                 .backward(&tape, &rows(x), dy, &pass(), &mut dx)
                 .unwrap();
             vec![dx.into_numbers()]
         };
-        let at = [input().into_numbers()];
+        let at = [at.numbers().to_vec()];
         check_gradients(name, &at, &forward, &backward);
     }
 }
@@ -709,11 +815,12 @@ fn derivatives_are_those_that_differences_show() {
 #[test]
 fn the_forward_pass_is_the_fold_of_the_stages() {
     for (name, mixer) in mixers() {
-        let mut x = input();
+        let mut x = input(&mixer);
         let whole = mixer.forward(&x, &pass(), None).unwrap();
         for (number, stage) in mixer.stages().iter().enumerate() {
+            assert_eq!(mixer.columns(number), Some(x.columns()), "{name}: {number}");
             for linear in &stage.linears {
-                assert_eq!(linear.columns, x.columns(), "{name}: {}", linear.name);
+                assert!(linear.columns <= x.columns(), "{name}: {}", linear.name);
             }
             x = mixer.run_stage(number, &x, &pass()).unwrap().0;
         }
@@ -724,7 +831,8 @@ fn the_forward_pass_is_the_fold_of_the_stages() {
 #[test]
 fn a_cut_sequence_is_the_beginning_of_the_whole_one() {
     for (name, mixer) in mixers() {
-        let whole = mixer.forward(&input(), &pass(), None).unwrap();
+        let input = input(&mixer);
+        let whole = mixer.forward(&input, &pass(), None).unwrap();
         for positions in 1..POSITIONS {
             let mut mixer = mixer.clone();
             let angles = match &mut mixer {
@@ -749,7 +857,7 @@ fn a_cut_sequence_is_the_beginning_of_the_whole_one() {
                     .into_iter()
                     .for_each(|indexer| indexer.angles.clone_from(&angles));
             }
-            let cut = input().range(0..positions);
+            let cut = input.range(0..positions);
             let cut = mixer.forward(&cut, &pass(), None).unwrap();
             for (a, b) in cut.numbers().iter().zip(whole.numbers()) {
                 assert!(

@@ -18,6 +18,7 @@ pub(crate) fn activate(x: &mut [f32], activation: Activation) {
         Activation::Sigmoid => x.iter_mut().for_each(|x| *x = sigmoid(*x)),
         Activation::QuickGelu => x.iter_mut().for_each(|x| *x = quick_gelu(*x)),
         Activation::Softplus => x.iter_mut().for_each(|x| *x = softplus(*x)),
+        Activation::Tanh => x.iter_mut().for_each(|x| *x = x.tanh()),
         Activation::Xielu(parameters) => x.iter_mut().for_each(|x| *x = xielu(*x, parameters)),
     });
 }
@@ -32,6 +33,7 @@ pub(crate) fn activate_derivative(x: &mut [f32], g: &[f32], activation: Activati
         Activation::Sigmoid => places.for_each(|(x, g)| *x = sigmoid_slope(*x) * g),
         Activation::QuickGelu => places.for_each(|(x, g)| *x = quick_gelu_slope(*x) * g),
         Activation::Softplus => places.for_each(|(x, g)| *x = sigmoid(*x) * g),
+        Activation::Tanh => places.for_each(|(x, g)| *x = tanh_slope(*x) * g),
         Activation::Xielu(p) => places.for_each(|(x, g)| *x = xielu_slope(*x, p) * g),
     });
 }
@@ -46,6 +48,7 @@ pub(crate) fn gate(gate: &mut [f32], up: &[f32], activation: Activation) {
         Activation::Sigmoid => places.for_each(|(x, up)| *x = sigmoid(*x) * up),
         Activation::QuickGelu => places.for_each(|(x, up)| *x = quick_gelu(*x) * up),
         Activation::Softplus => places.for_each(|(x, up)| *x = softplus(*x) * up),
+        Activation::Tanh => places.for_each(|(x, up)| *x = x.tanh() * up),
         Activation::Xielu(parameters) => places.for_each(|(x, up)| *x = xielu(*x, parameters) * up),
     });
 }
@@ -61,6 +64,7 @@ pub(crate) fn gate_derivative(gate: &mut [f32], up: &[f32], g: &[f32], activatio
         Activation::Sigmoid => places.for_each(|(x, (up, g))| *x = sigmoid_slope(*x) * up * g),
         Activation::QuickGelu => places.for_each(|(x, (up, g))| *x = quick_gelu_slope(*x) * up * g),
         Activation::Softplus => places.for_each(|(x, (up, g))| *x = sigmoid(*x) * up * g),
+        Activation::Tanh => places.for_each(|(x, (up, g))| *x = tanh_slope(*x) * up * g),
         Activation::Xielu(p) => places.for_each(|(x, (up, g))| *x = xielu_slope(*x, p) * up * g),
     });
 }
@@ -91,6 +95,12 @@ fn quick_gelu(x: f32) -> f32 {
 fn quick_gelu_slope(x: f32) -> f32 {
     let s = sigmoid(QUICK * x);
     s * (1.0 + QUICK * x * (1.0 - s))
+}
+
+#[inline(always)]
+fn tanh_slope(x: f32) -> f32 {
+    let t = x.tanh();
+    1.0 - t * t
 }
 
 #[inline(always)]

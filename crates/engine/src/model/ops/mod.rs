@@ -14,6 +14,8 @@ pub(super) mod rope;
 pub(super) mod router;
 mod scan;
 pub(super) mod selective;
+pub(super) mod shift;
 pub(super) mod ssd;
 #[cfg(test)]
 pub(super) mod tests;
+pub(super) mod wkv;

@@ -13,7 +13,9 @@ use super::product::{product, product_derivative, row_derivative};
 use super::rope::{Angles, Direction};
 use super::router::Router;
 use super::selective::Selective;
+use super::shift;
 use super::ssd;
+use super::wkv::Wkv;
 use crate::model::rows::Rows;
 use quantier_arch::hyper::{DeltaNumbers, ExpertGroups, Routing};
 use quantier_arch::{Activation, DeltaHeads, Gating, Rope, Xielu};
@@ -553,6 +555,147 @@ fn cases_of_selective_scans<'c>() -> Vec<Case<'c>> {
     [3, 35, 64].map(case).into()
 }
 
+/// Two heads of RWKV 6, of gated linear attention, or of RWKV 7.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum States {
+    Six,
+    Gated,
+    Seven,
+}
+
+const WKV_LENGTH: usize = 5;
+
+fn wkv(x: &[Vec<f32>], states: States) -> Wkv {
+    let rows = |x: &[f32]| Rows::new(x.to_vec(), 2 * WKV_LENGTH);
+    Wkv {
+        length: WKV_LENGTH,
+        receptance: rows(&x[0]),
+        kept: rows(&changed(&x[1], |x| {
+            x.iter_mut().for_each(|x| *x = 0.6 + 0.3 * *x)
+        })),
+        key: rows(&x[2]),
+        value: rows(&x[3]),
+        moved: (states == States::Seven)
+            .then(|| [&x[4], &x[5]].map(|x| rows(&changed(x, |x| scale(x, 0.4))))),
+        bonus: (states == States::Six).then(|| random(2 * WKV_LENGTH, 8)),
+    }
+}
+
+fn lens_of_wkv(positions: usize, states: States) -> Vec<usize> {
+    let arguments = if states == States::Seven { 6 } else { 4 };
+    vec![2 * WKV_LENGTH * positions; arguments]
+}
+
+fn cases_of_wkv<'c>() -> Vec<Case<'c>> {
+    let case = |(positions, states): (usize, States)| {
+        case(
+            format!("states of {states:?} over {positions} positions"),
+            &lens_of_wkv(positions, states),
+            move |x| wkv(x, states).scan(1).into_numbers(),
+            move |x, g| {
+                let g = Rows::new(g.to_vec(), 2 * WKV_LENGTH);
+                let g = wkv(x, states).derivative(&g, 1);
+                let kept = changed(g.kept.numbers(), |x| scale(x, 0.3));
+                let moved = g.moved.into_iter().flatten();
+                let moved = moved.map(|g| changed(g.numbers(), |x| scale(x, 0.4)));
+                let [receptance, key, value] =
+                    [g.receptance, g.key, g.value].map(Rows::into_numbers);
+                [receptance, kept, key, value]
+                    .into_iter()
+                    .chain(moved)
+                    .collect()
+            },
+        )
+    };
+    // Less than a block of steps, one and a bit, and two.
+    let positions = [3, 35, 64].into_iter();
+    let all = positions.flat_map(|positions| {
+        [States::Six, States::Gated, States::Seven].map(|states| (positions, states))
+    });
+    all.map(case).collect()
+}
+
+/// Heads against single numbers of their states in f64, straight from the formulas.
+#[test]
+fn states_of_rwkv_are_their_steps() {
+    for states in [States::Six, States::Gated, States::Seven] {
+        for positions in [1, 33, 70] {
+            let lens = lens_of_wkv(positions, states);
+            let arguments: Vec<_> = lens
+                .iter()
+                .zip(1..)
+                .map(|(len, s)| random(*len, s))
+                .collect();
+            let all = wkv(&arguments, states);
+            let out = all.scan(1);
+            assert_eq!(out, all.scan(3));
+            for head in 0..2 {
+                let mut state = [[0.0f64; WKV_LENGTH]; WKV_LENGTH];
+                for position in 0..positions {
+                    let at = |x: &Rows, i: usize| f64::from(x.row(position)[head * WKV_LENGTH + i]);
+                    for i in 0..WKV_LENGTH {
+                        let column: Vec<f64> = state.iter().map(|row| row[i]).collect();
+                        let value = at(&all.value, i);
+                        let taken: f64 = all.moved.as_ref().map_or(0.0, |[take, _]| {
+                            (0..WKV_LENGTH).map(|j| at(take, j) * column[j]).sum()
+                        });
+                        let mut want = 0.0;
+                        for j in 0..WKV_LENGTH {
+                            let learned = at(&all.key, j) * value;
+                            let put = all.moved.as_ref().map_or(0.0, |[_, put]| at(put, j));
+                            state[j][i] = at(&all.kept, j) * column[j] + learned + put * taken;
+                            let read = match &all.bonus {
+                                Some(bonus) => {
+                                    column[j] + f64::from(bonus[head * WKV_LENGTH + j]) * learned
+                                }
+                                None => state[j][i],
+                            };
+                            want += at(&all.receptance, j) * read;
+                        }
+                        let got = at(&out, i);
+                        assert!(
+                            (got - want).abs() < 1e-4,
+                            "{states:?} {position}: {got} {want}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The mixes of positions with the one before.
+fn cases_of_shifts<'c>() -> Vec<Case<'c>> {
+    let rows = |x: &[f32]| Rows::new(x.to_vec(), 4);
+    let of = |positions: usize| {
+        case(
+            format!("a shift of {positions} positions"),
+            &[4 * positions],
+            move |x| {
+                let x = rows(&x[0]);
+                shift::mixed(&x, &shift::differences(&x), &random(4, 5)).into_numbers()
+            },
+            move |x, g| {
+                let mut dx = Rows::zeros(x[0].len() / 4, 4);
+                let mut dd = dx.clone();
+                shift::mixed_derivative(&rows(g), &random(4, 5), &mut dx, &mut dd);
+                shift::differences_derivative(&dd, &mut dx);
+                vec![dx.into_numbers()]
+            },
+        )
+    };
+    [1, 2, 5].map(of).into()
+}
+
+#[test]
+fn positions_are_mixed_with_the_one_before() {
+    let x = Rows::new(vec![1.0, 2.0, 5.0, 6.0], 2);
+    let differences = shift::differences(&x);
+    assert_eq!(differences.numbers(), [-1.0, -2.0, -4.0, -4.0]);
+    let mixed = shift::mixed(&x, &differences, &[1.0, 0.25]);
+    assert_eq!(mixed.numbers(), [0.0, 1.5, 1.0, 5.0]);
+}
+
 /// Channels side by side against single states in f64.
 #[test]
 fn a_selective_scan_is_its_steps() {
@@ -643,7 +786,9 @@ fn derivatives_are_those_that_differences_show() {
         .chain(cases_of_attention())
         .chain(cases_of_states())
         .chain(cases_of_plain_states())
-        .chain(cases_of_selective_scans());
+        .chain(cases_of_selective_scans())
+        .chain(cases_of_wkv())
+        .chain(cases_of_shifts());
     for case in cases {
         let at = case
             .lens

@@ -1,0 +1,83 @@
+//! A stage whose linear reads the first columns of the stage's input; the others pass by, so that later
+//! stages find what they read.
+
+use super::{BoxedTape, StageTape};
+use crate::model::Result;
+use crate::model::linear::{Linear, Pass};
+use crate::model::ops::activation::{activate, activate_derivative};
+use crate::model::rows::Rows;
+use quantier_arch::Activation;
+
+/// What the derivative needs.
+struct FrontTape<'m> {
+    linear: &'m Linear,
+    /// What the linear made, in front of its activation.
+    activated: Option<(Rows, Activation)>,
+}
+
+/// Runs the stage: the columns that pass by, then what the linear makes of the first ones, behind the
+/// activation.
+pub(super) fn run_front<'m>(
+    linear: &'m Linear,
+    activation: Option<Activation>,
+    input: &Rows,
+    pass: &Pass<'_>,
+) -> Result<(Rows, BoxedTape<'m>)> {
+    let x = input.columns_range(0..linear.columns);
+    pass.input(&[linear], None, &x)?;
+    let mut y = pass.times(linear, &x)?;
+    let activated = activation.map(|activation| {
+        let before = y.clone();
+        activate(y.numbers_mut(), activation);
+        (before, activation)
+    });
+    let rest = input.columns_range(linear.columns..input.columns());
+    let tape = FrontTape { linear, activated };
+    Ok((beside(&[&rest, &y]), Box::new(tape)))
+}
+
+/// Rows side by side; some may have no columns.
+pub(super) fn beside(parts: &[&Rows]) -> Rows {
+    let parts: Vec<&Rows> = parts
+        .iter()
+        .copied()
+        .filter(|part| part.columns() > 0)
+        .collect();
+    Rows::beside(&parts)
+}
+
+/// Rows cut into parts of these lengths, which are all of them.
+pub(super) fn parts(rows: &Rows, lengths: &[usize]) -> Vec<Rows> {
+    let mut start = 0;
+    let part = |length: &usize| {
+        start += length;
+        rows.columns_range(start - length..start)
+    };
+    lengths.iter().map(part).collect()
+}
+
+/// Adds rows to some columns of others, from `first` on.
+pub(super) fn add_columns(all: &mut Rows, first: usize, part: &Rows) {
+    for (all, part) in all.iter_mut().zip(part.iter()) {
+        let places = all[first..first + part.len()].iter_mut().zip(part);
+        places.for_each(|(all, part)| *all += part);
+    }
+}
+
+impl StageTape for FrontTape<'_> {
+    fn backward(&self, input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+        let (linear, passing) = (self.linear, input.columns() - self.linear.columns);
+        let rest = dy.columns_range(0..passing);
+        let mut of_product = dy.columns_range(passing..dy.columns());
+        if let Some((before, activation)) = &self.activated {
+            let g = of_product.numbers().to_vec();
+            of_product = before.clone();
+            activate_derivative(of_product.numbers_mut(), &g, *activation);
+        }
+        let mut of_x = Rows::zeros(input.len(), linear.columns);
+        pass.back(linear, &of_product, &mut of_x)?;
+        add_columns(dx, 0, &of_x);
+        add_columns(dx, linear.columns, &rest);
+        Ok(())
+    }
+}
