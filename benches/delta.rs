@@ -2,7 +2,7 @@
 //! of Qwen 3.5.
 //!
 //! ```text
-//! cargo bench --bench delta [-- POSITIONS]      512 positions unless told otherwise
+//! cargo bench --bench delta [-- POSITIONS]      default: 512 positions
 //! ```
 //!
 //! Median time of some runs on one thread. The share is that of the recurrence in both together;

@@ -234,7 +234,7 @@ def experts(bench):
 
 
 def loads(bench, path):
-    """Whether llama-completion loads a file and generates from it."""
+    """True if llama-completion loads a file and generates from it."""
     done = run([bench.reference / "llama-completion", "-m", path, "-p", "The history of", "-n", 16, "-t", THREADS, "-no-cnv",
                 "--temp", 0], check=False)
     return done.returncode == 0 and "The history of" in done.stdout

@@ -4,7 +4,7 @@
 //! ```text
 //! synthetic OUT_DIR                      every small model: NAME.gguf, NAME.imatrix.gguf, NAME.imatrix.dat
 //! synthetic --imatrix MODEL PREFIX       only an importance matrix for a model: PREFIX.gguf, PREFIX.dat
-//! synthetic --large BYTES FILE [bf16]    a llama of about so many bytes, F16 unless told otherwise
+//! synthetic --large BYTES FILE [bf16]    a llama of about BYTES bytes, F16 by default
 //! synthetic --engine SIZE LIKE FILE      a llama in F16 that can be run, with the tokenizer of the GGUF `LIKE`;
 //!                                        SIZE is one of engine.rs's
 //! ```

@@ -1,12 +1,12 @@
 //! `make`: from a model and a text to the best files of their sizes, with evidence.
 //!
 //! ```text
-//! texts           calibration and evaluation, without a document in common
+//! texts           calibration and evaluation, without common documents
 //! calibration     the importance matrix and the input Hessians
-//! sensitivities   the nats that every type costs every tensor; the output Hessians with them
+//! sensitivities   nats of every type in every tensor, and the output Hessians
 //! allocation      a recipe for every budget
-//! files           from one pass over the model, or each from a sequential pass over the text
-//! proof           their divergence on the evaluation text, beside the predicted one
+//! files           from one pass over the model, or one sequential pass over the text each
+//! proof           measured divergence on the evaluation text, beside the prediction
 //! report          frontier.json, report.html, recipes
 //! ```
 //!
@@ -15,8 +15,8 @@
 //! and later stages, and a dry run is the summed cost of missing results.
 //!
 //! ```text
-//! Options     what is meant           Job::new    resolved for a model, with its texts
-//! Job::dry_run                        Job::run    which begins with a plan, as the dry run does
+//! Options     resolved arguments      Job::new    resolved for a model, with its texts
+//! Job::dry_run                        Job::run    begins with a plan, like the dry run
 //! ```
 
 mod allocation;

@@ -1,10 +1,10 @@
 //! Writing and measuring of files, repeated where a measurement changes their recipes.
 //!
 //! ```text
-//! files         those of all recipes, and presets to compare with
+//! files         of all recipes, and presets for comparison
 //! proof         their divergence on the evaluation text
 //! corrected     files that missed their divergence target, at most twice
-//! refinement    if asked for: near-ties, measured end to end on calibration text
+//! refinement    optional: near-ties, measured end to end on calibration text
 //! ```
 
 use super::allocation::Allocation;

@@ -2,9 +2,8 @@
 //! end.
 //!
 //! ```text
-//! text       chunks of the calibration text that sensitivities leave out, and nothing of the evaluation text
-//! swaps      one tensor up, one or more down, within the bytes of the file; the least predicted loss per byte
-//!            exchanged comes first
+//! text       chunks of the calibration text not used by the sensitivities; never the evaluation text
+//! swaps      one tensor up, one or more down, within the size of the file; by predicted loss per exchanged byte
 //! trial      the file's model with these tensors replaced, from the first of their layers on
 //! accepted   if the divergence falls by more than the standard error of the paired differences, chunk by chunk
 //! ```

@@ -2,9 +2,9 @@
 //! stages.
 //!
 //! ```text
-//! NAME.json         a result, or the mark of a file that is complete
-//! NAME.resume       the snapshot of a stage; NAME.blocks: tensors that its file will consist of
-//! covariance/       input Hessians, under a key of their own
+//! NAME.json         a result, or the mark of a complete file
+//! NAME.resume       snapshot of a stage; NAME.blocks: finished tensors of its file
+//! covariance/       input Hessians, with their own key
 //! gradients/        output Hessians, likewise
 //! ```
 

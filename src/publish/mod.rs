@@ -1,10 +1,10 @@
 //! `publish`: from the output of `make` to a directory that can be uploaded to the Hub as is.
 //!
 //! ```text
-//! frontier.json   what was made, and what was measured of it
-//! facts           what the files' metadata and the user say of the model
-//! chat            its chat template: linted, and taken apart for Ollama
-//! place           a directory beside its target: models linked or copied, texts written, sums taken
+//! frontier.json   files and measurements
+//! facts           about the model, from the files' metadata and the user
+//! chat            its chat template: checked, and split into pieces for Ollama
+//! place           a directory beside its target: models linked or copied, texts written, checksums computed
 //! card            README.md
 //! ```
 //!

@@ -1,9 +1,9 @@
 //! Sensitivities: for every tensor and each of its candidate types, bytes and predicted nats.
 //!
 //! ```text
-//! candidates   the tensors that may be quantized, and the types that fit each
-//! trace        a forward pass over some chunks of text that saves the input of every layer
-//! backward     from labels drawn from the model itself, layer by layer towards the input
+//! candidates   quantizable tensors, each with its possible types
+//! trace        forward pass over some chunks of text, with the input of every layer saved
+//! backward     from labels sampled from the model itself, layer by layer towards the input
 //! scores       each candidate's rounding errors against inputs and output gradients
 //! ```
 //!

@@ -2,7 +2,7 @@
 //! type.
 //!
 //! ```text
-//! trace      the base's forward pass, which saves the input of every layer
+//! trace      forward pass of the base, with the input of every layer saved
 //! for each tensor, for each type:
 //!     replace the tensor by its rounded form
 //!     run from its layer on, from the saved input

@@ -19,9 +19,9 @@ pub struct Frontier {
     pub generator: String,
     /// The model.
     pub model: Model,
-    /// How sensitivities were computed.
+    /// Computation of the sensitivities.
     pub scoring: Scoring,
-    /// How the files were evaluated; absent if none was.
+    /// Evaluation of the files; absent if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<Evaluation>,
     /// Names of the candidate types.

@@ -3,8 +3,8 @@
 //! ```text
 //! model       1: piece, repeated    2: training    3: normalizer
 //! piece       1: text    2: score, f32    3: type; normal if absent
-//! training   35: whether a text without pieces becomes bytes
-//! normalizer  3: whether a space is put in front of a text, true if absent
+//! training   35: byte fallback for text without pieces
+//! normalizer  3: space prefix for texts, true if absent
 //! ```
 
 use super::files::{Files, bad, kind, read_bytes, read_object};

@@ -1,7 +1,7 @@
-//! The vocabularies of families against what the reference's converter wrote for the same files.
+//! Vocabularies of all families against the output of the reference's converter for the same files.
 //!
 //! `testdata/NAME` is a checkpoint without weights; `testdata/vocabularies.golden` has a line for every
-//! key that the reference wrote. Both are renewed by `scripts/goldens.sh`.
+//! key of the reference's output. Both are renewed by `scripts/goldens.sh`.
 
 use quantier_gguf::gguf::{Array, Value, ValueType};
 use quantier_tokenizer::{VocabKind, import};

@@ -123,7 +123,7 @@ fn examples(help: &str) -> String {
         .collect()
 }
 
-/// What stands between ```sh and ```.
+/// Blocks between ```sh and ```.
 fn blocks(page: &str) -> impl Iterator<Item = &str> {
     page.split("```sh\n")
         .skip(1)

@@ -91,7 +91,7 @@ fn pack_codes(codes: [u8; SUBS]) -> [u8; SUBS / 2] {
 ///      | p0 .. p3  | signs0 | signs1 | signs2 | signs3 | code  |
 ///                  bit 0    7        14       21       28      32
 ///
-/// w = d * (0.5 + code) * 0.25 * value; the eighth sign makes the minus signs of eight weights an even number
+/// w = d * (0.5 + code) * 0.25 * value; the eighth sign makes the number of minus signs even
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -220,7 +220,7 @@ fn from_plain_levels<V: Simd>(
 ///
 /// q: bits 0-8 the point, bits 9-15 the signs; codes: 16 weights each, low half first
 ///
-/// w = d * (0.5 + code) * 0.25 * value; the eighth sign makes the minus signs of eight weights an even number
+/// w = d * (0.5 + code) * 0.25 * value; the eighth sign makes the number of minus signs even
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]

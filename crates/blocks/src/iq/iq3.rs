@@ -75,7 +75,7 @@ fn side_by_side(first: &[f32; 4], second: &[f32; 4]) -> [f32; 8] {
 /// bit 0        7        14       21       28     32
 ///     | signs0 | signs1 | signs2 | signs3 | code |
 ///
-/// w = d * (0.5 + code) * 0.5 * value; the eighth sign makes the minus signs of eight weights an even number
+/// w = d * (0.5 + code) * 0.5 * value; the eighth sign makes the number of minus signs even
 /// ```
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]

@@ -5,8 +5,8 @@
 //!
 //! ```text
 //! for each candidate 1/scale around the one that takes the largest magnitude to the top level:
-//!     round every group to levels; where they are not in the book, take the nearest point that is
-//!     keep the candidate whose points explain the weights best, with the least-squares scale for them
+//!     round every group to levels; outside the book, take the nearest point in it
+//!     keep the candidate whose points fit the weights best, with their least-squares scale
 //! snap the groups again at that scale, and refit it
 //! ```
 //!

@@ -5,10 +5,10 @@
 //!
 //! ```text
 //! for each first boundary, second boundary, choice of shifts:
-//!     keep the one that explains the weights best, with the least-squares scale for it
-//! turn everything round if that scale is negative
-//! for each group of eight: where its trits are not in the book, take the nearest point that is
-//! refit the scale if that happened
+//!     keep the one that fits the weights best, with its least-squares scale
+//! negate everything if that scale is negative
+//! for each group of eight: if its trits are not in the book, take the nearest point in it
+//! refit the scale if any group changed
 //! ```
 //!
 //! Sums run in source order and comparisons are strict, as in ggml. Optimizations:

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! <type> <kind of weights> <kind of importance weights> <seed> <weights in the row> <bytes>\n
-//! <the bytes of the row, as many as the line says; none where ggml itself gives up>
+//! <the bytes of the row; none if ggml aborts>
 //! ```
 //!
 //! Renewed only from the reference: `scripts/goldens.sh`.

@@ -1,10 +1,10 @@
 //! PLaMo 2 and 3: the sequence of tokens for a text with the highest sum of scores.
 //!
 //! ```text
-//! suffixes   every token and what is left of it without its first characters
-//! rows       of a suffix: its beginnings that are suffixes too, longest first
-//! backwards over the text: from the suffix at a character to the one at the character before it,
-//!                          which is the longest that the rows allow; the best of its rows
+//! suffixes   all suffixes of tokens, themselves included
+//! rows       of a suffix: its prefixes that are suffixes too, longest first
+//! backwards over the text: from the suffix at a character to the longest one at the preceding
+//!                          character, by the rows; then the best of its rows
 //! ```
 //!
 //! A character without a token is encoded in bytes, with the score [`UNKNOWN`]. O(n m) for n
