@@ -286,7 +286,10 @@ fn token(metadata: &Metadata<'_>, key: &str) -> Option<String> {
     String::from_utf8(bytes.to_vec()).ok()
 }
 
-/// The parsed chat template of a model, or the parse error.
+/// The parsed chat template of a model; `None` if it has none.
+///
+/// # Errors
+/// A template that is too long or malformed, as the inner result.
 pub fn chat_template(metadata: &Metadata<'_>) -> Option<Result<ChatTemplate, String>> {
     let source = metadata
         .get("tokenizer.chat_template")

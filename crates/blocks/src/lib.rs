@@ -214,7 +214,8 @@ impl Codec {
         CODECS
     }
 
-    /// Quantizes one row of `weights` into `row`, with one importance weight per column or none.
+    /// Quantizes one row of `weights`, `[columns]`, into `row`, [`GgmlType::row_bytes`] bytes, with
+    /// importance weights, `[columns]`, or none.
     ///
     /// # Panics
     /// If the row is not whole blocks, lengths do not match, or importance weights are missing
@@ -271,9 +272,9 @@ impl Codec {
         self.round_eight.is_some()
     }
 
-    /// Rounds a block of eight rows with error feedback: `weights` and `blocks` hold eight of each,
-    /// in sequence. On return, `weights` holds the errors for compensation in later columns: each
-    /// weight before its own rounding, minus its rounded value.
+    /// Rounds a block of eight rows with error feedback: `weights` is `[8, block_len]`, `blocks` is
+    /// `[8, block_bytes]`. On return, `weights` holds the errors for compensation in later columns:
+    /// each weight before its own rounding, minus its rounded value.
     ///
     /// # Panics
     /// If the type does not support error feedback, or lengths do not match.
@@ -298,7 +299,8 @@ impl Codec {
         round(Isa::best(), coupling, weights, blocks);
     }
 
-    /// Dequantizes one row of blocks, or any whole number of blocks.
+    /// Dequantizes one row of blocks, or any whole number of blocks, into `weights`,
+    /// `[blocks, block_len]`.
     ///
     /// # Panics
     /// If lengths do not match.
