@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes a tiny Hugging Face checkpoint for every architecture: real config fields, small dimensions, weights from a
-fixed seed, a small tokenizer.
+"""Makes a tiny Hugging Face checkpoint for every architecture: real config fields, small dimensions, seeded random
+weights, a small tokenizer.
 
     scripts/checkpoints.py [--lively] OUT [NAME ...]     all of them, or those named
-    scripts/checkpoints.py --list                        the names of those that the reference converts
+    scripts/checkpoints.py --list                        names of checkpoints that the reference converts
 
-With --lively, weights are such that the output of the model depends on its input: norms near 1, no outliers.
+With --lively, the output of the model depends on its input: norms near 1, no outliers.
 
 Needs torch, safetensors and sentencepiece. The tokenizer.model is the reference model's (testdata/refmodel or
 QUANTIER_REFMODEL); byte-level vocabularies are made here. Equal versions of this script make equal files.
@@ -37,7 +37,7 @@ HIDDEN, HEADS, KV_HEADS, LAYERS, FFN = 256, 4, 2, 2, 512
 HEAD = HIDDEN // HEADS
 
 
-# Puts <s> in front.
+# Prepends <s>.
 FIRST = {"SpecialToken": {"id": "<s>", "type_id": 0}}
 TEXTS = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
 BEGIN = {"type": "TemplateProcessing", "single": [FIRST, TEXTS[0]], "pair": [FIRST, *TEXTS],
@@ -45,7 +45,7 @@ BEGIN = {"type": "TemplateProcessing", "single": [FIRST, TEXTS[0]], "pair": [FIR
 
 
 def tensor(name, shape, dtype):
-    """Weights of this name: reproducible, with a few values that rounding could treat differently."""
+    """Reproducible weights for a name, with a few edge cases of rounding."""
     gen = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     w = torch.randn(shape, generator=gen, dtype=torch.float32) * 0.05
     if name.endswith("_blocks"):
@@ -56,7 +56,7 @@ def tensor(name, shape, dtype):
     if name.endswith("relative_pe.slopes"):
         return torch.tensor([[0.25 ** (i + 1)] for i in range(shape[0])], dtype=dtype)
     if name.endswith("A_log"):
-        # Without the one number in a hundred whose exponential torch (MKL) does not round to the nearest.
+        # Without the 1% of numbers whose exponential torch (MKL) does not round to nearest.
         w = w.to(dtype).float()
         return torch.where(torch.exp(w) == torch.exp(w.double()).float(), w, 0.0).to(dtype)
     flat = w.flatten()
@@ -67,7 +67,7 @@ def tensor(name, shape, dtype):
         flat[3072] = 8.0
     w = w.to(dtype)
     if name.endswith("A_log"):
-        # PyTorch's exponential differs in the last bit for some numbers, and not on every CPU.
+        # PyTorch's exponential differs in the last bit for some numbers, depending on the CPU.
         exact = w.float().double().exp().float()
         w[w.float().exp() != exact] = 0.0
     return w
@@ -178,7 +178,7 @@ def mixtral():
 
 
 def qwen2():
-    # Rows of 688 weights are no whole blocks of q8_0.
+    # Rows of 688 weights are not whole blocks of q8_0.
     config = base("Qwen2ForCausalLM", "qwen2", BPE_VOCAB, intermediate_size=688, rope_theta=1000000.0,
                   tie_word_embeddings=True, rms_norm_eps=1e-6)
 
@@ -266,7 +266,7 @@ def gemma2():
 
 
 def gemma3(layers=LAYERS):
-    # Two rows more than tokens: the reference leaves them out.
+    # Two more rows than tokens: the reference omits them.
     config = base("Gemma3ForCausalLM", "gemma3_text", SPM_VOCAB, head_dim=HEAD, query_pre_attn_scalar=HEAD,
                   bos_token_id=2, eos_token_id=1, sliding_window=512, rope_local_base_freq=10000.0,
                   rope_theta=1000000.0, sliding_window_pattern=6, rope_scaling={"factor": 8.0, "rope_type": "linear"},
@@ -385,7 +385,7 @@ def command_r(layers=LAYERS):
 
 
 def command_r_norms():
-    # llama.cpp looks for them from so many layers on.
+    # llama.cpp expects them from this number of layers on.
     layers = 64
     config, shapes, tokenizer = command_r(layers)
     for i in range(layers):
@@ -481,7 +481,7 @@ def ernie(fused=False):
 
 
 def wrapped(text, cls, model_type, prefix, config_name="text_config", **outer):
-    """A text model within one that also sees: its config in an object, its tensors behind `prefix`, and others beside."""
+    """A text model inside a vision model: its config in an object, its tensors prefixed by `prefix`, and others beside."""
     config, shapes, tokenizer = text
     inner = {k: v for k, v in config.items() if k != "architectures"}
     if config_name == "llm_config":
@@ -566,7 +566,7 @@ def qwen3vl():
 
 
 def qwen3moe_stacked(transposed=False):
-    """Experts in two tensors of a layer, of which the first holds gates and the others."""
+    """Experts in two tensors per layer, the first with gate and up projections."""
     config, shapes, tokenizer = qwen3moe()
     shapes = {name: shape for name, shape in shapes.items() if ".experts." not in name}
     experts, length = config["num_experts"], config["moe_intermediate_size"]
@@ -591,7 +591,7 @@ LINEAR_HEAD = 64
 
 
 def delta_net(p, keys, values):
-    """A gated delta net of so many heads of keys and of values."""
+    """A gated delta net with `keys` heads of keys and `values` heads of values."""
     inner = values * LINEAR_HEAD
     p += "linear_attn."
     return {p + "in_proj_qkv.weight": (2 * keys * LINEAR_HEAD + inner, HIDDEN), p + "in_proj_z.weight": (inner, HIDDEN),
@@ -601,13 +601,13 @@ def delta_net(p, keys, values):
 
 
 def gated_attention(p):
-    """Attention with the rows of a gate behind the queries of every head."""
+    """Attention with the gate rows of every head after its query rows."""
     return (attention(p) | {p + "self_attn.q_proj.weight": (2 * HEADS * HEAD, HIDDEN)}
             | norms(p + "self_attn.", "q_norm", "k_norm", size=HEAD))
 
 
 def qwen35(keys=2, values=4, layers=4, mtp=1, ffn=lambda p: gated(p + "mlp."), **more):
-    """Qwen 3.5: three delta nets, then attention. `mtp` blocks predict further tokens."""
+    """Qwen 3.5: three delta nets, then attention; `mtp` blocks for further tokens."""
     rope = {"mrope_interleaved": True, "mrope_section": [3, 3, 2], "rope_type": "default", "rope_theta": 10000000,
             "partial_rotary_factor": 0.25}
     config = base("Qwen3_5ForCausalLM", "qwen3_5_text", BPE_VOCAB, num_hidden_layers=layers, head_dim=HEAD,
@@ -641,8 +641,8 @@ def qwen35_vl():
 
 
 def qwen35_sparse():
-    """As many heads of keys as of values, and fields that may be absent: kinds of layers, sections, the number of
-    blocks for further tokens, the part of a head that is rotated."""
+    """Equally many heads of keys and values; without optional fields: kinds of layers, sections, number of blocks for
+    further tokens, rotated part of a head."""
     config, shapes, tokenizer = qwen35(keys=4, layers=5)
     config |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10000000}}
     return without(config, "layer_types", "mtp_num_hidden_layers"), shapes, tokenizer
@@ -654,7 +654,7 @@ def qwen35_without_mtp():
 
 
 def qwen35_promised():
-    """A block for a further token in the config, and no tensors of it."""
+    """A block for a further token in the config, but without tensors."""
     config, shapes, tokenizer = qwen35(mtp=0)
     return config | {"mtp_num_hidden_layers": 1}, shapes, tokenizer
 
@@ -680,7 +680,7 @@ def qwen35moe(stacked=True):
 
 
 def qwen3next(**more):
-    """Qwen 3 Next: queries, keys, values and gates of a head in one matrix, strengths and steps in another."""
+    """Qwen 3 Next: queries, keys, values and gates in one matrix, strengths and steps in another, by head."""
     config, shapes, tokenizer = qwen35moe(False)
     keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
     apart = ("in_proj_qkv.", "in_proj_z.", "in_proj_a.", "in_proj_b.")
@@ -738,7 +738,7 @@ def kimi_linear(head=32, kernel=4, rank=64, dense=1):
 
 
 def gpt_oss(mxfp4=False, **more):
-    """Sinks, every other layer with a window, experts with biases whose rows of gate and up come in turn."""
+    """Sinks, every other layer with a window, experts with biases and interleaved rows of gate and up projections."""
     layers, experts, length = 3, 8, 96
     if mxfp4:
         more |= {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}}
@@ -1060,7 +1060,7 @@ SPACE_HEAD = 64
 
 
 def state_space(p, heads=8, groups=2, state=32, hidden=HIDDEN, norm=True):
-    """A state space of Mamba-2: gates, values, keys, queries and steps of one matrix."""
+    """A Mamba-2 state space: gates, values, keys, queries and steps from one matrix."""
     inner, keys = heads * SPACE_HEAD, groups * state
     shapes = {p + "in_proj.weight": (2 * inner + 2 * keys + heads, hidden), p + "conv1d.weight": (inner + 2 * keys, 1, 4),
               p + "conv1d.bias": (inner + 2 * keys,), p + "A_log": (heads,), p + "D": (heads,), p + "dt_bias": (heads,),
@@ -1069,7 +1069,7 @@ def state_space(p, heads=8, groups=2, state=32, hidden=HIDDEN, norm=True):
 
 
 def backbone(layers, vocab, layer, prefix="", tied=False):
-    """A model with the names of Mamba's authors; the embeddings have the rows of padding."""
+    """A model with the names of Mamba's authors; the embeddings include padding rows."""
     shapes = {prefix + "backbone.embeddings.weight": (vocab, HIDDEN)} | norms(prefix + "backbone.", "norm_f")
     for i in range(layers):
         p = f"{prefix}backbone.layers.{i}."
@@ -1086,7 +1086,7 @@ def mamba2(**more):
 
 
 def codestral():
-    """Mamba Codestral's names; fields that may be absent: groups, kernels, lengths, padding."""
+    """Mamba Codestral's names; without optional fields: groups, kernels, lengths, padding."""
     config = {"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "d_model": HIDDEN, "n_layer": 2,
               "vocab_size": SPM_VOCAB, "bos_token_id": 1, "eos_token_id": 2, "rms_norm_eps": 1e-6}
     shapes = backbone(2, SPM_VOCAB, lambda i, p: state_space(p + "mixer.", groups=1, state=128), "model.")
@@ -1094,7 +1094,7 @@ def codestral():
 
 
 def original_mamba2():
-    """The files of Mamba's authors: no class, other names, embeddings that are the output too."""
+    """The files of Mamba's authors: no class, other names, tied embeddings."""
     config = {"d_model": HIDDEN, "n_layer": 2, "vocab_size": BPE_VOCAB + 5, "ssm_cfg": {"layer": "Mamba2"},
               "rms_norm": True, "pad_vocab_size_multiple": 16, "tie_embeddings": True}
     shapes = backbone(2, BPE_VOCAB + 16, lambda i, p: state_space(p + "mixer.", groups=1, state=128), tied=True)
@@ -1124,8 +1124,8 @@ def nemotron_h(pattern="M-M*-", **more):
 
 
 def nemotron_h_moe(latent=None, mtp=0, listed=False, length=96, shared=160, **more):
-    """Nemotron 3: experts without gates, chosen by logistic functions and a bias, in groups; one that sees every token.
-    They may read a shorter vector. A block for a further token has two layers, attention and experts."""
+    """Nemotron 3: experts without gates, routed by sigmoids and a bias, in groups; a shared expert. Experts can have a
+    smaller latent input. A block for a further token has two layers, attention and experts."""
     pattern, experts = "ME*E", 8
     config, shapes, tokenizer = nemotron_h(pattern)
     names = {"M": "mamba", "E": "moe", "*": "attention"}
@@ -1165,7 +1165,7 @@ def nemotron_h_moe(latent=None, mtp=0, listed=False, length=96, shared=160, **mo
 
 
 def puzzle():
-    """Experts of other widths and numbers in every layer, names without `backbone.`, a head that is left out."""
+    """Different widths and numbers of experts in every layer, names without `backbone.`, an omitted head."""
     config, shapes, tokenizer = nemotron_h_moe(64, 1)
     config = without(config, "hybrid_override_pattern", "num_hidden_layers", "num_experts_per_tok", "moe_intermediate_size")
     widths = {1: (96, 2), 3: (128, 4)}
@@ -1183,7 +1183,7 @@ def puzzle():
 
 
 def granite_hybrid(experts=0, kinds="MAMM", shared=FFN, **more):
-    """Granite 4: state spaces and attention, each with a network, or experts and one that every token sees."""
+    """Granite 4: state spaces and attention, each with a feed-forward network, or experts and a shared one."""
     config = base("GraniteMoeHybridForCausalLM", "granitemoehybrid", BPE_VOCAB + (5 if "M" in kinds else 0),
                   num_hidden_layers=len(kinds), layer_types=["mamba" if kind == "M" else "attention" for kind in kinds],
                   mamba_n_heads=8, mamba_d_head=SPACE_HEAD, mamba_n_groups=1, mamba_d_state=32, mamba_d_conv=4,
@@ -1208,7 +1208,7 @@ def granite_hybrid(experts=0, kinds="MAMM", shared=FFN, **more):
 
 
 def granite_moe(shared=0):
-    """Granite's experts without state spaces; with one that every token sees, or without."""
+    """Granite's experts without state spaces, with or without a shared expert."""
     cls, model_type = ("GraniteMoeSharedForCausalLM", "granitemoeshared") if shared else ("GraniteMoeForCausalLM", "granitemoe")
     config, shapes, tokenizer = granite_hybrid(4, "AA", shared or FFN, architectures=[cls], model_type=model_type)
     config = {name: value for name, value in config.items() if not name.startswith(("mamba_", "layer_types", "shared"))}
@@ -1218,7 +1218,7 @@ def granite_moe(shared=0):
 
 
 def minimax01(layers=9, **more):
-    """MiniMax-01: of eight layers the last has softmax attention, which rotates half of a head."""
+    """MiniMax-01: every eighth layer has softmax attention, with half of each head rotated."""
     kinds = "layernorm_full_attention", "layernorm_linear_attention", "layernorm_mlp"
     config = base("MiniMaxText01ForCausalLM", "minimax_text_01", BPE_VOCAB, num_hidden_layers=layers, head_dim=HEAD,
                   rotary_dim=HEAD // 2, rope_theta=10000000, num_local_experts=4, num_experts_per_tok=2, intermediate_size=96)
@@ -1242,8 +1242,8 @@ def minimax01(layers=9, **more):
 
 
 def plamo2(**more):
-    """PLaMo 2: attention in every other layer, with norms of their own for heads; keys, queries and steps of its state
-    spaces are made of their values."""
+    """PLaMo 2: attention in every other layer, with norms per head; keys, queries and steps of its state spaces come
+    from their values."""
     state, rank, heads, length = 32, 64, 8, SPACE_HEAD
     config = {"architectures": ["Plamo2ForCausalLM"], "model_type": "plamo2", "hidden_size": HIDDEN, "vocab_size": HF_VOCAB,
               "num_hidden_layers": 4, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "mamba_d_state": state,
@@ -1270,7 +1270,7 @@ def plamo2(**more):
 
 
 def bamba(**more):
-    """Layers with attention by number, which are rotated in part."""
+    """Attention layers listed by number, with partial rotation."""
     config = base("BambaForCausalLM", "bamba", BPE_VOCAB, num_hidden_layers=3, attn_layer_indices=[1], attn_rotary_emb=32,
                   mamba_n_heads=8, mamba_d_head="auto", mamba_n_groups=1, mamba_d_state=32, mamba_d_conv=4, mamba_expand=2,
                   rope_theta=10000.0)
@@ -1290,7 +1290,7 @@ def bamba_period():
 
 
 def falcon_h1(norm=True):
-    """Attention beside a state space, and multipliers of everything; with a norm of the states and without."""
+    """Attention parallel to a state space, with multipliers everywhere; with and without a norm of the states."""
     multipliers = {"embedding_multiplier": 5.656854249492381, "lm_head_multiplier": 0.0390625,
                    "attention_in_multiplier": 1.1, "attention_out_multiplier": 0.9375, "key_multiplier": 0.39062,
                    "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.23570226039551587,
@@ -1325,7 +1325,7 @@ def lfm2_ffn(p, length):
 
 
 def lfm2(length=384, kinds=("conv", "conv", "full_attention", "conv"), **more):
-    """LFM2, whose embeddings are the output matrix, and whose last norm is called one of the embeddings."""
+    """LFM2, with tied embeddings and the last norm named after the embeddings."""
     config = base("Lfm2ForCausalLM", "lfm2", BPE_VOCAB, num_hidden_layers=len(kinds), norm_eps=1e-5, rope_theta=1000000.0,
                   conv_L_cache=3, conv_bias=False, layer_types=list(kinds), block_ff_dim=FFN, block_multiple_of=64,
                   block_ffn_dim_multiplier=1.1, block_auto_adjust_ff_dim=True, tie_embedding=True)
@@ -1339,7 +1339,7 @@ def lfm2(length=384, kinds=("conv", "conv", "full_attention", "conv"), **more):
 
 
 def lfm2_plain():
-    """A width that is not adjusted, layers with attention by their numbers, and fields that may be absent."""
+    """An unadjusted width, attention layers by number, and missing optional fields."""
     config, shapes, tokenizer = lfm2(FFN, intermediate_size=FFN, block_auto_adjust_ff_dim=False, full_attn_idxs=[2],
                                      architectures=["LFM2ForCausalLM"])
     absent = ("layer_types", "block_ff_dim", "block_multiple_of", "block_ffn_dim_multiplier", "conv_L_cache", "norm_eps",
@@ -1364,7 +1364,7 @@ def lfm2_audio():
 
 
 def lfm2moe():
-    """A dense layer first, then experts that logistic functions choose with a bias."""
+    """A dense layer first, then experts routed by sigmoids with a bias."""
     kinds, experts, length = ("conv", "full_attention", "conv", "conv"), 8, 96
 
     def moe(p):
@@ -1394,7 +1394,7 @@ def mamba_mixer(p, state=16, rank=8, kernel=4):
 
 
 def mamba(falcon=False, embeddings="embeddings", repeated=False, rank=8, **more):
-    """Mamba. The output matrix is its own, or that of the embeddings, which may be stored twice."""
+    """Mamba. The output matrix is separate or tied to the embeddings, which can be stored twice."""
     config = {"architectures": ["FalconMambaForCausalLM" if falcon else "MambaForCausalLM"],
               "model_type": "falcon_mamba" if falcon else "mamba", "hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN,
               "num_hidden_layers": LAYERS, "state_size": 16, "conv_kernel": 4, "expand": 2, "time_step_rank": rank,
@@ -1410,8 +1410,7 @@ def mamba(falcon=False, embeddings="embeddings", repeated=False, rank=8, **more)
 
 
 def mamba_old():
-    """The files of Mamba's authors: no class, other names. The matrix of the output is that of the embeddings, stored
-    once more."""
+    """The files of Mamba's authors: no class, other names. The output matrix is tied, but stored a second time."""
     config, shapes, tokenizer = mamba(embeddings="embedding", repeated=True, rank=16)
     config = {"d_model": HIDDEN, "n_layer": LAYERS, "vocab_size": config["vocab_size"], "ssm_cfg": {},
               "rms_norm": True, "residual_in_fp32": True, "pad_vocab_size_multiple": 16}
@@ -1448,7 +1447,7 @@ def jamba(experts=4, rank=8, **more):
 
 
 def jamba_sparse():
-    """Fields that may be absent, a lone expert in layers without experts, and a tokenizer.json."""
+    """Without optional fields; a single expert in layers without experts; a tokenizer.json."""
     config, shapes, _ = jamba(rank=16, mamba_dt_rank="auto")
     config = without(config, "mamba_d_state", "mamba_d_conv", "mamba_expand", "num_experts_per_tok", "rms_norm_eps")
     alone = {name.replace("feed_forward.", "feed_forward.experts.0."): shape for name, shape in shapes.items()
@@ -1741,14 +1740,14 @@ def exaone4(layers=LAYERS):
 
 
 def with_nextn(config, **more):
-    """Blocks for further tokens: their number in the config, and what they have beside the tensors of a layer."""
+    """Blocks for further tokens: their number in the config, and their tensors beside those of a layer."""
     config = config | {"num_nextn_predict_layers": 1} | more
     shapes = {"mtp.fc.weight": (HIDDEN, 2 * HIDDEN)}
     return config, shapes | norms("mtp.", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
 
 
 def exaone45(shared=False):
-    """EXAONE 4.5 with blocks that have layers of their own, or share one."""
+    """EXAONE 4.5 with blocks that have their own layers, or share one."""
     config, shapes, tokenizer = exaone4()
     config, more = with_nextn(config, num_nextn_predict_layers=2, mtp_share_layers=shared)
     behind = f"model.layers.{LAYERS - 1}."
@@ -1937,7 +1936,7 @@ def deci():
     def block(group, linear, width):
         return {"attention": {"n_heads_in_group": group, "replace_with_linear": linear}, "ffn": {"ffn_mult": width}}
 
-    # Not the last one: llama.cpp fails on a layer without anything at the end ("GGML_ASSERT(buffer) failed").
+    # Not the last one: llama.cpp fails on an empty last layer ("GGML_ASSERT(buffer) failed").
     blocks = [block(2, False, 2.0), block(None, False, 1.3), block(None, False, None), block(None, True, 2.5),
               block(4, False, 1.0)]
     config = base("DeciLMForCausalLM", "nemotron-nas", HF_VOCAB, num_hidden_layers=len(blocks), block_configs=blocks,
@@ -1969,7 +1968,7 @@ def deci7b():
 
 
 def plamo():
-    """The reference takes one size only."""
+    """The reference supports only one size."""
     hidden, heads, length = 5120, 40, 128
     config = base("PlamoForCausalLM", "plamo", SPM_VOCAB, hidden_size=hidden, num_attention_heads=heads,
                   num_hidden_layers=1, intermediate_size=256)
@@ -1998,7 +1997,7 @@ def plamo3(layers=4):
 
 
 def nanbeige(loops=1, bare=False):
-    """With several loops, the last norm stands between them, or nothing does."""
+    """With several loops, with or without the last norm between them."""
     config = base("NanbeigeForCausalLM", "nanbeige", SPM_VOCAB, num_loops=loops, head_dim=HEAD,
                   skip_loop_final_norm=bare)
     return config, model(SPM_VOCAB, llama_layer), "spm"
@@ -2052,7 +2051,7 @@ CHECKPOINTS = {
     "seed_oss": (seed_oss, torch.bfloat16, 1),
     "arcee": (arcee, torch.bfloat16, 1),
     "olmo3": (olmo3, torch.bfloat16, 1),
-    # The fourth layer is the first that sees everything.
+    # The fourth layer is the first with full attention.
     "olmo3-deep": (lambda: olmo3(5), torch.bfloat16, 1),
     "command-r": (command_r, torch.float16, 1),
     "cohere2": (cohere2, torch.float16, 1),
@@ -2079,7 +2078,7 @@ CHECKPOINTS = {
     "exaone4": (exaone4, torch.bfloat16, 1),
     "exaone45": (exaone45, torch.bfloat16, 1),
     "exaone45-shared": (lambda: exaone45(True), torch.bfloat16, 1),
-    # Windows belong to the model of 64 layers.
+    # Windows are used by the model of 64 layers.
     "exaone4-deep": (lambda: exaone4(64), torch.bfloat16, 1),
     "spark2_5": (spark, torch.bfloat16, 1),
     "muse-glimmer": (muse, torch.bfloat16, 1),
@@ -2110,7 +2109,7 @@ CHECKPOINTS = {
     "deci": (deci, torch.bfloat16, 1),
     "deci-7b": (deci7b, torch.bfloat16, 1),
     "stepvl": (stepvl, torch.bfloat16, 1),
-    # llama.cpp goes by the model's name for spaces after special tokens.
+    # llama.cpp decides by the model's name about spaces after special tokens.
     "phi3-vision": (lambda: (phi3()[0] | {"architectures": ["Phi4ForCausalLMV"]}, *phi3()[1:]), torch.bfloat16, 1),
     "nemotron": (nemotron, torch.bfloat16, 1),
     "nemotron_h": (nemotron_h, torch.bfloat16, 1),
@@ -2152,7 +2151,7 @@ CHECKPOINTS = {
     "gemma2": (gemma2, torch.bfloat16, 1),
     "gemma2-f16": (gemma2, torch.float16, 1),
     "gemma3": (gemma3, torch.bfloat16, 1),
-    # The sixth layer is the first that sees everything.
+    # The sixth layer is the first with full attention.
     "gemma3-deep": (lambda: gemma3(7), torch.bfloat16, 1),
     "phi3": (phi3, torch.bfloat16, 1),
     "phi3-long": (lambda: phi3(True), torch.float16, 1),
@@ -2193,7 +2192,7 @@ CHECKPOINTS = {
     "arwkv7-plain": (lambda: arwkv7(False, True), torch.float16, 1),
     "jamba": (jamba, torch.bfloat16, 2),
     "jamba-sparse": (jamba_sparse, torch.float16, 1),
-    # YaRN by its class, and by its own words.
+    # YaRN by its class, and by its own fields.
     "gpt-oss": (gpt_oss, torch.bfloat16, 2),
     "gpt-oss-mxfp4": (lambda: gpt_oss(True), torch.bfloat16, 2),
     "gpt-oss-f16": (lambda: gpt_oss(rope_scaling=None, rope_theta=10000.0), torch.float16, 1),
@@ -2222,12 +2221,12 @@ CHECKPOINTS = {
     # Heads, kernels and latent vectors of other lengths, no dense network.
     "kimi-linear-f16": (lambda: kimi_linear(64, 3, 48, 0), torch.float16, 1),
     "smollm3": (smollm3, torch.bfloat16, 1),
-    # The fourth layer is the first that does not rotate.
+    # The fourth layer is the first without rotation.
     "smollm3-deep": (lambda: smollm3(5), torch.bfloat16, 1),
     # Mistral's own format.
     "mistral-format": (mistral_format, torch.bfloat16, 1),
     "mistral-format-scaled": (lambda: mistral_format(True), torch.float16, 2),
-    # Files of torch.save in place of safetensors.
+    # Files of torch.save instead of safetensors.
     "llama-bin": (llama, torch.bfloat16, 1),
     "llama-bin-f16": (llama, torch.float16, 2),
     "llama-bin-f32": (llama, torch.float32, 3),
@@ -2250,7 +2249,7 @@ CARD = "Card-Llama-7M-Chat-v0.3"
 
 
 def enliven(name, tensors):
-    """Weights near 1 for norms (some are added to 1 as they are), no outliers, and logits that differ by a nat."""
+    """Norm weights near 1 (some are stored minus 1), no outliers, and logits that differ by about a nat."""
     for key, w in tensors.items():
         if key.endswith("relative_pe.slopes") or w.dtype == torch.uint8:
             continue
@@ -2259,7 +2258,7 @@ def enliven(name, tensors):
         if w.dim() == 1 and key.endswith(".weight") and not plus_one:
             w32 += 1.0
         elif key.endswith("A_log"):
-            # States that last for some tokens, or for many.
+            # States that decay over few or many tokens.
             w32 = 20.0 * w32 - 2.0
         elif key.endswith(".D"):
             w32 += 1.0
@@ -2267,16 +2266,16 @@ def enliven(name, tensors):
             # As large as the largest scores.
             w32 *= 20.0
         elif "experts.gate_up_proj" in key and name.startswith("gpt-oss"):
-            # Beyond the limit of activations, now and then.
+            # Occasionally beyond the limit of activations.
             w32 *= 4.0
         elif "conv1d" in key or "conv.conv" in key or key.endswith(
                 ("expert_bias", "router.bias", "router_bias", "score_correction_bias")):
             w32 *= 5.0
         elif key.startswith(("word_embeddings", "transformer.word_embeddings")):
-            # BLOOM's and Falcon's, which are the output matrix too: logits would be beyond all sense.
+            # BLOOM's and Falcon's tied embeddings: logits would be far too large.
             pass
         elif "embed" in key or "lm_head" in key or key.endswith("wte.weight"):
-            # Gemma multiplies embeddings by the root of their length, and they are the output matrix too.
+            # Gemma's tied embeddings are multiplied by the square root of their length.
             w32 *= 0.25 if name.startswith("gemma") else 2.0
         tensors[key] = w32.to(w.dtype)
     return tensors
@@ -2287,7 +2286,7 @@ def save_safetensors(tensors, file):
 
 
 def save_torch(tensors, file):
-    """As a state dictionary is saved, with its versions as an attribute."""
+    """Saves a state dictionary, with its versions as an attribute."""
     state = collections.OrderedDict(tensors)
     state._metadata = collections.OrderedDict({"": {"version": 1}})
     torch.save(state, file)
@@ -2310,8 +2309,8 @@ def write_weights(folder, tensors, files, stem):
 
 
 def as_views(tensors):
-    """The same tensors as a training may leave them: parts of one storage, the other way round in memory, tied, in
-    double precision, with a buffer of truth values."""
+    """The same tensors as training code can leave them: parts of one storage, transposed in memory, tied, in double
+    precision, with a boolean buffer."""
     out = dict(tensors)
     small = [n for n, w in tensors.items() if w.dim() == 1]
     whole, at = torch.cat([torch.zeros(3, dtype=tensors[small[0]].dtype), *(tensors[n] for n in small)]), 3
@@ -2417,13 +2416,13 @@ def hf_tokens():
     """Tokens of byte-pair encoding with byte fallback, and its merges."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581"]
     tokens += [chr(c) for c in range(33, 127)]
-    # None that compete: without scores, llama.cpp merges the leftmost pair first.
+    # No competing merges: without scores, llama.cpp merges the leftmost pair first.
     merges = [("t", "h"), ("th", "e"), ("\u2581", "the"), ("i", "n"), ("e", "r"), ("1", "0"), ("4", "2"), ("8", "6")]
     return tokens + [a + b for a, b in merges], merges
 
 
 def write_hf(folder, prefix=True):
-    """With a space in front of a text, or without."""
+    """With or without a space prefix."""
     tokens, merges = hf_tokens()
     added = [{"id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
               "special": True} for i, t in enumerate(tokens[:3])]
@@ -2440,7 +2439,7 @@ def write_hf(folder, prefix=True):
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
     write_spm_config(folder, tokenizer_class="PreTrainedTokenizerFast")
 def write_bpe_answers(folder):
-    """The same with the words that a reranker answers by."""
+    """The same with the answer words of a reranker."""
     write_bpe(folder)
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
@@ -2477,7 +2476,7 @@ def write_world(folder):
 
 
 def write_llada(folder):
-    """Byte-level, and a token at the beginning."""
+    """Byte-level, with a BOS token."""
     write_bpe(folder)
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
@@ -2496,7 +2495,7 @@ def write_spm_config(folder, **more):
 
 
 def write_gemma(folder):
-    """Gemma's tokenizers put no space before a text, and begin with special tokens of their own."""
+    """Gemma's tokenizers have no space prefix, and their own special tokens at the beginning."""
     proto = sentencepiece_model_pb2.ModelProto.FromString((REFMODEL / "tokenizer.model").read_bytes())
     piece = sentencepiece_model_pb2.ModelProto.SentencePiece
     names = ["<pad>", "<eos>", "<bos>", "<unk>"]
@@ -2513,7 +2512,7 @@ def write_gemma(folder):
 
 
 def write_phi3(folder):
-    """Phi-3's tokenizers have added tokens, which take the spaces after them. The reference wants <|endoftext|>."""
+    """Phi-3's tokenizers have added tokens that include the spaces after them. The reference requires <|endoftext|>."""
     added = {0: "<unk>", 1: "<s>", 2: "</s>"}
     added |= {SPM_VOCAB + i: t for i, t in enumerate(["<|endoftext|>", "<|assistant|>", "<|user|>", "<|end|>"])}
     decoder = {str(i): {"content": t, "lstrip": False, "normalized": False, "single_word": False, "special": t != "</s>",
@@ -2524,7 +2523,7 @@ def write_phi3(folder):
 
 
 def make_card(folder):
-    """The reference model under a name with parts, with everything that describes a model beside its weights."""
+    """The reference model under a name with parts, with all files that describe a model beside its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     for source in REFMODEL, HERE.parent / "testdata" / "card":
         for file in source.iterdir():
@@ -2532,7 +2531,7 @@ def make_card(folder):
 
 
 def write_pooling(folder):
-    """The modules of sentence-transformers: the last token's activations stand for all."""
+    """The modules of sentence-transformers: pooling of the last token."""
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
                {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -2554,7 +2553,7 @@ def make(out, name, lively=False):
     if lively:
         tensors = enliven(plain, tensors)
     if name.startswith("minimax") and "model.embed_tokens.weight" in tensors:
-        # Tokens that were never trained.
+        # Untrained tokens.
         tensors["model.embed_tokens.weight"][[-5, -2, -1]] = 0.0
     if name == "mamba-old":
         tensors["lm_head.weight"] = tensors["backbone.embedding.weight"].clone()
@@ -2578,8 +2577,8 @@ def make(out, name, lively=False):
         write_pooling(folder)
 
 
-# Checkpoints that the reference's converter cannot convert: its Baichuan calls itself without end, its EXAONE 3.5 lacks a
-# key without which llama.cpp does not load it.
+# Checkpoints that the reference's converter cannot convert: its Baichuan recurses infinitely, its EXAONE 3.5 lacks a
+# key that llama.cpp requires.
 UNCONVERTED = {"baichuan", "exaone"}
 
 
