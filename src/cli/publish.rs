@@ -5,7 +5,7 @@ use super::terminal::Bar;
 use super::text::{say, size};
 use super::wrong_usage;
 use anyhow::{Context, bail};
-use quantier::publish::facts::{Said, hub_id, repository};
+use quantier::publish::facts::{Details, hub_id, repository};
 use quantier::publish::{self, Done, Job, card};
 use quantier::report::numbers::shell;
 use std::path::{Path, PathBuf};
@@ -125,9 +125,9 @@ pub fn job(
     let job = Job {
         directory: directory.to_owned(),
         output: output.map_or_else(|| directory.join("publish"), Path::to_owned),
-        said: Said {
+        details: Details {
             base_model: id("--base-model", &args.base_model),
-            found: None,
+            source: None,
             license: args.license.clone(),
             quantized_by: args.quantized_by.clone(),
             languages: args.language.clone(),

@@ -76,10 +76,10 @@ impl Job<'_> {
         let feedback = self.options.rounding.has_feedback();
         let threads = self.options.engine.threads;
         let machine = Machine::new(self.input, &outcome.scores, threads, feedback)?;
-        Ok(self.told(&outcome, planned, &machine))
+        Ok(self.summary(&outcome, planned, &machine))
     }
 
-    fn told(&self, outcome: &Outcome, planned: Vec<Planned>, machine: &Machine) -> DryRun {
+    fn summary(&self, outcome: &Outcome, planned: Vec<Planned>, machine: &Machine) -> DryRun {
         let stage = |planned: &Planned| StageCost {
             name: planned.name,
             flops: planned.cost.operations + planned.cost.double_operations,

@@ -226,7 +226,7 @@ impl<'j> Writer<'j> {
             for (name, t) in pass.iter().flat_map(|file| &file.recipe) {
                 types.entry(name).or_default().push(*t);
             }
-            let mut fed: Vec<(&Tensor<'_>, usize)> = Vec::new();
+            let mut with_feedback: Vec<(&Tensor<'_>, usize)> = Vec::new();
             for tensor in &self.job.input.tensors {
                 let types = types.remove(&*tensor.info.name).unwrap_or_default();
                 let types = types.into_iter().filter(|t| *t != tensor.info.ggml_type);
@@ -235,7 +235,7 @@ impl<'j> Writer<'j> {
                     .collect();
                 let count = rounding.iter().filter(|r| r.feedback).count();
                 if count > 0 {
-                    fed.push((tensor, count));
+                    with_feedback.push((tensor, count));
                 }
                 cost.rounding.extend(rounding);
             }
@@ -247,7 +247,7 @@ impl<'j> Writer<'j> {
                 .map(|t| t.info.bytes())
                 .sum::<u64>();
             if let Some((feedback, numbers)) = feedback.zip(self.numbers) {
-                cost += feedback.pass(&fed, numbers);
+                cost += feedback.pass(&with_feedback, numbers);
             }
         }
         cost

@@ -28,7 +28,7 @@ pub(super) struct Machine {
     /// Weights per second of all threads, quantized and dequantized, by type.
     rates: BTreeMap<GgmlType, f64>,
     /// The same for error feedback with its comparison, without products.
-    fed: BTreeMap<GgmlType, Tried>,
+    feedback_rates: BTreeMap<GgmlType, Tried>,
 }
 
 /// Result of an error feedback trial.
@@ -44,16 +44,16 @@ const PRODUCT_TIME: Duration = Duration::from_millis(150);
 const TYPE_TIME: Duration = Duration::from_millis(20);
 /// Maximum rows and columns of an error feedback trial: rows of several panels, and as many as
 /// share one reading of the factor.
-const FED_ROWS: u64 = 32;
-const FED_COLUMNS: usize = 512;
+const FEEDBACK_ROWS: u64 = 32;
+const FEEDBACK_COLUMNS: usize = 512;
 
 impl Machine {
-    /// Times products and every type; with `fed` also error feedback, for types that support it.
+    /// Times products and every type; with `with_feedback` also error feedback, for types that support it.
     pub(super) fn new(
         input: &Input<'_>,
         scores: &Scores,
         threads: usize,
-        fed: bool,
+        with_feedback: bool,
     ) -> Result<Machine> {
         let pool = threads::pool(threads).map_err(crate::model::Error::Model)?;
         // Work per second of all threads, each repeating `work`.
@@ -76,7 +76,7 @@ impl Machine {
             rows_times_rows(&a, &a, [SIDE, SIDE, SIDE], &mut out);
             std::hint::black_box(out);
         });
-        let (mut rates, mut with_feedback) = (BTreeMap::new(), BTreeMap::new());
+        let (mut rates, mut feedback_rates) = (BTreeMap::new(), BTreeMap::new());
         let mut statistics: BTreeMap<usize, Option<InputStatistics>> = BTreeMap::new();
         let mut tensors: Vec<_> = scores.tensors.iter().collect();
         tensors.sort_by_key(|t| std::cmp::Reverse(t.weights));
@@ -94,7 +94,11 @@ impl Machine {
                 }
                 if some.is_empty() {
                     // Rows from the middle of the tensor.
-                    let count = if fed { FED_ROWS.min(rows) } else { 1 };
+                    let count = if with_feedback {
+                        FEEDBACK_ROWS.min(rows)
+                    } else {
+                        1
+                    };
                     let all = tensor.info.shape.rows();
                     let first = (all / 2).min(all - count);
                     some.resize(columns * count as usize, 0.0);
@@ -111,11 +115,11 @@ impl Machine {
                 });
                 rates.insert(ggml_type, rate_of_type);
                 // A whole number of blocks for every type.
-                let fewer = columns.min(FED_COLUMNS);
-                let statistics = statistics.entry(fewer).or_insert_with(|| made_up(fewer));
+                let fewer = columns.min(FEEDBACK_COLUMNS);
+                let statistics = statistics.entry(fewer).or_insert_with(|| synthetic(fewer));
                 let inputs = statistics
                     .as_ref()
-                    .filter(|_| fed && rounder.takes_feedback());
+                    .filter(|_| with_feedback && rounder.takes_feedback());
                 let Some((inputs, rounder)) = inputs.zip(Rounder::new(ggml_type, fewer)) else {
                     continue;
                 };
@@ -140,13 +144,13 @@ impl Machine {
                     rate: rate_of_type,
                     columns: fewer,
                 };
-                with_feedback.insert(ggml_type, tried);
+                feedback_rates.insert(ggml_type, tried);
             }
         }
         Ok(Machine {
             flops_per_second,
             rates,
-            fed: with_feedback,
+            feedback_rates,
         })
     }
 
@@ -167,7 +171,11 @@ impl Machine {
             columns,
             ..
         } = *rounding;
-        match self.fed.get(&ggml_type).filter(|_| rounding.feedback) {
+        match self
+            .feedback_rates
+            .get(&ggml_type)
+            .filter(|_| rounding.feedback)
+        {
             Some(tried) => {
                 // An error changes all later columns of its row: on average half of them, in one
                 // product.
@@ -195,7 +203,7 @@ fn try_type(rounder: &Rounder, weights: &[f32], knowledge: &[Knowledge<'_>]) {
 }
 
 /// Synthetic statistics: a Hessian with correlated neighbours and a few dominant channels.
-fn made_up(columns: usize) -> Option<InputStatistics> {
+fn synthetic(columns: usize) -> Option<InputStatistics> {
     let strength = |i: usize| if i.is_multiple_of(97) { 20.0 } else { 1.0 };
     let of =
         |i: usize, j: usize| 0.5f32.powi(i.abs_diff(j).min(64) as i32) * strength(i) * strength(j);

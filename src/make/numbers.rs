@@ -202,12 +202,12 @@ impl FeedbackNumbers {
         let calibration = model.texts.calibration()?;
         let (chunks, context) = (calibration.chunks(), calibration.n_ctx());
         let catalog = input.catalog();
-        let fed = catalog.linears().iter().filter(|linear| {
+        let linears = catalog.linears().iter().filter(|linear| {
             let weight = catalog.weight(linear.id);
             input_of(model.engine, weight, true).is_some()
         });
-        let fed = fed.map(|linear| (catalog.weight(linear.id), linear));
-        let fed: Vec<_> = fed.collect();
+        let linears = linears.map(|linear| (catalog.weight(linear.id), linear));
+        let linears: Vec<_> = linears.collect();
         let held_out = (0..chunks).filter(|chunk| is_held_out(*chunk, chunks));
         Ok(FeedbackNumbers {
             needs: hessian_needs(model)?,
@@ -215,12 +215,12 @@ impl FeedbackNumbers {
                 true => gradient_rows(model.engine),
                 false => Vec::new(),
             },
-            widest: fed
+            widest: linears
                 .iter()
                 .map(|(weight, _)| weight.row_len())
                 .max()
                 .unwrap_or(0),
-            linears: fed
+            linears: linears
                 .into_iter()
                 .map(|(weight, linear)| (weight.name.to_string(), linear.clone()))
                 .collect(),
@@ -343,6 +343,7 @@ pub(super) fn rounding(
         ggml_type,
         weights: tensor.info.shape.elements() as f64,
         columns: tensor.info.shape.row_len(),
-        feedback: takes_feedback(ggml_type) && feedback.is_some_and(|fed| fed.has(tensor)),
+        feedback: takes_feedback(ggml_type)
+            && feedback.is_some_and(|feedback| feedback.has(tensor)),
     }
 }

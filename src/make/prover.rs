@@ -157,7 +157,7 @@ impl Prover<'_> {
         let files = (0..settled.len()).filter(|i| !settled[*i] && self.refine > 0);
         let files: Vec<_> = files.collect();
         let before = files::paths(allocation);
-        let mut goes_on = true;
+        let mut continues = true;
         for file in &files {
             let refined = walk.last(&Refinement {
                 job: self.job,
@@ -179,16 +179,16 @@ impl Prover<'_> {
                 }
                 // Without a text for one file, there is none for the others either.
                 (Some(_), _) => break,
-                (None, _) => goes_on = false,
+                (None, _) => continues = false,
             }
         }
-        if files.is_empty() || !goes_on {
-            return Ok(goes_on);
+        if files.is_empty() || !continues {
+            return Ok(continues);
         }
-        let goes_on = self.again(walk, ["refined files", "refined proof"], allocation, proven)?;
+        let continues = self.again(walk, ["refined files", "refined proof"], allocation, proven)?;
         if walk.session().is_some() {
             files::remove_replaced(&before, allocation);
         }
-        Ok(goes_on)
+        Ok(continues)
     }
 }

@@ -157,7 +157,7 @@ impl<'j> ScoringStage<'j> {
         let mut cost = Cost::default();
         let feedback = self.numbers.and_then(|numbers| numbers.feedback.as_ref());
         let feedback = feedback.filter(|_| self.job.settings().measure != Measure::Imatrix);
-        let mut fed = Vec::new();
+        let mut with_feedback = Vec::new();
         for (tensor, types) in self.trials() {
             for ggml_type in types {
                 let mut rounding = numbers::rounding(tensor, ggml_type, feedback);
@@ -168,12 +168,13 @@ impl<'j> ScoringStage<'j> {
                 cost.rounding.push(rounding);
             }
             if feedback.is_some_and(|feedback| feedback.has(tensor)) {
-                fed.push(tensor);
+                with_feedback.push(tensor);
             }
         }
         // Factors are made in the order of names.
-        fed.sort_by(|a, b| a.info.name.cmp(&b.info.name));
-        cost.double_operations = feedback.map_or(0.0, |feedback| feedback.factors(fed.into_iter()));
+        with_feedback.sort_by(|a, b| a.info.name.cmp(&b.info.name));
+        cost.double_operations =
+            feedback.map_or(0.0, |feedback| feedback.factors(with_feedback.into_iter()));
         cost
     }
 

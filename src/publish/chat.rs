@@ -68,7 +68,7 @@ impl ChatTemplate {
         });
         environment
             .add_template_owned(NAME, source)
-            .map_err(|error| told(&error))?;
+            .map_err(|error| one_line(&error))?;
         Ok(ChatTemplate {
             environment,
             marks_generation,
@@ -110,7 +110,7 @@ impl ChatTemplate {
         let template = self
             .environment
             .get_template(NAME)
-            .map_err(|error| told(&error))?;
+            .map_err(|error| one_line(&error))?;
         let values = minijinja::context! {
             messages => messages,
             bos_token => self.bos,
@@ -118,12 +118,12 @@ impl ChatTemplate {
             add_generation_prompt => generate,
             ..tools.map_or_else(|| minijinja::context! {}, |tools| minijinja::context! { tools => tools })
         };
-        template.render(values).map_err(|error| told(&error))
+        template.render(values).map_err(|error| one_line(&error))
     }
 }
 
 /// The error on one line.
-fn told(error: &Error) -> String {
+fn one_line(error: &Error) -> String {
     let what = error
         .detail()
         .map_or_else(|| error.kind().to_string(), str::to_owned);
@@ -155,11 +155,11 @@ mod tests {
                       {%- endfor %}\n{{ eos_token }}";
         let template = ChatTemplate::parse(source, "<s>", "</s>").unwrap();
         assert!(template.marks_generation);
-        let told = template.render(
+        let rendered = template.render(
             &[Message::new("user", " a "), Message::new("assistant", "b")],
             false,
         );
-        assert_eq!(told.unwrap(), "<u>a[b]</s>");
+        assert_eq!(rendered.unwrap(), "<u>a[b]</s>");
     }
 
     #[test]

@@ -9,11 +9,11 @@ use crate::report::numbers::clean;
 
 /// Facts given by the user.
 #[derive(Clone, Debug, Default)]
-pub struct Said {
+pub struct Details {
     /// The quantized model as named on the Hub: `org/name`, or its URL.
     pub base_model: Option<String>,
     /// Address of the model if it came from the Hub: the base model unless given.
-    pub found: Option<String>,
+    pub source: Option<String>,
     /// The license.
     pub license: Option<String>,
     /// Name of the publisher.
@@ -130,24 +130,24 @@ pub fn repository(pattern: &str, name: &str) -> Option<String> {
 
 impl Facts {
     /// From the metadata of one of the files.
-    pub(crate) fn new(metadata: &Metadata<'_>, said: &Said) -> Facts {
+    pub(crate) fn new(metadata: &Metadata<'_>, details: &Details) -> Facts {
         let mut notes = Vec::new();
-        let base_model = said
+        let base_model = details
             .base_model
             .clone()
-            .or_else(|| base_model(metadata, said, &mut notes));
+            .or_else(|| base_model(metadata, details, &mut notes));
         if base_model.is_none() {
             notes.push("the card names no base model: set it with --base-model ORG/NAME".into());
         }
-        let license = license(metadata, said, &mut notes);
-        if said.quantized_by.is_none() {
+        let license = license(metadata, details, &mut notes);
+        if details.quantized_by.is_none() {
             notes.push("the card names no publisher: set it with --quantized-by NAME".into());
         }
         let given = list(metadata, "general.languages");
-        let languages = if said.languages.is_empty() {
+        let languages = if details.languages.is_empty() {
             given
         } else {
-            said.languages.clone()
+            details.languages.clone()
         };
         if languages.is_empty() {
             notes.push("the card names no language: set it with --language en".into());
@@ -160,7 +160,7 @@ impl Facts {
             .iter()
             .map(|tag| tag.to_string())
             .chain(known)
-            .chain(said.tags.iter().cloned())
+            .chain(details.tags.iter().cloned())
         {
             if !tags.contains(&tag) {
                 tags.push(tag);
@@ -172,14 +172,14 @@ impl Facts {
             .as_deref()
             .and_then(|id| id.rsplit('/').next())
             .unwrap_or(own_name);
-        let repo = said
+        let repo = details
             .repo
             .as_deref()
             .and_then(|pattern| repository(pattern, name));
         Facts {
             base_model,
             license,
-            quantized_by: said.quantized_by.clone(),
+            quantized_by: details.quantized_by.clone(),
             repo,
             languages,
             tags,
@@ -210,7 +210,11 @@ fn list(metadata: &Metadata<'_>, key: &str) -> Vec<String> {
 
 /// The model itself, from its address in the metadata or its download address. `general.base_model`
 /// is another model, usually the one it was fine-tuned from, and would be wrong here.
-fn base_model(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> Option<String> {
+fn base_model(
+    metadata: &Metadata<'_>,
+    details: &Details,
+    notes: &mut Vec<String>,
+) -> Option<String> {
     let own = [
         "general.source.repo_url",
         "general.source.url",
@@ -220,7 +224,7 @@ fn base_model(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> 
     if let Some(id) = own.iter().find_map(|key| hub_id(text(metadata, key)?)) {
         return Some(id);
     }
-    if let Some(id) = said.found.as_deref().and_then(hub_id) {
+    if let Some(id) = details.source.as_deref().and_then(hub_id) {
         return Some(id);
     }
     let parent = hub_id(text(metadata, "general.base_model.0.repo_url")?)?;
@@ -237,8 +241,8 @@ fn base_model(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> 
     None
 }
 
-fn license(metadata: &Metadata<'_>, said: &Said, notes: &mut Vec<String>) -> Option<License> {
-    let given = said
+fn license(metadata: &Metadata<'_>, details: &Details, notes: &mut Vec<String>) -> Option<License> {
+    let given = details
         .license
         .as_deref()
         .or_else(|| text(metadata, "general.license"));
@@ -383,18 +387,20 @@ mod tests {
             Some("me/T--st--1-GGUF")
         );
         assert_eq!(repository("me/{name}", "/"), None);
-        let said = |base: Option<&str>| Said {
+        let details = |base: Option<&str>| Details {
             repo: Some("me/{name}-GGUF".into()),
             base_model: base.map(str::to_owned),
-            ..Said::default()
+            ..Details::default()
         };
         let named = metadata(&[("general.name", "My Model")]);
         assert_eq!(
-            Facts::new(&named, &said(None)).repo.as_deref(),
+            Facts::new(&named, &details(None)).repo.as_deref(),
             Some("me/My-Model-GGUF")
         );
         assert_eq!(
-            Facts::new(&named, &said(Some("org/Other"))).repo.as_deref(),
+            Facts::new(&named, &details(Some("org/Other")))
+                .repo
+                .as_deref(),
             Some("me/Other-GGUF")
         );
     }
@@ -407,7 +413,7 @@ mod tests {
         );
         let facts = Facts::new(
             &metadata(&[("general.name", "Model Chat"), parent]),
-            &Said::default(),
+            &Details::default(),
         );
         assert_eq!(facts.base_model, None);
         assert!(
@@ -418,18 +424,18 @@ mod tests {
         );
         let facts = Facts::new(
             &metadata(&[("general.name", "Model Base"), parent]),
-            &Said::default(),
+            &Details::default(),
         );
         assert_eq!(facts.base_model.as_deref(), Some("Org/Model-Base"));
         let source = (
             "general.source.url",
             "https://huggingface.co/Org/Model-Chat",
         );
-        let facts = Facts::new(&metadata(&[source, parent]), &Said::default());
+        let facts = Facts::new(&metadata(&[source, parent]), &Details::default());
         assert_eq!(facts.base_model.as_deref(), Some("Org/Model-Chat"));
-        let found = Said {
-            found: Some("Org/Found".into()),
-            ..Said::default()
+        let found = Details {
+            source: Some("Org/Found".into()),
+            ..Details::default()
         };
         let facts = Facts::new(&metadata(&[("general.name", "Model Chat"), parent]), &found);
         assert_eq!(facts.base_model.as_deref(), Some("Org/Found"));
@@ -444,7 +450,7 @@ mod tests {
     #[test]
     fn unknown_licenses_become_other() {
         let of = |pairs: &[(&'static str, &'static str)]| {
-            Facts::new(&metadata(pairs), &Said::default()).license
+            Facts::new(&metadata(pairs), &Details::default()).license
         };
         assert_eq!(of(&[]), None);
         assert_eq!(

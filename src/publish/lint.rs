@@ -98,8 +98,13 @@ pub fn lint(parsed: Option<&Result<ChatTemplate, String>>) -> Findings {
                 &[USER, FUNCTION],
             );
             let turns = [question, calls, says("tool", TOOL)];
-            let told = template.render_with(&turns, Some(&tools), true);
-            report(&mut found, "a tool's call and result", told, &[USER, TOOL]);
+            let rendered = template.render_with(&turns, Some(&tools), true);
+            report(
+                &mut found,
+                "a tool's call and result",
+                rendered,
+                &[USER, TOOL],
+            );
         }
     }
     Findings(found)

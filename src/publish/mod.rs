@@ -28,7 +28,7 @@ use crate::report::page::page;
 use crate::report::size_chart::size_chart;
 use crate::report::svg::Place as Shown;
 use card::Published;
-use facts::{Facts, Said};
+use facts::{Details, Facts};
 use modelfile::Template;
 use place::Place;
 pub use place::SUMS;
@@ -41,7 +41,7 @@ pub struct Job {
     /// Directory to create for the upload.
     pub output: PathBuf,
     /// Facts about the model given by the user.
-    pub said: Said,
+    pub details: Details,
     /// Template of the card; `None` for the built-in one.
     pub template: Option<String>,
     /// Allows an existing output directory.
@@ -159,16 +159,16 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
         return Err(Error::NoFiles(job.directory.clone()));
     };
     let mapped = Files::open(first)?;
-    let found = data
+    let source = data
         .model
         .source
         .as_ref()
         .map(|source| source.repository.clone());
-    let said = Said {
-        found,
-        ..job.said.clone()
+    let details = Details {
+        source,
+        ..job.details.clone()
     };
-    let facts = Facts::new(Model::parse(&mapped)?.metadata(), &said);
+    let facts = Facts::new(Model::parse(&mapped)?.metadata(), &details);
     let mut notes = facts.notes.clone();
 
     let mut place = Place::new(&job.output, job.force)?;

@@ -169,7 +169,7 @@ pub(super) fn idle_patterns<'p>(
     tensors: &[PlannedTensor],
 ) -> Vec<String> {
     let idle = patterns.filter(|pattern| !tensors.iter().any(|t| pattern.matches(&t.name)));
-    let told = idle.map(|pattern| {
+    let hints = idle.map(|pattern| {
         let text = pattern.as_str();
         let near = tensors.iter().flat_map(|t| parts(&t.name));
         let near = near
@@ -177,7 +177,7 @@ pub(super) fn idle_patterns<'p>(
             .unwrap_or_default();
         format!("--tensor-type {text} matches no tensor; the nearest name is {near}")
     });
-    told.collect()
+    hints.collect()
 }
 
 /// A tensor's name, and the part of it that identifies its kind.
@@ -217,8 +217,8 @@ mod tests {
     #[test]
     fn missing_layers_are_named() {
         assert_eq!(absent_layers(&[0, 2], 3), None);
-        let told = absent_layers(&[1, 3, 99], 3).unwrap();
-        assert!(told.contains("0 to 2, and no layer 3, 99"), "{told}");
+        let note = absent_layers(&[1, 3, 99], 3).unwrap();
+        assert!(note.contains("0 to 2, and no layer 3, 99"), "{note}");
         assert_eq!(
             (count(1, "entry"), count(2, "entry")),
             ("1 entry".into(), "2 entries".into())

@@ -10,8 +10,8 @@
 //! The result is a `Scores`, the input of the solver in `plan`. After every layer of the backward
 //! pass, a snapshot may be saved, as set by [`Resume`].
 
-mod kept;
 mod nextn;
+mod saved;
 mod scores;
 pub(crate) mod sweep;
 
@@ -28,8 +28,8 @@ use crate::progress::{Progress, Unit};
 use crate::quant::Codec;
 use crate::resume::Resume;
 use crate::rounding::{self, InputHessians, OutputFactor, Rounder, Stopped, Weights};
-use kept::Nats;
 use rayon::prelude::*;
+use saved::Nats;
 use scores::Candidate;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -547,11 +547,11 @@ fn divergence(
     let fits =
         |name: &str, numbers: usize| candidates.get(name).is_some_and(|c| c.numbers() == numbers);
     let found = resume.and_then(Resume::take).and_then(|left| {
-        let (nats, files) = kept::unpack(left.extra())?;
-        let there = recorder
+        let (nats, files) = saved::unpack(left.extra())?;
+        let is_complete = recorder
             .as_ref()
             .is_none_or(|recorder| recorder.resume(&files));
-        (there && nats.iter().all(|(name, of)| fits(name, of.len()))).then_some((nats, left))
+        (is_complete && nats.iter().all(|(name, of)| fits(name, of.len()))).then_some((nats, left))
     });
     if let (None, Some(recorder)) = (&found, &recorder) {
         recorder.begin()?;
@@ -586,10 +586,10 @@ fn divergence(
             (backward, nats)
         }
     };
-    while let Some((_, met)) = backward.layer(progress)? {
+    while let Some((_, samples)) = backward.layer(progress)? {
         let sums = engine
             .pool()
-            .install(|| scores::of_layer(&met, whole, candidates, progress))?;
+            .install(|| scores::of_layer(&samples, whole, candidates, progress))?;
         sums.iter()
             .try_for_each(|(name, sums)| add(&mut nats, name, sums, positions))?;
         if let Some(recorder) = &recorder {
@@ -597,7 +597,7 @@ fn divergence(
                 record(
                     recorder,
                     engine.catalog(),
-                    &met,
+                    &samples,
                     chunks.len(),
                     most_rows(engine),
                 )
@@ -636,7 +636,7 @@ fn keep(
     let files = recorder.map_or(Vec::new(), Recorder::files);
     Ok(resume.save(
         backward.done(),
-        &kept::pack(nats, &files),
+        &saved::pack(nats, &files),
         backward.shape(),
         &gradients,
     )?)
@@ -672,9 +672,9 @@ pub(crate) fn gradient_rows(engine: &Engine<'_>) -> Vec<u64> {
 }
 
 /// True if products of gradients fit into f32. Otherwise, the matrix has no output Hessian.
-fn are_summable(met: &LinearSamples) -> bool {
+fn are_summable(samples: &LinearSamples) -> bool {
     const MOST: f32 = 1e15;
-    let all = met
+    let all = samples
         .pieces
         .par_iter()
         .flat_map_iter(|piece| &piece.gradients);
@@ -686,25 +686,25 @@ fn are_summable(met: &LinearSamples) -> bool {
 fn record(
     recorder: &Recorder<'_>,
     catalog: &Catalog,
-    met: &[LinearSamples],
+    samples: &[LinearSamples],
     chunks: usize,
     most_rows: usize,
 ) -> Result<()> {
-    let wanted = |met: &&LinearSamples| {
-        let linear = catalog.linear_named(&met.name);
-        met.matrices == 1
-            && met.width <= most_rows
+    let is_summed = |samples: &&LinearSamples| {
+        let linear = catalog.linear_named(&samples.name);
+        samples.matrices == 1
+            && samples.width <= most_rows
             && linear.is_some_and(|linear| catalog.in_hessians(linear.id, false))
     };
-    let met: Vec<_> = met
+    let samples: Vec<_> = samples
         .iter()
-        .filter(wanted)
-        .filter(|met| are_summable(met))
+        .filter(is_summed)
+        .filter(|samples| are_summable(samples))
         .collect();
     (0..chunks).into_par_iter().for_each(|chunk| {
-        for met in &met {
-            if let Some(piece) = met.pieces.get(chunk) {
-                recorder.gradients(chunk, &met.name, met.width, &piece.gradients);
+        for samples in &samples {
+            if let Some(piece) = samples.pieces.get(chunk) {
+                recorder.gradients(chunk, &samples.name, samples.width, &piece.gradients);
             }
         }
         recorder.chunk_done(chunk);

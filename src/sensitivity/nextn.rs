@@ -6,7 +6,7 @@
 //! errors there, in nats. A draft then has about as many bits as the corresponding layer.
 
 use super::Result;
-use super::kept::Nats;
+use super::saved::Nats;
 use super::scores::Candidate;
 use crate::input::Input;
 use crate::progress::{Progress, Unit};

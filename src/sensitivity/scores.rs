@@ -32,7 +32,7 @@ const ERRORS: usize = 2;
 const BLOCK_ROWS: usize = 256;
 
 /// Returns an error on cancellation.
-pub(super) fn go_on(progress: &dyn Progress) -> Result<()> {
+pub(super) fn check_stop(progress: &dyn Progress) -> Result<()> {
     match progress.cancelled() {
         true => Err(crate::model::Error::Cancelled.into()),
         false => Ok(()),
@@ -116,7 +116,7 @@ impl Candidate<'_> {
         // Enough bands at a time to keep all threads busy.
         let step = (BAND_ROWS * rayon::current_num_threads() * 2) as u64;
         for start in rows.clone().step_by(step as usize) {
-            go_on(progress)?;
+            check_stop(progress)?;
             let band = reader.band(tensor, start..(start + step).min(rows.end), &mut buffer)?;
             let sums: Result<Vec<Vec<f64>>> = band
                 .par_chunks(BAND_ROWS)
@@ -170,13 +170,20 @@ impl Candidate<'_> {
     /// feedback, the costs without it follow.
     pub(super) fn of_matrix(
         &self,
-        met: &LinearSamples,
+        samples: &LinearSamples,
         whole: bool,
         progress: &dyn Progress,
     ) -> Result<Vec<f64>> {
-        let (n, m) = (met.columns, met.width);
-        let draws = met.pieces.first().map_or(0, |piece| piece.gradients.len());
-        let positions: usize = met.pieces.iter().map(|piece| piece.inputs.len() / n).sum();
+        let (n, m) = (samples.columns, samples.width);
+        let draws = samples
+            .pieces
+            .first()
+            .map_or(0, |piece| piece.gradients.len());
+        let positions: usize = samples
+            .pieces
+            .iter()
+            .map(|piece| piece.inputs.len() / n)
+            .sum();
         // An expert without positions.
         if draws * positions == 0 {
             return Ok(vec![0.0; self.numbers()]);
@@ -184,15 +191,15 @@ impl Candidate<'_> {
         // By type, piece, draw and position; then errors on held-out inputs.
         let len = self.types.len() * draws * positions;
         let all = len + self.types.len() * ERRORS;
-        let mut u = self.bands(met.matrix, all, progress, |band| {
+        let mut u = self.bands(samples.matrix, all, progress, |band| {
             let (mut change, mut product) = (Change::default(), Vec::new());
             let wide = band.rows(n);
             let (mut u, mut errors) = (Vec::with_capacity(all), Vec::new());
             for rounder in &self.types {
                 let proof = band.change(rounder, &mut change, progress)?;
                 errors.extend([proof.reference, proof.taken]);
-                for piece in &met.pieces {
-                    go_on(progress)?;
+                for piece in &samples.pieces {
+                    check_stop(progress)?;
                     let rows = piece.inputs.len() / n;
                     product.resize(rows * wide, 0.0);
                     rows_times_rows(
@@ -225,7 +232,7 @@ impl Candidate<'_> {
         if whole {
             let of_type = |u: &[f64]| -> f64 {
                 let (mut left, mut sum) = (u, 0.0);
-                for piece in &met.pieces {
+                for piece in &samples.pieces {
                     let (here, rest) = left.split_at(draws * (piece.inputs.len() / n));
                     sum += here
                         .chunks((piece.inputs.len() / n).max(1))
@@ -236,7 +243,7 @@ impl Candidate<'_> {
                 sum
             };
             let sums: Vec<f64> = u.chunks(draws * positions).map(of_type).collect();
-            in_common(&mut squares, &sums, met.pieces.len() * draws);
+            in_common(&mut squares, &sums, samples.pieces.len() * draws);
         }
         squares
             .iter_mut()
@@ -292,7 +299,7 @@ impl Candidate<'_> {
             // Probabilities and slopes of the logits for all positions: [positions, wide].
             let mut weighted = Vec::with_capacity(positions * wide);
             for (block, log_z) in inputs.chunks(BLOCK_ROWS * n).zip(log_z.chunks(BLOCK_ROWS)) {
-                go_on(progress)?;
+                check_stop(progress)?;
                 logits.resize(log_z.len() * wide, 0.0);
                 rows_times_rows(block, &band.weights, [log_z.len(), wide, n], &mut logits);
                 for (logits, log_z) in logits.chunks_exact(wide).zip(log_z) {
@@ -313,7 +320,7 @@ impl Candidate<'_> {
                     .chunks(BLOCK_ROWS * n)
                     .zip(weighted.chunks(BLOCK_ROWS * wide));
                 for ((block, weighted), moments) in blocks.zip(moments.chunks_mut(BLOCK_ROWS * 2)) {
-                    go_on(progress)?;
+                    check_stop(progress)?;
                     product.resize(block.len() / n * wide, 0.0);
                     let rows = block.len() / n;
                     rows_times_rows(block, &change.weights, [rows, wide, n], &mut product);
@@ -352,16 +359,17 @@ impl Candidate<'_> {
         progress: &dyn Progress,
     ) -> Result<Vec<f64>> {
         let columns = self.columns();
-        let mut met: BTreeMap<u64, Vec<(usize, usize)>> = BTreeMap::new();
+        let mut samples: BTreeMap<u64, Vec<(usize, usize)>> = BTreeMap::new();
         for (chunk, embedded) in embedded.iter().enumerate() {
             for (position, token) in embedded.tokens.iter().enumerate() {
-                met.entry(u64::from(*token))
+                samples
+                    .entry(u64::from(*token))
                     .or_default()
                     .push((chunk, position));
             }
         }
         let draws = embedded.first().map_or(0, |e| e.gradients.len());
-        let met: Vec<_> = met.into_iter().collect();
+        let samples: Vec<_> = samples.into_iter().collect();
         // Squares by type, then sums by type, chunk and draw.
         let (types, sequences) = (self.types.len(), embedded.len() * draws);
         let of_row = |(row, places): &(u64, Vec<(usize, usize)>)| -> Result<Vec<f64>> {
@@ -392,7 +400,7 @@ impl Candidate<'_> {
             Ok(found)
         };
         let mut total = vec![0.0f64; types * (1 + sequences)];
-        for rows in met.chunks(256) {
+        for rows in samples.chunks(256) {
             let sums: Result<Vec<_>> = rows.par_iter().map(of_row).collect();
             for sums in sums? {
                 total
@@ -495,19 +503,19 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 /// Scores of the matrices of a layer, summed over the matrices of a tensor; `whole` if the samples
 /// cover every position.
 pub(super) fn of_layer(
-    met: &[LinearSamples],
+    samples: &[LinearSamples],
     whole: bool,
     candidates: &BTreeMap<&str, Candidate<'_>>,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, Vec<f64>>> {
     let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for met in met {
-        let Some(candidate) = candidates.get(&*met.name) else {
+    for samples in samples {
+        let Some(candidate) = candidates.get(&*samples.name) else {
             continue;
         };
-        let of_matrix = candidate.of_matrix(met, whole, progress)?;
+        let of_matrix = candidate.of_matrix(samples, whole, progress)?;
         let sum = sums
-            .entry(met.name.clone())
+            .entry(samples.name.clone())
             .or_insert_with(|| vec![0.0; of_matrix.len()]);
         sum.iter_mut().zip(of_matrix).for_each(|(sum, x)| *sum += x);
     }

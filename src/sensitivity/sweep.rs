@@ -12,8 +12,8 @@
 //! Exact, but it runs the rest of the model for each tensor and type, where the second-order score
 //! takes one product. It serves as a comparison.
 
-use super::kept::{self, Nats};
-use super::scores::{Candidate, go_on};
+use super::saved::{self, Nats};
+use super::scores::{Candidate, check_stop};
 use super::{Error, ModelKnowledge, Result, Run};
 use crate::arch::Role;
 use crate::evaluate::score::{Distribution, compare};
@@ -53,7 +53,7 @@ pub(super) fn sweep(
     let head = engine.head()?;
     let left = resume
         .and_then(Resume::take)
-        .and_then(|left| kept::unpack(left.extra()));
+        .and_then(|left| saved::unpack(left.extra()));
     let (mut nats, _) = left.unwrap_or_default();
     nats.retain(|name, found| {
         candidates
@@ -100,9 +100,12 @@ pub(super) fn sweep(
             nats.insert((*name).to_owned(), found);
         }
         if let Some(resume) = resume.filter(|resume| resume.due()) {
-            resume.save::<Error>(nats.len(), &kept::pack(&nats, &Vec::new()), [0, 0], &|_| {
-                Ok(Vec::new())
-            })?;
+            resume.save::<Error>(
+                nats.len(),
+                &saved::pack(&nats, &Vec::new()),
+                [0, 0],
+                &|_| Ok(Vec::new()),
+            )?;
         }
     }
     Ok((nats, chunks.iter().map(Vec::len).sum()))
@@ -164,7 +167,7 @@ impl Comparison<'_> {
             let (theirs, ours) = ((base.rows)(chunk)?, (other.rows)(chunk)?);
             let (rows, mut sum) = (theirs.len(), 0.0);
             for start in (0..rows).step_by(LOGIT_ROWS) {
-                go_on(progress)?;
+                check_stop(progress)?;
                 let range = start..(start + LOGIT_ROWS).min(rows);
                 let (theirs, ours) = (
                     base.logits(&theirs, chunk, &range)?,

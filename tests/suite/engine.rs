@@ -114,17 +114,17 @@ fn a_checkpoint_runs_like_its_gguf() {
 /// Counts the rows of each matrix's input, and sums their squares.
 #[derive(Default)]
 struct Watcher {
-    met: Mutex<BTreeMap<(LinearId, usize), (usize, f64)>>,
+    inputs: Mutex<BTreeMap<(LinearId, usize), (usize, f64)>>,
     layers: Mutex<Vec<usize>>,
 }
 
 impl Tap for Watcher {
     fn input(&self, input: LinearInput<'_>) {
-        let mut met = self.met.lock().unwrap();
+        let mut inputs = self.inputs.lock().unwrap();
         let squares = input.rows.numbers().iter().map(|x| f64::from(*x).powi(2));
         let squares: f64 = squares.sum();
         for linear in input.linears {
-            let entry = met.entry((*linear, input.rows.columns())).or_default();
+            let entry = inputs.entry((*linear, input.rows.columns())).or_default();
             entry.0 += input.rows.len();
             entry.1 += squares;
         }
@@ -156,12 +156,12 @@ fn every_matrix_is_observed_with_every_row() {
         *watcher.layers.lock().unwrap(),
         (0..LAYERS).collect::<Vec<_>>()
     );
-    let met = watcher.met.into_inner().unwrap().into_iter();
+    let inputs = watcher.inputs.into_inner().unwrap().into_iter();
     let named =
         |((linear, columns), seen)| ((catalog.weight(linear).name.to_string(), columns), seen);
-    let met: BTreeMap<_, _> = met.map(named).collect();
-    assert_eq!(met.len(), 7 * LAYERS + 1);
-    for ((name, columns), (rows, squares)) in &met {
+    let inputs: BTreeMap<_, _> = inputs.map(named).collect();
+    assert_eq!(inputs.len(), 7 * LAYERS + 1);
+    for ((name, columns), (rows, squares)) in &inputs {
         assert_eq!(
             *columns,
             if name.contains("ffn_down") {
@@ -178,7 +178,7 @@ fn every_matrix_is_observed_with_every_row() {
         );
         assert!(*squares > 0.0, "{name}");
     }
-    let squares = |name: &str| met[&(format!("blk.2.{name}.weight"), HIDDEN)].1;
+    let squares = |name: &str| inputs[&(format!("blk.2.{name}.weight"), HIDDEN)].1;
     assert_eq!(squares("attn_q"), squares("attn_k"));
     assert_ne!(squares("attn_q"), squares("ffn_up"));
 }

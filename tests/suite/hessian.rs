@@ -65,18 +65,18 @@ fn collected(
 type Rows = BTreeMap<usize, Vec<f32>>;
 
 /// Inputs of each matrix, by tensor and matrix.
-struct Met<'c> {
+struct Inputs<'c> {
     catalog: &'c Catalog,
     rows: Mutex<BTreeMap<(String, usize), Rows>>,
 }
 
-impl Tap for Met<'_> {
+impl Tap for Inputs<'_> {
     fn input(&self, input: LinearInput<'_>) {
-        let mut met = self.rows.lock().unwrap();
+        let mut inputs = self.rows.lock().unwrap();
         let matrix = input.routed.map_or(0, |routed| routed.expert);
         for linear in input.linears {
             let name = self.catalog.weight(*linear).name.to_string();
-            let chunks = met.entry((name, matrix)).or_default();
+            let chunks = inputs.entry((name, matrix)).or_default();
             chunks
                 .entry(input.chunk)
                 .or_default()
@@ -85,15 +85,15 @@ impl Tap for Met<'_> {
     }
 }
 
-impl Observer for Met<'_> {}
+impl Observer for Inputs<'_> {}
 
 /// Inputs of a model's matrices for some chunks.
-fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), Rows> {
+fn inputs(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), Rows> {
     let all: Vec<_> = tokens(chunks)
         .chunks(CONTEXT)
         .map(<[u32]>::to_vec)
         .collect();
-    let watcher = Met {
+    let watcher = Inputs {
         catalog: engine.catalog(),
         rows: Mutex::default(),
     };
@@ -111,10 +111,10 @@ fn met(engine: &Engine<'_>, chunks: usize) -> BTreeMap<(String, usize), Rows> {
 }
 
 /// Mean of `x x^T` over the summed chunks, in f64, and the number of summed rows.
-fn plain(met: &Rows, chunks: usize, columns: usize) -> (Vec<f64>, u64) {
+fn plain(inputs: &Rows, chunks: usize, columns: usize) -> (Vec<f64>, u64) {
     let mut sums = vec![0.0; columns * columns];
     let mut count = 0;
-    for row in met
+    for row in inputs
         .iter()
         .filter(|(c, _)| !is_held_out(**c, chunks))
         .flat_map(|(_, rows)| rows.chunks(columns))
@@ -158,12 +158,12 @@ fn means_equal_plain_sums_and_inputs_are_shared() {
     let dir = tempfile::tempdir().unwrap();
     models::shortened(2).write(&dir.path().join("m.gguf"));
     let out = dir.path().join("out");
-    let (met, written, needs) = with_engine(&dir.path().join("m.gguf"), 2, |engine| {
+    let (inputs, written, needs) = with_engine(&dir.path().join("m.gguf"), 2, |engine| {
         let written = collected(engine, CHUNKS, true, &job(&out))
             .covariance
             .unwrap();
         (
-            met(engine, CHUNKS),
+            inputs(engine, CHUNKS),
             written,
             Needs::of(engine, true, [CHUNKS, CONTEXT]),
         )
@@ -185,12 +185,12 @@ fn means_equal_plain_sums_and_inputs_are_shared() {
     );
 
     let mut identities: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
-    for ((name, matrix), met) in &met {
+    for ((name, matrix), inputs) in &inputs {
         let found: Hessian = store
             .get(name, *matrix)
             .unwrap()
             .unwrap_or_else(|| panic!("no {name}"));
-        let (want, count) = plain(met, CHUNKS, found.columns);
+        let (want, count) = plain(inputs, CHUNKS, found.columns);
         assert_eq!(
             (found.rows, count),
             (15 * CONTEXT as u64, 15 * CONTEXT as u64)
@@ -198,7 +198,7 @@ fn means_equal_plain_sums_and_inputs_are_shared() {
         close(&found.mean, &want, found.columns, name);
         let held_out: Vec<&[f32]> = [7, 15]
             .iter()
-            .flat_map(|chunk| met[chunk].chunks(found.columns))
+            .flat_map(|chunk| inputs[chunk].chunks(found.columns))
             .collect();
         assert!(
             found
@@ -213,7 +213,7 @@ fn means_equal_plain_sums_and_inputs_are_shared() {
             .or_default()
             .insert(name.clone());
     }
-    assert_eq!(store.names().count(), met.len());
+    assert_eq!(store.names().count(), inputs.len());
     let shared: Vec<_> = identities
         .into_values()
         .filter(|names| names.contains("blk.1.attn_k.weight"))
@@ -265,11 +265,11 @@ fn experts_have_their_own_hessians_and_a_common_one() {
         experts_apart: false,
         ..pooled
     };
-    let (met, needs) = with_engine(&path, 2, |engine| {
+    let (inputs, needs) = with_engine(&path, 2, |engine| {
         collected(engine, CHUNKS, false, &apart);
         collected(engine, CHUNKS, false, &pooled);
         (
-            met(engine, CHUNKS),
+            inputs(engine, CHUNKS),
             Needs::of(engine, false, [CHUNKS, CONTEXT]),
         )
     });
@@ -284,7 +284,7 @@ fn experts_have_their_own_hessians_and_a_common_one() {
         let none = BTreeMap::new();
         let of = |expert: usize| {
             plain(
-                met.get(&(name.clone(), expert)).unwrap_or(&none),
+                inputs.get(&(name.clone(), expert)).unwrap_or(&none),
                 CHUNKS,
                 columns,
             )
@@ -352,7 +352,7 @@ fn hessians_are_independent_of_threads_memory_and_imatrix() {
     let dir = dir.path();
     let told = json(
         dir,
-        &format!("{RUN} --json --process-output --covariance a -t 1"),
+        &format!("{RUN} --json --process-output --hessians a -t 1"),
     );
     let told = &told["covariance"];
     assert_eq!(
@@ -363,7 +363,7 @@ fn hessians_are_independent_of_threads_memory_and_imatrix() {
     let imatrix = fs::read(dir.join("out.gguf")).unwrap();
     let text = succeeds(
         dir,
-        &format!("{RUN} --process-output --covariance b -t 3 --max-memory 1"),
+        &format!("{RUN} --process-output --hessians b -t 3 --max-memory 1"),
     );
     assert!(
         text.contains("b: 25 input Hessians for 43 tensors, "),
@@ -373,7 +373,7 @@ fn hessians_are_independent_of_threads_memory_and_imatrix() {
     succeeds(dir, &format!("{RUN} --process-output"));
     assert!(fs::read(dir.join("out.gguf")).unwrap() == imatrix);
     // Again into the same directory: the same job.
-    succeeds(dir, &format!("{RUN} --process-output --covariance a"));
+    succeeds(dir, &format!("{RUN} --process-output --hessians a"));
     assert!(files(&dir.join("a")) == files(&dir.join("b")));
 }
 
@@ -392,8 +392,8 @@ fn killed(dir: &Path, args: &str, reached: usize) {
 fn killed_hessian_runs_resume() {
     let dir = place();
     let dir = dir.path();
-    succeeds(dir, &format!("{RUN} --covariance want"));
-    let run = format!("{RUN} --covariance cov");
+    succeeds(dir, &format!("{RUN} --hessians want"));
+    let run = format!("{RUN} --hessians cov");
     killed(dir, &run, 9);
     assert!(
         Store::open(&dir.join("cov"))
@@ -421,8 +421,8 @@ fn impossible_requests_are_refused() {
     let dir = place();
     let dir = dir.path();
     for args in [
-        &format!("{RUN} --covariance a --save-frequency 2"),
-        "imatrix --in-file x --covariance a",
+        &format!("{RUN} --hessians a --save-frequency 2"),
+        "imatrix --in-file x --hessians a",
     ] {
         let ran = quantier(args).current_dir(dir).assert().code(2);
         assert!(
@@ -430,25 +430,22 @@ fn impossible_requests_are_refused() {
                 .contains("--hessians requires a text")
         );
     }
-    succeeds(dir, &format!("{RUN} --covariance a"));
+    succeeds(dir, &format!("{RUN} --hessians a"));
     let before = files(&dir.join("a"));
     let other = RUN.replace("60", "59");
     fail_each(
         dir,
         &[
             (
-                &format!("{other} --covariance a"),
+                &format!("{other} --hessians a"),
                 &["a/", "of another model, text or setting", "choose another"],
             ),
-            (
-                &format!("{other} --covariance t.txt"),
-                &["cannot read t.txt"],
-            ),
+            (&format!("{other} --hessians t.txt"), &["cannot read t.txt"]),
         ],
     );
     assert!(files(&dir.join("a")) == before);
     // A directory with files of two runs, one that lacks a file, and one that is not of Hessians.
-    succeeds(dir, &format!("{other} --covariance b"));
+    succeeds(dir, &format!("{other} --hessians b"));
     fs::copy(
         dir.join("b/blk.1.attn_q.gguf"),
         dir.join("a/blk.1.attn_q.gguf"),
@@ -504,7 +501,7 @@ fn nonfinite_activations_are_named() {
     fs::write(dir.path().join("t.txt"), models::text()).unwrap();
     let error = stderr(
         dir.path(),
-        "imatrix -m m.gguf -f t.txt -c 64 --covariance a",
+        "imatrix -m m.gguf -f t.txt -c 64 --hessians a",
         1,
     );
     assert!(

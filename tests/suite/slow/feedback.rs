@@ -13,12 +13,12 @@ fn measured() -> TempDir {
     let dir = place();
     succeeds(
         dir.path(),
-        "imatrix m.gguf -f cal.txt -c 128 --process-output --no-ppl --covariance cov -o imatrix.gguf",
+        "imatrix m.gguf -f cal.txt -c 128 --process-output --no-ppl --hessians cov -o imatrix.gguf",
     );
     dir
 }
 
-const FEEDBACK: &str = "quantize --imatrix imatrix.gguf --rounding feedback --covariance cov";
+const FEEDBACK: &str = "quantize --imatrix imatrix.gguf --rounding feedback --hessians cov";
 
 #[test]
 fn feedback_lowers_the_divergence_at_equal_size() {
@@ -72,11 +72,11 @@ fn tensors_without_feedback_are_reported() {
     let dir = dir.path();
     fails(
         dir,
-        "quantize --rounding feedback --covariance nothing m.gguf x.gguf Q4_K",
+        "quantize --rounding feedback --hessians nothing m.gguf x.gguf Q4_K",
         &["nothing"],
     );
     crate::support::program::model().write(&dir.join("other.gguf"));
-    let feedback = "quantize --rounding feedback --covariance cov";
+    let feedback = "quantize --rounding feedback --hessians cov";
     fails(
         dir,
         &format!("{feedback} other.gguf x.gguf Q4_0"),
@@ -118,7 +118,7 @@ fn too_few_tokens_are_reported_and_harmless() {
     let dir = dir.path();
     succeeds(
         dir,
-        "imatrix m.gguf -f cal.txt -c 128 --chunks 3 --process-output --no-ppl --covariance cov -o imatrix.gguf",
+        "imatrix m.gguf -f cal.txt -c 128 --chunks 3 --process-output --no-ppl --hessians cov -o imatrix.gguf",
     );
     let told = stderr(dir, &format!("{FEEDBACK} m.gguf fed.gguf Q3_K_M"), 0);
     // Two chunks of 128 were summed, the third was held out.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 fn make(dir: &Path, more: &str) -> serde_json::Value {
     let model = format!("{}/testdata/refmodel-f16.gguf", env!("CARGO_MANIFEST_DIR"));
     let quick =
-        "-c 128 --types q2_k,q3_k,q4_k,q6_k --score-chunks 2 --eval-chunks 6 --no-propagate";
+        "-c 128 --types q2_k,q3_k,q4_k,q6_k --score-chunks 2 --eval-chunks 6 --no-sequential";
     json(dir, &format!("make {model} {quick} --json -o out {more}"))
 }
 

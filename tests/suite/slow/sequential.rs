@@ -22,21 +22,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// Inputs of whole matrices, by name and chunk.
-type Met = BTreeMap<(String, usize), Vec<f32>>;
+type Inputs = BTreeMap<(String, usize), Vec<f32>>;
 
 /// Records the inputs shown in a run.
 struct Watcher<'c> {
     catalog: &'c Catalog,
-    met: Mutex<Met>,
+    inputs: Mutex<Inputs>,
 }
 
 impl Tap for Watcher<'_> {
     fn input(&self, input: LinearInput<'_>) {
         if input.routed.is_none() {
-            let mut met = self.met.lock().unwrap();
+            let mut inputs = self.inputs.lock().unwrap();
             for linear in input.linears {
                 let name = self.catalog.weight(*linear).name.to_string();
-                met.insert((name, input.chunk), input.rows.numbers().to_vec());
+                inputs.insert((name, input.chunk), input.rows.numbers().to_vec());
             }
         }
     }
@@ -48,7 +48,7 @@ impl Observer for Watcher<'_> {}
 struct Changer<'c> {
     changed: &'c [Replaced],
     waiting: Mutex<BTreeMap<usize, [Vec<f32>; 2]>>,
-    met: Mutex<[Met; 2]>,
+    inputs: Mutex<[Inputs; 2]>,
 }
 
 impl Changer<'_> {
@@ -88,7 +88,7 @@ impl SequentialRounder for Changer<'_> {
     }
 
     fn round(&self, linears: &[String], inner: &[String]) -> Result<Vec<Replaced>, Error> {
-        let mut all = self.met.lock().unwrap();
+        let mut all = self.inputs.lock().unwrap();
         for (chunk, both) in std::mem::take(&mut *self.waiting.lock().unwrap()) {
             for (all, rows) in all.iter_mut().zip(both) {
                 all.extend(
@@ -107,10 +107,10 @@ impl SequentialRounder for Changer<'_> {
 }
 
 /// Inputs of the matrices in a run, including the output matrix.
-fn met(engine: &Engine<'_>, chunks: &[Vec<u32>]) -> Met {
+fn inputs(engine: &Engine<'_>, chunks: &[Vec<u32>]) -> Inputs {
     let watcher = Watcher {
         catalog: engine.catalog(),
-        met: Mutex::default(),
+        inputs: Mutex::default(),
     };
     let hidden = engine
         .run(chunks, 0..chunks[0].len(), Some(&watcher), &Silent)
@@ -120,7 +120,7 @@ fn met(engine: &Engine<'_>, chunks: &[Vec<u32>]) -> Met {
         head.logits(&hidden.take(chunk).unwrap(), chunk, Some(&watcher))
             .unwrap();
     }
-    watcher.met.into_inner().unwrap()
+    watcher.inputs.into_inner().unwrap()
 }
 
 /// Each matrix gets the inputs of a run of the original model, and of a run of the model with all
@@ -167,15 +167,15 @@ fn parallel_models_match_separate_runs() {
             let changer = Changer {
                 changed: &changed,
                 waiting: Mutex::default(),
-                met: Mutex::default(),
+                inputs: Mutex::default(),
             };
             engine
                 .round_sequentially(&chunks, &changer, &Silent)
                 .unwrap();
-            let found = changer.met.into_inner().unwrap();
+            let found = changer.inputs.into_inner().unwrap();
             let wanted = [
-                met(&engine, &chunks),
-                met(&engine.replacing(&changed).unwrap(), &chunks),
+                inputs(&engine, &chunks),
+                inputs(&engine.replacing(&changed).unwrap(), &chunks),
             ];
             let mut compared = 0;
             for (found, wanted) in found.iter().zip(&wanted) {
@@ -197,9 +197,8 @@ fn parallel_models_match_separate_runs() {
 }
 
 const IMATRIX: &str =
-    "imatrix m.gguf -f cal.txt -c 128 --process-output --no-ppl --covariance cov -o imatrix.gguf";
-const QUANTIZE: &str =
-    "quantize --imatrix imatrix.gguf --rounding feedback --covariance cov -c 128";
+    "imatrix m.gguf -f cal.txt -c 128 --process-output --no-ppl --hessians cov -o imatrix.gguf";
+const QUANTIZE: &str = "quantize --imatrix imatrix.gguf --rounding feedback --hessians cov -c 128";
 
 #[test]
 fn sequential_rounding_lowers_the_divergence() {
@@ -207,24 +206,25 @@ fn sequential_rounding_lowers_the_divergence() {
     let dir = dir.path();
     succeeds(dir, IMATRIX);
     for name in ["Q2_K", "Q4_K_M"] {
-        succeeds(dir, &format!("{QUANTIZE} m.gguf fed.gguf {name}"));
+        succeeds(dir, &format!("{QUANTIZE} m.gguf feedback.gguf {name}"));
         let done = json(
             dir,
-            &format!("{QUANTIZE} --propagate cal.txt --json m.gguf propagated.gguf {name}"),
+            &format!("{QUANTIZE} --sequential cal.txt --json m.gguf sequential.gguf {name}"),
         );
         proven(&done);
-        let [fed, propagated] = ["fed.gguf", "propagated.gguf"].map(|file| divergence(dir, file));
+        let [feedback, sequential] =
+            ["feedback.gguf", "sequential.gguf"].map(|file| divergence(dir, file));
         assert!(
-            propagated < 0.95 * fed,
-            "{name}: {propagated} nats, {fed} for the inputs of the model as it is"
+            sequential < 0.95 * feedback,
+            "{name}: {sequential} nats, {feedback} on the inputs of the original model"
         );
-        succeeds(dir, "verify propagated.gguf");
+        succeeds(dir, "verify sequential.gguf");
         assert_eq!(
-            types(dir, "fed.gguf"),
-            types(dir, "propagated.gguf"),
+            types(dir, "feedback.gguf"),
+            types(dir, "sequential.gguf"),
             "{name}"
         );
-        let held = json(dir, "inspect --json propagated.gguf");
+        let held = json(dir, "inspect --json sequential.gguf");
         assert_eq!(
             held.pointer("/metadata/quantier.rounding/value")
                 .and_then(Json::as_str),
@@ -238,7 +238,7 @@ fn sequential_rounding_is_independent_of_threads_and_memory() {
     let dir = place();
     let dir = dir.path();
     succeeds(dir, IMATRIX);
-    let quantize = format!("{QUANTIZE} --propagate cal.txt");
+    let quantize = format!("{QUANTIZE} --sequential cal.txt");
     succeeds(
         dir,
         &format!("{quantize} --also Q2_K=also.gguf m.gguf one.gguf Q3_K_M 1"),
@@ -264,7 +264,7 @@ fn experts_and_tied_embeddings() {
     let done = json(
         dir,
         &of(&format!(
-            "{QUANTIZE} --propagate cal.txt --json m.gguf out.gguf Q4_K"
+            "{QUANTIZE} --sequential cal.txt --json m.gguf out.gguf Q4_K"
         )),
     );
     let proved: Vec<_> = done["outputs"][0]["feedback"]
@@ -291,35 +291,37 @@ fn experts_and_tied_embeddings() {
 fn contradictory_options_are_refused() {
     let dir = place();
     let dir = dir.path();
-    quantier("quantize --propagate cal.txt m.gguf x.gguf Q4_K")
+    quantier("quantize --sequential cal.txt m.gguf x.gguf Q4_K")
         .current_dir(dir)
         .assert()
         .code(2);
     succeeds(dir, IMATRIX);
     quantier(&format!(
-        "{QUANTIZE} --propagate cal.txt --prune-layers 1 m.gguf x.gguf Q4_K"
+        "{QUANTIZE} --sequential cal.txt --prune-layers 1 m.gguf x.gguf Q4_K"
     ))
     .current_dir(dir)
     .assert()
     .code(2);
     fails(
         dir,
-        &format!("{QUANTIZE} --propagate none.txt m.gguf x.gguf Q4_K"),
+        &format!("{QUANTIZE} --sequential none.txt m.gguf x.gguf Q4_K"),
         &["none.txt"],
     );
-    quantier(&format!("{QUANTIZE} --gradients cov m.gguf x.gguf Q4_K"))
-        .current_dir(dir)
-        .assert()
-        .code(2);
+    quantier(&format!(
+        "{QUANTIZE} --output-hessians cov m.gguf x.gguf Q4_K"
+    ))
+    .current_dir(dir)
+    .assert()
+    .code(2);
     fails(
         dir,
-        &format!("{QUANTIZE} --propagate cal.txt --gradients nothing m.gguf x.gguf Q4_K"),
+        &format!("{QUANTIZE} --sequential cal.txt --output-hessians nothing m.gguf x.gguf Q4_K"),
         &["nothing"],
     );
     fs::write(dir.join("short.txt"), "A few words.").unwrap();
     fails(
         dir,
-        &format!("{QUANTIZE} --propagate short.txt m.gguf x.gguf Q4_K"),
+        &format!("{QUANTIZE} --sequential short.txt m.gguf x.gguf Q4_K"),
         &["short.txt"],
     );
     assert!(!dir.join("x.gguf").exists());
@@ -379,9 +381,9 @@ fn gradient_sums_match_the_backward_pass() {
     let mut backward = engine
         .backward(&trace, Labels { draws: 2, seed: 3 }, &sample, &Silent)
         .unwrap();
-    let (_, met) = backward.layer(&Silent).unwrap().unwrap();
+    let (_, inputs) = backward.layer(&Silent).unwrap().unwrap();
     for name in ["blk.5.attn_k.weight", "blk.5.ffn_gate.weight"] {
-        let of = met.iter().find(|met| met.name == name).unwrap();
+        let of = inputs.iter().find(|inputs| inputs.name == name).unwrap();
         let found = store.get(name, 0).unwrap().unwrap();
         assert_eq!(
             (found.columns, found.rows),
@@ -440,7 +442,7 @@ fn make_rounds_sequentially() {
         "the file of rows by themselves is another"
     );
     assert_eq!(whole.files[0].rounding.len(), rows.files[0].rounding.len());
-    let without = made("--bpw 3.5 -o out --no-propagate");
+    let without = made("--bpw 3.5 -o out --no-sequential");
     assert!(
         !rounding(&without).contains("behind"),
         "{}",
