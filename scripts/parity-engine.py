@@ -95,9 +95,9 @@ class Case:
         return done.stdout + done.stderr
 
     def convert(self, checkpoint):
-        """The F32 file. Blocks that the conversion keeps (NVFP4) are widened beside their scales, and say the same."""
+        """The F32 file. Blocks that the conversion keeps (NVFP4, MXFP4) are widened beside their scales, and say the same."""
         command = ["convert", checkpoint, "--outtype", "f32", "--pre", "gpt-2", "--outfile"]
-        if "nvfp4" not in self.checkpoint:
+        if not self.checkpoint.endswith(("nvfp4", "mxfp4")):
             run([self.o.ours, *command, self.f32])
             return
         stored = self.folder / "stored.gguf"

@@ -342,7 +342,9 @@ impl Backward<'_, '_> {
             (0..chunks).into_par_iter().map(one).collect()
         });
         let mut linears: BTreeMap<(&str, usize), LinearSamples> = BTreeMap::new();
-        for sample in samples?.into_iter().flatten() {
+        // Indexers choose and are not derived: nothing of the output depends on their weights.
+        let derived = |sample: &Sample| !sample.piece.gradients.is_empty();
+        for sample in samples?.into_iter().flatten().filter(derived) {
             let name = &*engine.catalog().weight(sample.linear).name;
             let all = linears
                 .entry((name, sample.matrix))
