@@ -175,8 +175,12 @@ mod tests {
         };
         let maple =
             json!({ "layer_types": ["sliding_attention", "full_attention"], "hidden_act": "silu" });
-        let mimo = json!({ "swa_head_dim": 64, "swa_num_attention_heads": 2, "swa_v_head_dim": 128,
-            "v_head_dim": 128 });
+        let mimo = |class: &str, head_dim: u32, quantization: Json| {
+            let fields = json!({ "swa_head_dim": head_dim, "swa_num_attention_heads": 2,
+                "swa_v_head_dim": 128, "v_head_dim": 128, "topk_method": "noaux_tc",
+                "quantization_config": quantization });
+            error(class, fields)
+        };
         for (error, part) in [
             (hunyuan(json!({ "moe_topk": [2, 3] })), "'moe_topk'"),
             (
@@ -220,8 +224,20 @@ mod tests {
             ),
             (step(json!({ "swiglu_limits": ["a"] })), "'swiglu_limits'"),
             (
-                error("MiMoV2FlashForCausalLM", mimo),
+                mimo("MiMoV2FlashForCausalLM", 64, json!({})),
                 "'swa_head_dim' is 64, and 'head_dim' is 128",
+            ),
+            (
+                mimo(
+                    "MiMoV2FlashForCausalLM",
+                    128,
+                    json!({ "store_dtype": "mxfp4" }),
+                ),
+                "experts in MXFP4",
+            ),
+            (
+                mimo("MiMoV2ForCausalLM", 128, json!({ "quant_method": "fp8" })),
+                "MiMoV2ForCausalLM in FP8",
             ),
             (
                 error(
