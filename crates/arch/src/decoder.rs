@@ -1,96 +1,97 @@
-//! What the forward pass of an architecture is made of, as data. What a file shows by its tensors
-//! (biases, norms of heads, norms behind a block, experts, fused matrices) is not repeated here.
+//! The forward pass of an architecture as data. Properties visible in the tensors of a file
+//! (biases, QK norms, post-norms, experts, fused matrices) are not repeated here.
 
 /// The decoder of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Decoder {
-    /// How activations are normalized.
+    /// Kind of norm.
     pub norm: Norm,
-    /// Whether the kind of epsilon in the metadata tells the kind of norm.
+    /// True if the epsilon key in the metadata decides the kind of norm.
     pub norm_by_epsilon: bool,
-    /// How positions enter queries and keys.
+    /// Position encoding of queries and keys.
     pub rope: Rope,
-    /// How the pairs of a head are shared out to the dimensions of pictures.
+    /// Assignment of a head's RoPE pairs to the dimensions of images.
     pub sections: Sections,
-    /// What stands between the matrices of the feed-forward network.
+    /// Activation of the feed-forward network.
     pub activation: Activation,
-    /// Whether the limits of activations that the metadata list stand in front of the activation.
+    /// True if the activation limits of the metadata apply before the activation.
     pub limits_in_front: bool,
-    /// The limit of activations in every feed-forward network that the metadata give none.
+    /// Activation limit of every feed-forward network without one in the metadata.
     pub limit: Option<Limit>,
-    /// What makes the factors of a gate of the heads' outputs.
+    /// Activation of the attention output gate.
     pub gate: Activation,
-    /// How a layer's blocks follow each other.
+    /// Order of a layer's blocks.
     pub layout: Layout,
-    /// Whether embeddings are multiplied by the square root of their length.
+    /// True if embeddings are multiplied by the square root of their length.
     pub scaled_embeddings: bool,
-    /// Whether embeddings are normalized, without weights.
+    /// True if embeddings are normalized, without weights.
     pub normalized_embeddings: bool,
-    /// How routers weigh experts.
+    /// Routing of experts.
     pub router: Router,
-    /// What experts and shared ones make together is multiplied by this.
+    /// Factor of the summed outputs of routed and shared experts.
     pub shared_scale: f32,
-    /// Which layers see only the last tokens.
+    /// Layers with a sliding window.
     pub window: Window,
-    /// Which layers do not rotate.
+    /// Layers without RoPE.
     pub unrotated: Unrotated,
-    /// Whether the metadata say where YaRN passes from extrapolation to interpolation.
+    /// True if the metadata sets YaRN's `beta_fast` and `beta_slow`.
     pub yarn_betas: bool,
-    /// Whether layers that see everything rotate half as much of a head as the metadata say.
+    /// True if full-attention layers rotate half of the dimensions that the metadata gives.
     pub half_rotated: bool,
-    /// Which queries and keys are divided by the root of their mean square, behind their rotation.
+    /// RMS normalization of queries and keys after RoPE, without weights.
     pub unit_heads: UnitHeads,
-    /// How queries grow with their position.
+    /// Scaling of queries with their position.
     pub tempering: Tempering,
-    /// How distances are held against scores.
+    /// ALiBi.
     pub alibi: Alibi,
-    /// Whether norms of queries and keys stand behind the rotation.
+    /// True if QK norms come after RoPE.
     pub norms_rotated: bool,
-    /// Added to the divisor of norms behind a block, if it is another than that of all norms.
+    /// Epsilon of post-norms, if different from that of the other norms.
     pub post_norm_epsilon: Option<f32>,
-    /// Whether layers without heads of keys have one matrix in place of attention.
+    /// True if layers without KV heads have one matrix in place of attention.
     pub linear_layers: bool,
-    /// Whether the metadata's scale multiplies logits; else it divides them.
+    /// True if logits are multiplied by the metadata's scale; otherwise divided.
     pub multiplied_logits: bool,
-    /// Whether the matrix of queries makes a gate for every number that a head puts out, behind the
-    /// queries of the head.
+    /// True if the query matrix also holds an elementwise output gate, after the queries of each
+    /// head.
     pub gated_queries: bool,
-    /// What carries a state from token to token in some layers; None if nothing does.
+    /// Recurrent mixer of some layers; None if there is none.
     pub recurrence: Option<Recurrence>,
-    /// Whether the block for a further token is attention and a feed-forward network, which read, at
-    /// each position, the token and the normalized activations of the position before.
+    /// True if the multi-token prediction block is attention and a feed-forward network that read,
+    /// at each position, the token and the normalized activations of the previous position.
     pub drafts: bool,
-    /// The name of the norm in front of the output matrix.
+    /// Name of the norm before the output matrix.
     pub output_norm: &'static str,
-    /// Whether blocks add to what their mixers read, times the metadata's scale, in place of the
-    /// stream.
+    /// True if the residual is the mixer's normalized input times the metadata's scale, instead of
+    /// the stream.
     pub normalized_residuals: bool,
-    /// What scores of attention are divided by.
+    /// Divisor of attention scores.
     pub score_divisor: ScoreDivisor,
-    /// How YaRN stretches scores of attention beside cosines and sines; None if it does not.
+    /// YaRN's scaling of attention scores, in addition to cosines and sines; None if there is none.
     pub score_yarn: Option<ScoreYarn>,
-    /// Whether an indexer chooses the blocks of tokens that attention sees, all of them in contexts
-    /// that are no longer than what it chooses.
+    /// True if an indexer selects blocks of tokens for attention. Contexts no longer than its
+    /// selection see all tokens.
     pub chooses_blocks: bool,
-    /// How indexers choose the tokens that latent attention sees; None if it sees all.
+    /// Indexer of sparse latent attention; None if attention is dense.
     pub indexer: Option<IndexerKind>,
-    /// Whether heads are rotated wholly, whatever the metadata says.
+    /// True if RoPE covers the whole head, whatever the metadata says.
     pub rotates_whole_heads: bool,
-    /// Why models cannot be run here yet, if they cannot.
+    /// Reason why models cannot be run yet; None if they can.
     pub refused: Option<&'static str>,
-    /// Which of its tensors a model may lack, and which it must have beside its weights.
+    /// Optional tensors, and required ones besides the weights.
     pub needs: Needs,
 }
 
-/// What llama.cpp does not load a model without. The weights that an architecture's recipes lead to
-/// are needed unless they stand here. Names are those of a GGUF, without layer and ending.
+/// Tensors that llama.cpp requires to load a model. The weights reached by an architecture's
+/// recipes are required unless listed as optional. Names are those of a GGUF, without layer and
+/// suffix.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Needs {
-    /// Weights that some models of the architecture lack.
+    /// Weights missing in some models of the architecture.
     pub optional: &'static [&'static str],
-    /// Biases that every one of them has.
+    /// Required biases.
     pub biases: &'static [&'static str],
-    /// Whether the embeddings cannot serve as the output matrix.
+    /// True if tied embeddings are not allowed.
     pub own_output: bool,
 }
 
@@ -101,12 +102,12 @@ impl Needs {
         biases: &[],
         own_output: false,
     };
-    /// The weights, and an output matrix.
+    /// Weights and an output matrix.
     pub(crate) const OWN_OUTPUT: Needs = Needs {
         own_output: true,
         ..Needs::WEIGHTS
     };
-    /// Biases of norms and of matrices, but for those of queries, keys and values.
+    /// Biases of norms and matrices, except those of queries, keys and values.
     pub(crate) const BIASES: Needs = Needs {
         biases: &[
             "output_norm",
@@ -118,7 +119,7 @@ impl Needs {
         ],
         ..Needs::WEIGHTS
     };
-    /// Biases of all norms and matrices; queries, keys and values have one.
+    /// Biases of all norms and matrices, with fused queries, keys and values.
     pub(crate) const ALL_BIASES: Needs = Needs {
         biases: &[
             "token_embd_norm",
@@ -135,170 +136,170 @@ impl Needs {
     };
 }
 
-/// What scores of attention are divided by, if the metadata does not say it.
+/// Divisor of attention scores, if the metadata has none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ScoreDivisor {
-    /// The square root of the length of a head.
+    /// The square root of the head length.
     Root,
-    /// The same, in models of so many layers of the hidden size per head.
+    /// The square root of the hidden size per head in models with this many layers; otherwise as
+    /// [`ScoreDivisor::Root`].
     RootOfShare(u32),
-    /// The length of a head.
+    /// The head length.
     Length,
 }
 
-/// What differs between families in the indexers of sparse attention (DeepSeek-AI 2025).
+/// Differences between families in the indexers of sparse attention (DeepSeek-AI 2025).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct IndexerKind {
-    /// How its queries and keys are rotated.
+    /// RoPE of its queries and keys.
     pub rope: Rope,
-    /// Added to the divisor of the norm of its keys.
+    /// Epsilon of its key norm.
     pub epsilon: f32,
 }
 
-/// How YaRN stretches scores of attention: by the square of `magnitude (1 + 0.1 part ln(factor))`, where
-/// `part` is ten times the metadata's multiplier (DeepSeek-AI 2024).
+/// YaRN's factor of attention scores: the square of `magnitude (1 + 0.1 part ln(factor))`, with
+/// `part` ten times the metadata's multiplier (DeepSeek-AI 2024).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScoreYarn {
-    /// Whether the metadata's multiplier counts; else it is 0.
+    /// True if the metadata's multiplier is used; otherwise it is 0.
     pub is_listed: bool,
-    /// Whether a `part` leaves cosines and sines as they are.
+    /// True if `part` leaves cosines and sines unscaled.
     pub is_balanced: bool,
 }
 
-/// Which layers do not rotate.
+/// Layers without RoPE.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Unrotated {
-    /// All rotate.
+    /// None.
     None,
-    /// Every n-th one.
+    /// Every n-th layer.
     Every(u32),
-    /// Those that see everything, if others do not.
+    /// Full-attention layers, if others have a window.
     Unwindowed,
-    /// Those that see everything behind the leading dense ones.
+    /// Full-attention layers after the leading dense ones.
     UnwindowedBehindDense,
-    /// Those that the metadata list; all rotate if they list none.
+    /// Those listed in the metadata; none without a list.
     Listed,
-    /// Those that see everything, if others do not; else the last one.
+    /// Full-attention layers, if others have a window; otherwise the last layer.
     UnwindowedOrLast,
-    /// All of them, unless the model has so many layers.
+    /// All, unless the model has this many layers.
     Unless(u32),
-    /// All of them, if the metadata denies that the rotation was trained.
+    /// All, if the metadata says that RoPE scaling was not fine-tuned.
     Untuned,
 }
 
-/// Which queries and keys are divided by the root of their mean square, behind their rotation.
+/// RMS normalization of queries and keys after RoPE, without weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnitHeads {
-    /// None are.
+    /// None.
     None,
-    /// Those of layers that rotate, unless the model has so many experts.
+    /// In layers with RoPE, unless the model has this many experts.
     RotatedUnless(u32),
 }
 
-/// How queries grow with their position, so that attention stays sharp over long contexts.
+/// Scaling of queries with their position, to keep attention sharp over long contexts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Tempering {
-    /// As the metadata says.
+    /// By the metadata.
     Listed,
-    /// In layers that do not rotate: by so much (Llama 4).
+    /// In layers without RoPE, with these constants (Llama 4).
     Unrotated {
-        /// How fast they grow.
+        /// Growth rate of the scale.
         strength: f32,
-        /// Positions of one factor.
+        /// Positions per step of the scale.
         period: u32,
     },
 }
 
-/// How distances are held against scores (ALiBi, Press et al. 2022): the bias of the steepest head
-/// at a distance of one context.
+/// Linear biases of attention (ALiBi, Press et al. 2022), given as the bias of the steepest head at
+/// a distance of one context.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Alibi {
-    /// Not at all.
+    /// None.
     None,
-    /// As the metadata says; not at all if it does not say it.
+    /// By the metadata; none without a key.
     Listed,
-    /// By this.
+    /// This bias.
     Always(f32),
-    /// By `bias`, in models of so many layers.
+    /// `bias`, in models with this many layers.
     InModelsOf {
-        /// The number of layers.
+        /// Number of layers.
         layers: u32,
-        /// The bias.
+        /// Bias.
         bias: f32,
     },
 }
 
-/// How activations are normalized.
+/// Kind of norm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Norm {
-    /// Divided by the root of the mean square (Zhang and Sennrich 2019).
+    /// Divided by the root mean square (Zhang and Sennrich 2019).
     Rms,
-    /// Mean taken off, then divided by the standard deviation (Ba et al. 2016); without weights if
+    /// Mean subtracted, then divided by the standard deviation (Ba et al. 2016); without weights if
     /// the file has none.
     Layer,
 }
 
-/// How positions enter queries and keys (Su et al. 2021).
+/// Rotary position embedding of queries and keys (Su et al. 2021).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rope {
-    /// Not at all: positions are added to the embeddings.
+    /// None: positions are added to the embeddings.
     None,
-    /// Numbers that follow each other are rotated together.
+    /// Adjacent dimensions form a pair.
     Pairs,
-    /// The first half of a head is rotated with the second.
+    /// Dimension `i` of the first half is paired with `i` of the second.
     Halves,
 }
 
-/// How a layer's blocks follow each other.
+/// Order of a layer's blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Layout {
-    /// Attention, then the feed-forward network behind a norm of this name.
+    /// Attention, then the feed-forward network with a norm of this name.
     Sequential(&'static str),
-    /// Both side by side, behind the norm of attention.
+    /// Both in parallel, after the attention norm.
     Parallel,
-    /// Side by side if the file has no norm of this name, else one after the other.
+    /// In parallel if the file has no norm of this name; otherwise sequential.
     ParallelWithout(&'static str),
-    /// Side by side if the metadata says so, each behind its norm; else one after the other.
+    /// In parallel if the metadata says so, each with its own norm; otherwise sequential.
     Switched,
 }
 
-/// How the pairs of a head are shared out to time, height and width. A token of text has the same
-/// position in all three, and 0 in a fourth, which the pairs that are left over take.
+/// Assignment of a head's RoPE pairs to time, height and width. A text token has the same position
+/// in all three, and 0 in a fourth dimension, which takes the remaining pairs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Sections {
-    /// There is one dimension.
+    /// One dimension.
     None,
-    /// One section after the other.
+    /// Sections in sequence.
     Consecutive,
-    /// In turn, as long as a section lasts.
+    /// Interleaved, until a section is used up.
     Interleaved,
-    /// One section after the other, in heads that are rotated by halves, if the metadata lists
-    /// sections.
+    /// Sections in sequence with RoPE by halves, if the metadata lists sections.
     Listed,
 }
 
-/// How routers weigh experts.
+/// Routing of experts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Router {
-    /// How scores become probabilities.
+    /// Function from scores to probabilities.
     pub gating: Setting<Gating>,
-    /// Whether the weights of the chosen experts are made to sum up to 1.
+    /// True if the weights of the chosen experts are normalized to sum to 1.
     pub normalized: Setting<bool>,
-    /// Whether experts are chosen by scores, in place of probabilities.
+    /// True if experts are chosen by scores instead of probabilities.
     pub by_scores: bool,
-    /// Whether weights multiply what experts read, in place of what they make.
+    /// True if weights multiply the experts' inputs instead of their outputs.
     pub weighs_inputs: bool,
 }
 
 impl Router {
-    /// Probabilities of all experts, those of the chosen ones made to sum up to 1.
+    /// Softmax over all experts, normalized over the chosen ones.
     pub(crate) const SOFTMAX: Router = Router {
         gating: Setting::Always(Gating::Softmax),
         normalized: Setting::Always(true),
         by_scores: false,
         weighs_inputs: false,
     };
-    /// As the metadata says; logistic functions if it does not say it.
+    /// By the metadata; sigmoid without normalization by default.
     pub(crate) const LISTED: Router = Router {
         gating: Setting::Listed(Gating::Sigmoid),
         normalized: Setting::Listed(false),
@@ -306,71 +307,70 @@ impl Router {
     };
 }
 
-/// What an architecture or the metadata of a model decides.
+/// A setting fixed by the architecture or read from the metadata.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Setting<T> {
-    /// This, whatever the metadata says.
+    /// This value, whatever the metadata says.
     Always(T),
-    /// What the metadata says; this if it does not say it.
+    /// The metadata's value; this one by default.
     Listed(T),
-    /// What the metadata says; if it does not say it, this or that by the size of the model.
+    /// The metadata's value; by default, one of two by model size.
     Sized {
         /// Numbers of layers.
         layers: &'static [usize],
-        /// The number of tokens.
+        /// Vocabulary size.
         tokens: u64,
-        /// In models of one of these numbers of layers and of so many tokens.
+        /// For models with one of these numbers of layers and this vocabulary size.
         those: T,
-        /// In all others.
+        /// For all others.
         others: T,
     },
 }
 
-/// How a router's scores become probabilities.
+/// Function from router scores to probabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gating {
-    /// Exponentials, as parts of the sum of all.
+    /// Softmax over all experts.
     Softmax,
-    /// The logistic function of each.
+    /// Sigmoid.
     Sigmoid,
-    /// Exponentials, as parts of the sum of those of the chosen experts.
+    /// Softmax over the chosen experts.
     ChosenSoftmax,
-    /// The square root of softplus of each.
+    /// The square root of softplus.
     RootSoftplus,
 }
 
-/// What carries a state from token to token.
+/// Recurrent mixers, which carry a state from token to token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recurrence {
-    /// Gated delta nets, in layers that the metadata do not leave to attention.
+    /// Gated delta nets, in layers not assigned to attention by the metadata.
     DeltaNets(DeltaHeads),
-    /// State spaces of Mamba-2.
+    /// Mamba-2 state spaces.
     Mamba2(Mamba2Layers),
-    /// Selective state spaces, in layers without heads of keys.
+    /// Mamba's selective state spaces, in layers without KV heads.
     Mamba,
-    /// Short convolutions, in layers without heads of keys.
+    /// Short convolutions, in layers without KV heads.
     ShortConvolutions,
-    /// Lightning attention. Of so many layers the last has softmax attention, if the metadata do not
-    /// say which.
+    /// Lightning attention. If the metadata has no list, the last layer of each period of this
+    /// length has softmax attention.
     Lightning(u32),
-    /// RWKV's states, in all layers.
+    /// RWKV states, in all layers.
     Wkv(Wkv),
 }
 
-/// Kinds of RWKV's states.
+/// Versions of RWKV's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wkv {
-    /// RWKV 6 (Peng et al. 2024): states forget channel by channel, and a position counts more for
-    /// itself.
+    /// RWKV 6 (Peng et al. 2024): decay per channel, and a bonus for the current token.
     Six,
-    /// The same without the latter, as gated linear attention has it (Yang et al. 2024).
+    /// RWKV 6 without the bonus, as gated linear attention (Yang et al. 2024).
     SixGated,
-    /// RWKV 7 (Peng et al. 2025): states also take back what they had learned.
+    /// RWKV 7 (Peng et al. 2025): decay and a delta rule.
     Seven,
 }
 
 impl Recurrence {
-    /// Whether layers without heads of keys have no attention.
+    /// True if layers without KV heads have no attention.
     pub(crate) fn is_told_by_heads(self) -> bool {
         match self {
             Recurrence::DeltaNets(sharing) => sharing == DeltaHeads::Own,
@@ -379,12 +379,12 @@ impl Recurrence {
         }
     }
 
-    /// Whether all layers are alike.
+    /// True if all layers are recurrent.
     pub(crate) fn is_everywhere(self) -> bool {
         matches!(self, Recurrence::Wkv(_))
     }
 
-    /// Whether a model may have no attention at all.
+    /// True if a model may have no attention at all.
     pub(crate) fn may_be_alone(self) -> bool {
         matches!(
             self,
@@ -393,70 +393,70 @@ impl Recurrence {
     }
 }
 
-/// Which heads of values share a head of keys in a gated delta net.
+/// Sharing of key heads among the value heads of a gated delta net.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeltaHeads {
-    /// Heads of keys follow each other, again and again.
+    /// Value head `v` reads key head `v % key_heads`.
     Tiled,
-    /// Heads of values that share one follow each other. Strength and step come from one matrix.
+    /// Consecutive value heads share a key head. Strength and step come from one matrix.
     Grouped,
-    /// None do: each has its own, and every channel of it a decay of its own (Kimi Delta Attention,
-    /// Kimi Team 2025).
+    /// No sharing: each value head has its own key head, and a decay per channel (Kimi Delta
+    /// Attention, Kimi Team 2025).
     Own,
 }
 
-/// Which layers are state spaces of Mamba-2.
+/// Layers with Mamba-2 state spaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mamba2Layers {
-    /// All of them, beside attention if they have heads of keys.
+    /// All; in parallel with attention in layers with KV heads.
     All,
-    /// Those without heads of keys.
+    /// Layers without KV heads.
     Unattended,
-    /// Those without heads of keys and without a feed-forward network.
+    /// Layers without KV heads and without a feed-forward network.
     Alone,
-    /// Those without heads of keys; keys, queries and steps are made of the values behind the
+    /// Layers without KV heads; keys, queries and steps are projections of the values after the
     /// convolution (PLaMo 2).
     Factored,
 }
 
-/// What stands between the matrices of the feed-forward network.
+/// Activation of the feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
-    /// x times its logistic function.
+    /// `x sigmoid(x)`.
     Silu,
-    /// The Gaussian error linear unit in its tanh form.
+    /// GELU, tanh approximation.
     Gelu,
-    /// The square of what is above 0 (So et al. 2021).
+    /// `max(x, 0)^2` (So et al. 2021).
     SquaredRelu,
-    /// The logistic function.
+    /// Sigmoid.
     Sigmoid,
-    /// x times the logistic function of 1.702 x (Hendrycks and Gimpel 2016).
+    /// `x sigmoid(1.702 x)` (Hendrycks and Gimpel 2016).
     QuickGelu,
-    /// The logarithm of 1 plus the exponential.
+    /// `ln(1 + exp(x))`.
     Softplus,
-    /// The hyperbolic tangent.
+    /// Hyperbolic tangent.
     Tanh,
-    /// xIELU (Huang and Schlag 2024), with the parameters of the metadata.
+    /// xIELU (Huang and Schlag 2024), with parameters from the metadata.
     Xielu(Xielu),
 }
 
-/// How far gate and up of a gated feed-forward network go.
+/// Limits of gate and up in a gated feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Limit {
-    /// Behind its activation the gate is at most this, and up is clamped to plus and minus this.
+    /// After the activation the gate is at most this; up is clamped to plus and minus this.
     Behind(f32),
-    /// In front of its activation the gate is at most `limit`; up is clamped to plus and minus
-    /// `limit`, and then `offset` is added to it.
+    /// Before the activation the gate is at most `limit`; up is clamped to plus and minus `limit`,
+    /// then `offset` is added.
     InFront {
-        /// The limit of both.
+        /// Limit of both.
         limit: f32,
-        /// Added to up.
+        /// Offset of up.
         offset: f32,
     },
 }
 
-/// The parameters of xIELU: `rise x^2 + slope x` above 0, `fall (exp(min(x, bound)) - 1 - x) + slope
-/// x` below.
+/// The parameters of xIELU: `rise x^2 + slope x` above 0, `fall (exp(min(x, bound)) - 1 - x) +
+/// slope x` below.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Xielu {
     /// Curvature above 0.
@@ -465,12 +465,12 @@ pub struct Xielu {
     pub fall: f32,
     /// Slope at 0.
     pub slope: f32,
-    /// The exponential's argument stays below this.
+    /// Upper bound of the exponential's argument.
     pub bound: f32,
 }
 
 impl Xielu {
-    /// Before the metadata are read.
+    /// Placeholder until the metadata is read.
     pub(crate) const UNKNOWN: Xielu = Xielu {
         rise: 0.0,
         fall: 0.0,
@@ -479,47 +479,48 @@ impl Xielu {
     };
 }
 
-/// Which layers see only the last tokens.
+/// Layers with a sliding window.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Window {
-    /// All layers see everything, whatever the metadata says.
+    /// None, whatever the metadata says.
     None,
-    /// Those that the metadata list.
+    /// Layers listed in the metadata.
     Listed(Listed),
-    /// Of every four layers the last sees everything, the others what belongs to their own part of a
-    /// text, which is cut into parts of so many tokens; all see everything if the metadata say 0
-    /// tokens.
+    /// Chunked attention: the text is cut into chunks of this many tokens, and tokens see only
+    /// their own chunk. The last of every four layers has full attention; all have if the metadata
+    /// says 0 tokens.
     Chunks(u32),
-    /// Of so many layers the last sees everything.
+    /// The last layer of each period has full attention.
     Pattern {
         /// The period.
         layers: u32,
-        /// Tokens that the others see, if the metadata does not say.
+        /// Window of the others, if the metadata has none.
         tokens: Option<u32>,
-        /// Base of the rotation in the others, if it is another.
+        /// RoPE base of the others, if different.
         rope_base: Option<f32>,
     },
 }
 
-/// Layers with windows, as the metadata list them.
+/// Layers with a window, as listed in the metadata.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Listed {
-    /// If the metadata list none, one of so many sees everything: the last, unless it is the first.
+    /// Without a list in the metadata, one layer per period has full attention: the last, or the
+    /// first with `first`.
     pub period: u32,
-    /// Whether it is the first.
+    /// True if the first layer of a period has full attention.
     pub first: bool,
-    /// Tokens that the others see, if the metadata does not say; no windows if neither says it.
+    /// Window, if the metadata has none; no windows without either.
     pub tokens: Option<u32>,
-    /// Whether their rotation is stretched as that of the layers that see everything.
+    /// True if windowed layers use the RoPE scaling of the full-attention layers.
     pub stretched: bool,
-    /// Base of their rotation, if the metadata does not say; else that of all layers.
+    /// RoPE base of windowed layers, if the metadata has none; otherwise that of all layers.
     pub rope_base: Option<f32>,
-    /// Only models of so many layers have windows.
+    /// If set, only models with this many layers have windows.
     pub layers: Option<u32>,
 }
 
 impl Listed {
-    /// Of every four layers the first three; their rotation is not stretched.
+    /// Windows in the first three of every four layers, without RoPE scaling.
     pub(crate) const THREE_OF_FOUR: Listed = Listed {
         period: 4,
         first: false,
@@ -531,12 +532,12 @@ impl Listed {
 }
 
 impl Decoder {
-    /// Whether layers have mixers of several kinds.
+    /// True if layers have several kinds of mixers.
     pub(crate) fn has_several_mixers(&self) -> bool {
         self.recurrence.is_some()
     }
 
-    /// Llama's; the others are told by what differs.
+    /// Llama's decoder; the others are given by their differences.
     pub(crate) const LLAMA: Decoder = Decoder {
         norm: Norm::Rms,
         norm_by_epsilon: false,
