@@ -1,16 +1,16 @@
-//! The engine: a model runs over a text layer by layer, each weight widened once, and statistics of
-//! its linears are collected on the way.
+//! The engine: runs a model over a text layer by layer, widening each weight once, and collects
+//! statistics of its linears.
 //!
-//! | module | what it does |
+//! | module | contents |
 //! |---|---|
-//! | [`model`] | the forward pass, the backward stream, sequential rounding |
+//! | [`model`] | forward pass, backward stream, sequential rounding |
 //! | [`evaluate`] | scored tokens, rows of logits and statistics: perplexity, KL divergence |
 //! | [`imatrix`] | importance matrices: collecting, merging, coverage, statistics |
-//! | [`hessian`] | Hessians of inputs and outputs, collected |
-//! | [`resume`] | long jobs that survive being killed |
+//! | [`hessian`] | collection of input and output Hessians |
+//! | [`resume`] | snapshots of long jobs |
 //!
-//! Below it: files ([`quantier_gguf`]), the catalog of a model ([`quantier_arch`]), products of
-//! matrices ([`quantier_round::matrix`]).
+//! Built on files ([`quantier_gguf`]), the catalog of a model ([`quantier_arch`]) and matrix
+//! products ([`quantier_round::matrix`]).
 
 #![warn(missing_docs, unreachable_pub)]
 

@@ -1,5 +1,5 @@
-//! Long jobs that survive being killed: every so often a job saves a snapshot beside its output, and
-//! the same job, started again, resumes from it.
+//! Long jobs that survive being killed: a job saves snapshots beside its output at intervals, and
+//! the same job, started again, resumes from the last one.
 //!
 //! ```text
 //! KeyBuilder       everything that a result depends on -> a key
@@ -30,7 +30,7 @@ impl KeyBuilder {
         KeyBuilder(Sha256::new()).with(kind, env!("CARGO_PKG_VERSION").as_bytes())
     }
 
-    /// Adds a setting.
+    /// Snapshots take at most one part in this many of a job's time.
     pub fn with(mut self, name: &str, value: &[u8]) -> KeyBuilder {
         for part in [name.as_bytes(), value] {
             self.0.update((part.len() as u64).to_le_bytes());
@@ -39,11 +39,11 @@ impl KeyBuilder {
         self
     }
 
-    /// Adds a model: its files with their sizes and times, its metadata and the description of its
-    /// tensors. A changed weight is noticed by the time of its file.
+    /// Adds a model: its files with their sizes and times, its metadata and the names, types and
+    /// shapes of its tensors. Changed weights are noticed by the modification time of their file.
     ///
     /// # Errors
-    /// If the files cannot be looked at.
+    /// If the files' metadata cannot be read.
     pub fn with_model(mut self, input: &Input<'_>) -> Result<KeyBuilder> {
         for path in input.paths() {
             let io = |source| Error::Io {
@@ -67,7 +67,7 @@ impl KeyBuilder {
         Ok(self.with("header", Layout::new(input.metadata(), &infos, 1).header()))
     }
 
-    /// The key.
+    /// SHA-256 of all added parts.
     pub fn key(self) -> Key {
         self.0.finalize().into()
     }
@@ -87,9 +87,9 @@ struct Clock {
     last: Instant,
     /// Duration of the last snapshot.
     took: Duration,
-    /// Whether the file belongs to this job, or is damaged.
+    /// True if the file belongs to this job, or is damaged.
     ours: bool,
-    /// Why the last snapshot could not be saved.
+    /// Error of the last snapshot, if it could not be saved.
     failed: Option<String>,
 }
 
@@ -100,8 +100,7 @@ impl Resume {
     /// if `every` is 0.
     ///
     /// # Errors
-    /// If the file cannot be read, the directory cannot be written to, or another process is
-    /// writing there.
+    /// If the file cannot be read, the directory is not writable, or another process writes there.
     pub fn open(path: &Path, key: Key, every: Duration) -> Result<(Resume, Option<String>)> {
         // This also removes the partial file of a killed process.
         drop(Output::create(path, 0, &[])?);
@@ -138,7 +137,7 @@ impl Resume {
         Ok((resume, note))
     }
 
-    /// The snapshot of an earlier run; only once.
+    /// The snapshot of an earlier run; only the first call returns it.
     pub fn take(&self) -> Option<Snapshot> {
         self.earlier
             .lock()
@@ -146,7 +145,7 @@ impl Resume {
             .take()
     }
 
-    /// Whether a snapshot is due.
+    /// True if a snapshot is due.
     pub fn due(&self) -> bool {
         let clock = self.clock();
         self.every.is_zero() || clock.last.elapsed() >= self.every.max(clock.took * SHARE)
@@ -165,7 +164,7 @@ impl Resume {
         state: &dyn Fn(usize) -> std::result::Result<Vec<f32>, E>,
     ) -> std::result::Result<(), E> {
         let begun = Instant::now();
-        // Errors of the disk and those of the activations must not be mixed up.
+        // Disk errors and errors of the activations are kept apart.
         let broken = Mutex::new(None);
         let state = |slot| {
             state(slot).map_err(|e| {
@@ -193,7 +192,7 @@ impl Resume {
         Ok(())
     }
 
-    /// Why the last snapshot could not be saved, if one could not.
+    /// The error of the last snapshot, if it could not be saved.
     pub fn failed(&self) -> Option<String> {
         self.clock().failed.clone()
     }
@@ -206,7 +205,7 @@ impl Resume {
     /// Removes the snapshot, unless it belongs to another job.
     pub fn remove(&self) {
         if self.clock().ours {
-            // It is useless from here on: a failure to remove it is harmless.
+            // The snapshot is useless from here on: a failure to remove it is harmless.
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_finds_its_own_and_nobody_elses() {
+    fn snapshots_belong_to_one_job() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.resume");
         let key = |value: &[u8]| KeyBuilder::new("test").with("value", value).key();
@@ -255,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_and_ends_nothing() {
+    fn full_disks_are_reported_without_ending_the_job() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.resume");
         let (resume, _) = open(&path, [0; 32], 0);

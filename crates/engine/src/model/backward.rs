@@ -2,11 +2,11 @@
 //! layer's forward pass.
 //!
 //! ```text
-//! Engine::trace      the forward pass, which keeps the input of every layer
-//! Engine::backward   labels are drawn from the model's own distribution; their gradient goes to the last layer
-//! Backward::layer    of each linear of the next layer towards the input: its input and its output gradient, for some
-//!                    positions of every chunk; None behind the first layer
-//! Backward::embeddings   the gradient of what the first layer reads
+//! Engine::trace      the forward pass; stores the input of every layer
+//! Engine::backward   draws labels from the model's distribution; propagates their gradient to the last layer
+//! Backward::layer    input and output gradient of each linear of the next layer in reverse order, at the
+//!                    sampled positions of every chunk; None after the first layer
+//! Backward::embeddings   the gradient of the first layer's input
 //! ```
 //!
 //! The gradient is that of `L = sum over positions of ln p(label)`, in nats.
@@ -24,34 +24,34 @@ use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A forward pass of which every layer's input is kept.
+/// A forward pass with the inputs of all layers stored.
 pub struct Trace<'c> {
     pub(super) chunks: &'c [Vec<u32>],
-    /// By layer, then by chunk; behind the last layer's input its output.
+    /// By layer, then by chunk; the last layer's output follows.
     states: States,
     pub(super) positions: usize,
 }
 
-/// How labels are drawn.
+/// Sampling of labels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Labels {
-    /// How many for each position, independently of each other.
+    /// Independent draws per position.
     pub draws: usize,
-    /// Chooses the random numbers; the same seed gives the same labels, on any number of threads.
+    /// Seed of the random numbers; labels depend on it alone, not on the number of threads.
     pub seed: u64,
 }
 
-/// A backward pass on its way.
+/// A backward pass in progress.
 pub struct Backward<'e, 'c> {
     engine: &'e Engine<'e>,
     trace: &'e Trace<'c>,
-    /// Gradients of the next layer's output, by chunk, then by draw.
+    /// Gradients of the output of the next layer to process, by chunk, then by draw.
     gradients: States,
     draws: usize,
-    /// The positions that are sampled, by chunk.
+    /// Sampled positions by chunk.
     sample: &'e [Vec<u32>],
     angles: Vec<Arc<Angles>>,
-    /// Layers that are still to come.
+    /// Layers left to process.
     left: usize,
 }
 
@@ -61,40 +61,40 @@ pub struct LinearSamples {
     pub name: String,
     /// The expert, or 0.
     pub matrix: usize,
-    /// How many experts the tensor has, or 1.
+    /// Number of experts of the tensor, or 1.
     pub matrices: usize,
-    /// Length of an input.
+    /// Length of an input row.
     pub columns: usize,
-    /// Length of an output gradient.
+    /// Length of an output gradient row.
     pub width: usize,
-    /// In the order of the chunks.
+    /// One piece per chunk, in order.
     pub pieces: Vec<Piece>,
 }
 
-/// The part of [`LinearSamples`] that is one chunk's.
+/// The samples of one chunk in [`LinearSamples`].
 pub struct Piece {
-    /// `[rows, columns]`. Linears that read the same input share it.
+    /// `[rows, columns]`, shared by linears with the same input.
     pub inputs: Arc<Vec<f32>>,
     /// `[rows, width]` for each draw.
     pub gradients: Vec<Vec<f32>>,
 }
 
-/// The gradient of what the first layer reads of a chunk: that of its token embeddings.
+/// Gradients of one chunk's token embeddings.
 pub struct Embedded {
-    /// The tokens, by position.
+    /// Tokens by position.
     pub tokens: Vec<u32>,
     /// `[positions, hidden]` for each draw.
     pub gradients: Vec<Vec<f32>>,
 }
 
-/// Takes samples of one chunk in one layer.
+/// Collects samples of one chunk in one layer.
 struct Sampler<'s> {
-    /// Rising.
+    /// Ascending.
     positions: &'s [u32],
     samples: Mutex<Vec<Sample>>,
 }
 
-/// One linear's part of a chunk.
+/// Samples of one linear in a chunk.
 struct Sample {
     linear: LinearId,
     matrix: usize,
@@ -105,7 +105,7 @@ struct Sample {
 }
 
 impl Sampler<'_> {
-    /// The rows of an input that belong to the sampled positions.
+    /// The rows of an input at the sampled positions.
     fn rows(&self, routed: Option<Routed<'_>>, rows: &Rows) -> Vec<f32> {
         let Some(routed) = routed else {
             return rows.select(self.positions).into_numbers();
@@ -155,11 +155,11 @@ impl Tap for Sampler<'_> {
 }
 
 impl<'a> Engine<'a> {
-    /// Runs chunks of tokens, all of one length, and keeps what every layer reads. What does not
-    /// fit into memory goes to a temporary file.
+    /// Runs chunks of tokens of equal length and stores the input of every layer; beyond the memory
+    /// limit in a temporary file.
     ///
     /// # Errors
-    /// As [`Engine::run`], and a temporary file that cannot be written.
+    /// Those of [`Engine::run`], and a temporary file that cannot be written.
     pub fn trace<'c>(
         &self,
         chunks: &'c [Vec<u32>],
@@ -181,8 +181,8 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Begins at the logits: draws labels and takes their gradient back to the last layer. `sample`
-    /// are the positions of each chunk that are sampled, rising.
+    /// Draws labels from the logits and propagates their gradient to the last layer's output.
+    /// `sample` holds the sampled positions of each chunk, ascending.
     ///
     /// # Errors
     /// Logits that are not finite, a temporary file that cannot be written, cancellation.
@@ -243,11 +243,11 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Goes on where a former process had come to: `kept` has how many layers were done and the
-    /// gradients behind them, as [`Backward::done`] and [`Backward::gradient`] gave them.
+    /// Resumes a backward pass of an earlier process: `kept` holds the number of layers done and
+    /// the gradients after them, as returned by [`Backward::done`] and [`Backward::gradient`].
     ///
     /// # Errors
-    /// If it does not fit the trace, or cannot be read.
+    /// If `kept` does not fit the trace, or cannot be read.
     pub fn backward_again<'e, 'c>(
         &'e self,
         trace: &'e Trace<'c>,
@@ -281,7 +281,7 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Room for the gradients of one layer's output.
+    /// Storage for the gradients of one layer's output.
     fn gradients(&self, trace: &Trace<'_>, draws: usize) -> Result<States> {
         let len = trace.positions * self.hyper.width();
         States::new(
@@ -293,12 +293,12 @@ impl<'a> Engine<'a> {
 }
 
 impl Backward<'_, '_> {
-    /// Layers that are done.
+    /// Number of layers done.
     pub fn done(&self) -> usize {
         self.engine.hyper.runs() - self.left
     }
 
-    /// How many gradients there are between two layers, and how many numbers each has.
+    /// Number of gradients between two layers, and length of each.
     pub fn shape(&self) -> [usize; 2] {
         [
             self.trace.chunks.len() * self.draws,
@@ -314,11 +314,10 @@ impl Backward<'_, '_> {
         self.gradients.copy(slot)
     }
 
-    /// Samples of the linears of the next layer towards the input; the number of the layer with
-    /// them.
+    /// The number of the next layer in reverse order, and samples of its linears.
     ///
     /// # Errors
-    /// A gradient that is not finite: the layer and the chunk are named.
+    /// A gradient that is not finite; the error names layer and chunk.
     pub fn layer(
         &mut self,
         progress: &dyn Progress,
@@ -362,7 +361,7 @@ impl Backward<'_, '_> {
         Ok(Some((number, linears.into_values().collect())))
     }
 
-    /// One chunk through one layer and back.
+    /// Propagates one chunk's gradient through one layer.
     fn chunk(
         &self,
         layer: &Layer,
@@ -402,7 +401,7 @@ impl Backward<'_, '_> {
             .unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The gradients of the embeddings, chunk by chunk; behind the last layer only.
+    /// Gradients of the embeddings, by chunk; valid after the last layer.
     ///
     /// # Errors
     /// A temporary file that cannot be read.
@@ -437,7 +436,7 @@ impl Backward<'_, '_> {
 }
 
 impl Trace<'_> {
-    /// What the head reads of a chunk: `[positions, hidden]`.
+    /// Input of the head for a chunk: `[positions, hidden]`.
     ///
     /// # Errors
     /// If the temporary file cannot be read.
@@ -446,15 +445,14 @@ impl Trace<'_> {
         Ok(Rows::new(hidden, engine.hyper.hidden))
     }
 
-    /// What a layer reads of a chunk, or, behind the last layer, what comes out: `[positions *
-    /// hidden]`.
+    /// Input of a layer for a chunk, or after the last layer its output: `[positions * hidden]`.
     pub(super) fn input(&self, layer: usize, chunk: usize) -> Result<Vec<f32>> {
         self.states.copy(layer * self.chunks.len() + chunk)
     }
 }
 
-/// The gradient of `ln p(label)` for logits: 1 at the label less the probabilities. `random` in
-/// `0..1` draws the label.
+/// The gradient of `ln p(label)` with respect to the logits: one-hot label minus the probabilities.
+/// `random` in `0..1` draws the label.
 fn label_gradient(logits: &[f32], random: f64) -> Vec<f32> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut gradient: Vec<f32> = logits.iter().map(|x| (x - max).exp()).collect();
@@ -466,7 +464,7 @@ fn label_gradient(logits: &[f32], random: f64) -> Vec<f32> {
     });
     let scale = (-1.0 / sum) as f32;
     gradient.iter_mut().for_each(|e| *e *= scale);
-    // Rounding can leave a last crumb: it belongs to the last token that has any probability.
+    // Rounding can leave a remainder: it goes to the last token with a nonzero probability.
     let label = label.or_else(|| gradient.iter().rposition(|e| *e != 0.0));
     if let Some(label) = label {
         gradient[label] += 1.0;
@@ -475,7 +473,7 @@ fn label_gradient(logits: &[f32], random: f64) -> Vec<f32> {
 }
 
 impl Labels {
-    /// A number in `0..1` for a draw at a position of a chunk.
+    /// A random number in `0..1` for one draw at a position of a chunk.
     fn random(&self, chunk: usize, position: usize, draw: usize) -> f64 {
         let key = [chunk, position, draw]
             .iter()
@@ -497,7 +495,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_follow_the_distribution_and_gradients_sum_to_nothing() {
+    fn labels_follow_the_distribution_and_gradients_sum_to_zero() {
         let logits = [0.5f32, -1.0, 2.0, f32::MIN];
         let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
         let labels = Labels { draws: 2, seed: 3 };

@@ -1,5 +1,5 @@
 //! Products with weights by candle: on CUDA and Metal devices, or on the CPU by MKL or Accelerate.
-//! All else is computed by the CPU, which activations go to and from with every product.
+//! The CPU computes the rest; activations are copied for each product.
 
 use super::device::{Backend, Uploaded};
 use super::rows::Rows;
@@ -7,13 +7,13 @@ use super::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
-/// A device of candle's.
+/// A candle device.
 pub(super) struct Candle(Device);
 
 struct Weights(Vec<Tensor>);
 
 impl Candle {
-    /// The CPU, by the library that candle is built with.
+    /// The CPU backend of candle's BLAS library.
     #[cfg(any(test, feature = "mkl", feature = "accelerate"))]
     pub(super) fn cpu() -> Arc<dyn Backend> {
         Arc::new(Candle(Device::Cpu))
@@ -61,7 +61,7 @@ mod tests {
     use crate::model::ops::tests::random;
 
     #[test]
-    fn products_are_those_of_the_cpu() {
+    fn products_match_the_cpu() {
         let (x, w) = (Rows::new(random(5 * 7, 1), 7), random(2 * 3 * 7, 2));
         let uploaded = Candle::cpu().upload(&w, [3, 7]).unwrap();
         for (matrix, w) in w.chunks_exact(3 * 7).enumerate() {

@@ -1,21 +1,21 @@
-//! Where products with weights are computed: on the CPU by our own code, or behind a [`Backend`]
-//! that a feature of the build brings.
+//! The device of products with weights: the CPU with our own kernels, or a [`Backend`] enabled by a
+//! build feature.
 
 use super::Result;
 use super::rows::Rows;
 use std::fmt;
 use std::sync::Arc;
 
-/// What multiplies activations by weights instead of the CPU.
+/// A library or accelerator that multiplies activations by weights.
 pub trait Backend: Send + Sync {
-    /// Takes the weights of one or more matrices `[rows, columns]` that follow each other.
+    /// Uploads the weights of one or more consecutive matrices `[rows, columns]`.
     ///
     /// # Errors
-    /// If there is no room for them.
+    /// If the device has too little memory.
     fn upload(&self, weights: &[f32], shape: [usize; 2]) -> Result<Arc<dyn Uploaded>>;
 }
 
-/// Weights that a [`Backend`] has taken.
+/// Weights on a [`Backend`].
 pub trait Uploaded: Send + Sync {
     /// The product of activations with one of the matrices.
     ///
@@ -24,7 +24,7 @@ pub trait Uploaded: Send + Sync {
     fn product(&self, matrix: usize, x: &Rows) -> Result<Rows>;
 }
 
-/// Where products with weights are computed.
+/// The device of products with weights.
 #[derive(Clone)]
 pub struct Device {
     name: String,
@@ -38,7 +38,7 @@ impl fmt::Debug for Device {
 }
 
 impl Default for Device {
-    /// The CPU: by the library of the features `mkl` and `accelerate`, else by our own code.
+    /// The CPU: with MKL or Accelerate if built with their features, else our own kernels.
     fn default() -> Device {
         #[cfg(any(feature = "mkl", feature = "accelerate"))]
         let backend = Some(super::candle::Candle::cpu());
@@ -52,7 +52,7 @@ impl Default for Device {
 }
 
 impl Device {
-    /// Whether products are computed by our own code.
+    /// True if our own kernels compute the products.
     pub(super) fn is_own(&self) -> bool {
         self.backend.is_none()
     }
@@ -69,11 +69,11 @@ impl Device {
     }
 }
 
-/// The device of a name: `cpu`, `cuda` or `cuda:1`, `metal` or `metal:1`.
+/// Parses a device name: `cpu`, `cuda` or `cuda:1`, `metal` or `metal:1`.
 ///
 /// # Errors
-/// A name that is none of these, a device that this build lacks (the error names the feature to
-/// build with), a device that this computer lacks.
+/// An unknown name, a device missing in this build (the error names the feature to build with), or
+/// a device missing in this computer.
 pub fn device(name: &str) -> std::result::Result<Device, String> {
     let (kind, number) = name.split_once(':').unwrap_or((name, "0"));
     let unknown =
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unknown_and_missing_devices_have_their_own_messages() {
+    fn unknown_and_missing_devices_have_distinct_messages() {
         assert_eq!(device("cpu").unwrap().name, "Cpu");
         for name in [
             "", "gpu", "cpu:1", "cuda:", "cuda:x", "metal:-1", "cuda:0:1",

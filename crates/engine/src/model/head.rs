@@ -1,4 +1,4 @@
-//! From hidden activations to logits: the last norm and the output matrix.
+//! The output head: final norm and output matrix.
 
 use super::Hyper;
 use super::linear::{Linear, Norm, Pass};
@@ -11,22 +11,22 @@ use quantier_arch::LinearId;
 use quantier_core::progress::Silent;
 use quantier_round::matrix::{View, multiply};
 
-/// From hidden activations to logits.
+/// Output head: from hidden activations to logits.
 pub struct Head<'e> {
     hyper: &'e Hyper,
     norm: Option<Norm>,
     output: Output<'e>,
-    /// What the products with the output matrix are multiplied by, if not 1.
+    /// Factor of the products with the output matrix, if not 1.
     scale: Option<f32>,
-    /// Added to them.
+    /// Bias of the logits.
     bias: Option<Vec<f32>>,
 }
 
 enum Output<'e> {
-    /// Widened for good.
+    /// Widened once.
     Whole(Linear),
-    /// Some rows at a time, for a memory that the whole would take too much of. Every call widens
-    /// all of them again.
+    /// Widened in bands of rows on every call, where the whole matrix exceeds its share of the
+    /// memory.
     Bands {
         id: LinearId,
         weights: &'e Weights<'e>,
@@ -37,16 +37,16 @@ enum Output<'e> {
     },
 }
 
-/// What part of the memory allowed the widened output matrix may take; `kld` has two of them at a
-/// time.
+/// The memory limit divided by this bounds the widened output matrix; `kld` holds two at a time.
 const PART_OF_MEMORY: u64 = 3;
-/// What part of it the bands of all threads take together, where the whole takes too much.
+/// The memory limit divided by this bounds the bands of all threads, where the whole matrix is too
+/// large.
 const PART_OF_BANDS: u64 = 8;
-/// The fewest rows of a band: so many that the product is still a good one.
+/// Minimum rows per band: enough for an efficient product.
 const LEAST_BAND: usize = 64;
 
 impl Engine<'_> {
-    /// Bytes that the output matrix takes when it is widened, as far as that is done at a time.
+    /// Bytes of the widened output matrix, or of the bands that are widened at a time.
     pub fn head_bytes(&self) -> u64 {
         let row = self.hyper.hidden as u64 * 4;
         match self.band() {
@@ -60,7 +60,7 @@ impl Engine<'_> {
         (self.pool.current_num_threads() * LOGIT_ROWS * self.vocabulary() * 4) as u64
     }
 
-    /// Rows of the output matrix that a thread widens at a time, if the whole is too large.
+    /// Rows per band and thread, if the whole matrix is too large.
     fn band(&self) -> Option<usize> {
         let row = (self.hyper.hidden as u64 * 4).max(1);
         let limit = self.max_memory.filter(|_| self.weights.device().is_own())?;
@@ -71,11 +71,11 @@ impl Engine<'_> {
         Some((rows as usize).max(LEAST_BAND))
     }
 
-    /// Widens the last norm and the output matrix, unless that takes too much of the memory
-    /// allowed.
+    /// Widens the final norm and the output matrix, or only the norm if the matrix exceeds its
+    /// share of the memory.
     ///
     /// # Errors
-    /// Tensors that are missing or of the wrong shape, or cannot be read.
+    /// Tensors that are missing, have the wrong shape or cannot be read.
     pub fn head(&self) -> Result<Head<'_>> {
         let (hyper, rows, name) = (&self.hyper, self.vocabulary(), self.output_name());
         self.pool.install(|| {
@@ -108,14 +108,14 @@ impl Engine<'_> {
 }
 
 impl Head<'_> {
-    /// The output matrix's input: hidden activations `[rows, hidden]`, normalized.
+    /// Input of the output matrix: normalized hidden activations `[rows, hidden]`.
     pub fn normalized(&self, hidden: &Rows) -> Rows {
         self.norm
             .as_ref()
             .map_or_else(|| hidden.clone(), |norm| norm.of(hidden))
     }
 
-    /// The logit that a product with a row of the output matrix becomes, and its derivative.
+    /// The logit of a product with a row of the output matrix, and its derivative.
     pub fn bend(&self, row: usize, product: f32) -> (f32, f32) {
         let factor = self.scale.unwrap_or(1.0);
         let bias = self.bias.as_ref().map_or(0.0, |bias| bias[row]);
@@ -130,8 +130,8 @@ impl Head<'_> {
         }
     }
 
-    /// The gradient of hidden activations `[rows, hidden]`, of that of their logits: `[rows,
-    /// vocabulary]` each.
+    /// The gradient of hidden activations `[rows, hidden]`, given the logits and their gradient:
+    /// `[rows, vocabulary]` each.
     pub(super) fn derivative(
         &self,
         hidden: &Rows,
@@ -168,8 +168,8 @@ impl Head<'_> {
         Ok(of_input)
     }
 
-    /// Logits `[rows, vocabulary]` of hidden activations `[rows, hidden]` of a chunk, on the
-    /// calling thread.
+    /// Logits `[rows, vocabulary]` of a chunk's hidden activations `[rows, hidden]`, computed on
+    /// the calling thread.
     ///
     /// # Errors
     /// If the output matrix cannot be read, or a device fails.
@@ -214,8 +214,8 @@ impl Head<'_> {
         Ok(logits)
     }
 
-    /// Shows the output matrix band by band of rows, with the number of the band's first row;
-    /// nothing if it is widened for good.
+    /// Calls `show` with each band of rows of the output matrix and its first row number; never if
+    /// the matrix is widened whole.
     fn bands(&self, mut show: impl FnMut(usize, &[f32])) -> Result<()> {
         let Output::Bands {
             weights,

@@ -1,4 +1,4 @@
-//! A layer with its weights: blocks of mixers on the residual stream.
+//! Widened layers: blocks of mixers on the residual stream.
 
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
@@ -22,17 +22,17 @@ use quantier_arch::{Activation, Norm as NormKind};
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// What passes from one layer to the next, of one chunk.
+/// Activations of one chunk between layers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Bundle {
     /// The residual stream: `[positions, hidden]`.
     pub stream: Rows,
-    /// What the first layer carries to all others: `[positions, hidden]`; None if it is nothing.
+    /// Output of the first layer that all others read: `[positions, hidden]`; None in most models.
     pub carried: Option<Rows>,
 }
 
 impl Bundle {
-    /// The stream alone.
+    /// A bundle with the stream only.
     pub(super) fn of(stream: Rows) -> Bundle {
         Bundle {
             stream,
@@ -40,7 +40,7 @@ impl Bundle {
         }
     }
 
-    /// Of rows that have the stream of this length in front of what is carried.
+    /// Splits rows into the stream, `hidden` columns, and the carried columns after it.
     pub(super) fn new(rows: Rows, hidden: usize) -> Bundle {
         if rows.columns() == hidden {
             return Bundle::of(rows);
@@ -51,7 +51,7 @@ impl Bundle {
         }
     }
 
-    /// Both, side by side.
+    /// Stream and carried columns side by side.
     pub(super) fn into_rows(self) -> Rows {
         match &self.carried {
             Some(carried) => Rows::beside(&[&self.stream, carried]),
@@ -59,7 +59,7 @@ impl Bundle {
         }
     }
 
-    /// Takes what a mixer that makes something to carry has put in front of its output.
+    /// Splits the output of a mixer that writes the carried columns: they come first.
     fn take_carried(&mut self, y: Rows) -> Rows {
         let hidden = self.stream.columns();
         self.carried = Some(y.columns_range(0..y.columns() - hidden));
@@ -67,13 +67,13 @@ impl Bundle {
     }
 }
 
-/// A layer, widened.
+/// A widened layer.
 #[derive(Clone)]
 pub(super) struct Layer {
     blocks: Vec<Block>,
-    /// Of the stream behind them.
+    /// Norm of the stream after the blocks.
     norm: Option<Norm>,
-    /// The stream is multiplied by this behind them.
+    /// Factor of the stream after the blocks.
     scale: f32,
 }
 
@@ -92,7 +92,7 @@ struct Branch {
     carry: Carry,
 }
 
-/// A stage of a layer.
+/// The position of a stage in a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub block: usize,
@@ -100,37 +100,36 @@ pub(super) struct Place {
     pub stage: usize,
 }
 
-/// A chunk within a layer, in front of a stage.
+/// The state of a chunk before a stage.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Between {
-    /// As it was in front of the stage's block.
+    /// The bundle before the stage's block.
     pub bundle: Bundle,
-    /// What the branches before the stage's in the same block have made; None if there are none.
+    /// Sum of the outputs of the block's earlier branches; None before the first.
     pub mixed: Option<Rows>,
-    /// The stage's input; None if it is the first one of a mixer, whose input follows from the
-    /// stream.
+    /// The stage's input; None for the first stage of a mixer, whose input follows from the stream.
     pub input: Option<Rows>,
 }
 
-/// What the derivative of a layer needs.
+/// Values that the derivative of a layer needs.
 pub(super) struct LayerTape<'l> {
     blocks: Vec<BlockTape<'l>>,
-    /// The stream in front of the norm behind them, if there is one.
+    /// The stream before the norm after the blocks, if there is one.
     unnormalized: Option<Rows>,
 }
 
 struct BlockTape<'l> {
     block: &'l Block,
-    /// The stream in front of the block.
+    /// The stream before the block.
     stream: Rows,
     branches: Vec<BranchTape<'l>>,
-    /// What the branches made, if a norm is behind them.
+    /// Sum of the branches' outputs, if a norm follows.
     mixed: Option<Rows>,
 }
 
 #[derive(Default)]
 struct BranchTape<'l> {
-    /// The mixer's input; None where it is the stream.
+    /// The mixer's input; None if it is the stream.
     normalized: Option<Rows>,
     mixer: Tape<'l>,
 }
@@ -151,7 +150,7 @@ impl Layer {
         })
     }
 
-    /// From the bundle in front of the layer to that behind it.
+    /// From the bundle before the layer to the bundle after it.
     pub(super) fn forward(&self, mut bundle: Bundle, pass: &Pass<'_>) -> Result<Bundle> {
         for block in &self.blocks {
             let y = block.mix(&mut bundle, pass, None)?;
@@ -168,7 +167,7 @@ impl Layer {
         scale(stream.numbers_mut(), self.scale);
     }
 
-    /// The same, with what [`Layer::backward`] needs.
+    /// [`Layer::forward`], and the tape for [`Layer::backward`].
     pub(super) fn record<'l>(
         &'l self,
         mut bundle: Bundle,
@@ -196,8 +195,8 @@ impl Layer {
         Ok((bundle, tape))
     }
 
-    /// The derivative: from the gradient of the bundle behind the layer to that in front of it. The
-    /// tap sees the output gradient of every linear.
+    /// Derivative: from the gradient of the bundle after the layer to that of the bundle before it.
+    /// The tap sees the output gradient of every linear.
     pub(super) fn backward(
         &self,
         tape: &LayerTape<'_>,
@@ -212,7 +211,7 @@ impl Layer {
         tapes.try_fold(gradient, |gradient, tape| tape.backward(gradient, pass))
     }
 
-    /// The stages in their order.
+    /// All stages in execution order.
     pub(super) fn places(&self) -> Vec<Place> {
         let mut places = Vec::new();
         for (block, of_block) in self.blocks.iter().enumerate() {
@@ -234,7 +233,7 @@ impl Layer {
         mixer.stages().swap_remove(place.stage)
     }
 
-    /// Puts other weights into linears of a stage.
+    /// Replaces weights of a stage's linears.
     pub(super) fn replace(&mut self, place: Place, replaced: Vec<Replaced>) {
         let mixer = &mut self.blocks[place.block].branches[place.branch].mixer;
         let stage = mixer.stages_mut().swap_remove(place.stage);
@@ -253,7 +252,7 @@ impl Layer {
         }
     }
 
-    /// What the linears of a stage read.
+    /// Input of a stage's linears.
     pub(super) fn input_of_linears(&self, place: Place, at: &Between) -> Rows {
         let input = self.input(place, at);
         match self.linears(place).linears.first() {
@@ -264,13 +263,13 @@ impl Layer {
         }
     }
 
-    /// The length of a row of a stage's input.
+    /// Row length of a stage's input.
     pub(super) fn columns(&self, place: Place) -> Option<usize> {
         let mixer = &self.blocks[place.block].branches[place.branch].mixer;
         mixer.columns(place.stage)
     }
 
-    /// Takes a chunk through one stage.
+    /// Runs one stage on a chunk.
     pub(super) fn step(&self, place: Place, mut at: Between, pass: &Pass<'_>) -> Result<Between> {
         let block = &self.blocks[place.block];
         let mixer = &block.branches[place.branch].mixer;
@@ -315,7 +314,7 @@ impl Block {
         })
     }
 
-    /// The sum of what the branches make of the stream. Takes what one of them makes to carry.
+    /// The sum of the branches' outputs. Stores the carried columns if a branch writes them.
     fn mix<'b>(
         &'b self,
         bundle: &mut Bundle,
@@ -345,7 +344,7 @@ impl Block {
         Ok(sum.unwrap_or_default())
     }
 
-    /// The norm in front of the first branch.
+    /// The norm before the first branch.
     fn first_norm(&self) -> Option<&Norm> {
         self.branches.first()?.norm.as_ref()
     }
@@ -391,7 +390,7 @@ impl Branch {
         })
     }
 
-    /// What the mixer reads.
+    /// Input of the mixer.
     fn input<'s>(&self, bundle: &'s Bundle) -> Cow<'s, Rows> {
         let input = match &self.norm {
             Some(norm) => Cow::Owned(norm.of(&bundle.stream)),
@@ -428,7 +427,7 @@ impl BlockTape<'_> {
         for (branch, tape) in block.branches.iter().zip(&self.branches).rev() {
             let (mixer, mut dy) = (&branch.mixer, of_mixed.clone());
             if branch.carry == Carry::Makes {
-                // Nothing reads what stood in its place before.
+                // Nothing reads the former content of the carried columns.
                 let zeros = Rows::zeros(dy.len(), dy.columns());
                 let made = of_carried.replace(zeros.clone()).unwrap_or(zeros);
                 dy = Rows::beside(&[&made, &dy]);
@@ -458,7 +457,6 @@ impl BlockTape<'_> {
     }
 }
 
-/// A norm, where there is one.
 fn norm(weights: &Weights<'_>, spec: &Option<spec::NormSpec>) -> Result<Option<Norm>> {
     spec.as_ref().map(|spec| weights.norm(spec)).transpose()
 }
@@ -599,7 +597,7 @@ fn delta_net(weights: &Weights<'_>, spec: &DeltaSpec) -> Result<DeltaNet> {
     let numbers = spec.numbers;
     let heads = numbers.value_heads;
     let length = numbers.key_length;
-    // Several are of queries, keys and values, which are equally long then.
+    // Several kernels are those of queries, keys and values, which have equal lengths then.
     let channels = numbers.channels() / spec.convolutions.len();
     let convolutions = spec.convolutions.iter();
     let convolutions: Result<Vec<_>> = convolutions
@@ -630,7 +628,7 @@ fn delta_net(weights: &Weights<'_>, spec: &DeltaSpec) -> Result<DeltaNet> {
             None => Decay::Softplus(decay),
         },
         kernels: convolutions?.concat(),
-        // The root mean square of a head of length 1 is the root of its share.
+        // For a head of length 1, the root mean square is the square root of 1 / length.
         unit: Norm {
             kind: NormKind::Rms,
             epsilon: spec.epsilon / length as f32,
@@ -715,7 +713,7 @@ fn lightning(weights: &Weights<'_>, spec: &LightningSpec) -> Result<Lightning> {
     })
 }
 
-/// The factors of a matrix of low rank, with an activation between them.
+/// The factors of a low-rank matrix with an activation between them.
 fn ranks(
     weights: &Weights<'_>,
     [first, second]: &[LinearSpec; 2],
@@ -730,7 +728,7 @@ fn ranks(
 }
 
 fn wkv6(weights: &Weights<'_>, spec: &Wkv6Spec) -> Result<Wkv6> {
-    /// Mixes of a position with the one before.
+    /// Number of token-shift mixes.
     const MIXES: usize = 5;
     let numbers = spec.numbers;
     let channels = numbers.channels();
@@ -761,7 +759,7 @@ fn wkv6(weights: &Weights<'_>, spec: &Wkv6Spec) -> Result<Wkv6> {
 }
 
 fn wkv7(weights: &Weights<'_>, spec: &Wkv7Spec) -> Result<Wkv7> {
-    /// The least length by which keys are divided.
+    /// Lower bound of the length by which keys are divided.
     const LEAST: f32 = 1e-12;
     let numbers = spec.numbers;
     let (channels, length) = (numbers.channels(), numbers.length);
@@ -775,7 +773,7 @@ fn wkv7(weights: &Weights<'_>, spec: &Wkv7Spec) -> Result<Wkv7> {
     let gate = spec.gate.as_ref();
     let gate = gate.map(|gate| ranks(weights, gate, Some(Activation::Sigmoid)));
     let values = spec.values.as_ref().map(|values| rank(values, None));
-    // Of receptance, decay, key, value and rate, and perhaps of the gate.
+    // Of receptance, decay, key, value and rate, and of the gate if there is one.
     let mixes = 5 + usize::from(spec.gate.is_some());
     Ok(Wkv7 {
         numbers,
@@ -792,7 +790,7 @@ fn wkv7(weights: &Weights<'_>, spec: &Wkv7Spec) -> Result<Wkv7> {
             weights.linear(&spec.key)?,
             weights.linear(&spec.value)?,
         ]),
-        // The root mean square of a head of length 1 is the root of its share.
+        // For a head of length 1, the root mean square is the square root of 1 / length.
         unit: Norm {
             kind: NormKind::Rms,
             epsilon: LEAST * LEAST / length as f32,
@@ -913,7 +911,7 @@ mod tests {
         }
     }
 
-    /// One block with a norm and a matrix, and a norm behind it.
+    /// One block with a norm and a matrix, followed by a norm.
     fn layer() -> Layer {
         Layer {
             blocks: vec![block(vec![branch(1)], Residual::Stream)],
@@ -936,7 +934,8 @@ mod tests {
         Bundle::of(Rows::new(x.to_vec(), HIDDEN))
     }
 
-    /// Compares the derivative of a layer with differences, and its forward pass with its steps.
+    /// Compares the derivative of a layer with finite differences, and its forward pass with its
+    /// stages.
     fn check(layer: &Layer) {
         let at = random(3 * HIDDEN, 4);
         let forward = |x: &[Vec<f32>]| {
@@ -960,12 +959,12 @@ mod tests {
     }
 
     #[test]
-    fn the_norm_behind_the_blocks_has_a_derivative_and_is_the_last_step() {
+    fn norm_after_blocks_has_a_derivative_and_runs_last() {
         check(&layer());
     }
 
     #[test]
-    fn blocks_add_to_the_stream_or_to_what_their_first_mixer_reads() {
+    fn residuals_add_to_the_stream_or_to_the_first_mixers_input() {
         for residual in [Residual::Stream, Residual::Normalized(1.6)] {
             let two = || vec![branch(1), branch(11)];
             check(&Layer {

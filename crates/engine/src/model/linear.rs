@@ -1,4 +1,4 @@
-//! Linear layers and norms with their weights, and what a chunk's pass through them needs.
+//! Linear layers and norms with their weights, and the context of a chunk's pass.
 
 use super::device::Uploaded;
 use super::ops::elementwise::{add, add_bias, scale};
@@ -10,60 +10,60 @@ use quantier_arch::{LinearId, Norm as NormKind};
 use quantier_core::progress::Progress;
 use std::sync::Arc;
 
-/// A weight matrix that multiplies activations, or one for each expert or head, in f32.
+/// A weight matrix that multiplies activations, or one per expert or head, in f32.
 #[derive(Clone)]
 pub(super) struct Linear {
-    /// Its place in the model's catalog.
+    /// Id in the model's catalog.
     pub id: LinearId,
-    /// The tensor's name.
+    /// Name of the tensor.
     pub name: String,
     /// `[experts, rows, columns]`.
     pub weights: Arc<Vec<f32>>,
-    /// More than one only for experts and heads.
+    /// More than one for experts and heads only.
     pub experts: usize,
     pub columns: usize,
-    /// What the products are multiplied by, before the bias: `[experts]`.
+    /// Factors of the products, applied before the bias: `[experts]`.
     pub scales: Option<Vec<f32>>,
     /// `[experts, rows]`.
     pub bias: Option<Vec<f32>>,
-    /// The same weights on a device that multiplies instead of the CPU.
+    /// The same weights on a device, if one multiplies instead of the CPU.
     pub uploaded: Option<Arc<dyn Uploaded>>,
 }
 
 impl Linear {
-    /// Puts other weights in place of these, on the CPU.
+    /// Replaces the weights, on the CPU.
     pub(super) fn replace(&mut self, weights: Arc<Vec<f32>>) {
         (self.weights, self.uploaded) = (weights, None);
     }
 
-    /// What the products of one expert are multiplied by.
+    /// Factor of the products of one expert.
     pub(super) fn scale_of(&self, expert: usize) -> Option<f32> {
         let scale = self.scales.as_ref().map(|scales| scales[expert]);
         scale.filter(|scale| *scale != 1.0)
     }
 
-    /// The weights of one expert; 0 for a matrix that is alone.
+    /// Weights of one expert; `expert` is 0 for a single matrix.
     fn of_expert(&self, expert: usize) -> &[f32] {
         let each = self.weights.len() / self.experts;
         &self.weights[expert * each..][..each]
     }
 }
 
-/// A norm. One without weights in the file has ones.
+/// A norm. Weights missing in the file are ones.
 #[derive(Clone, Debug)]
 pub(super) struct Norm {
     pub kind: NormKind,
     pub epsilon: f32,
     /// `[groups, len]`: several groups if each head has its own weights.
     pub weight: Vec<f32>,
-    /// As long; zeros for none.
+    /// As long as the weights; zeros if the norm has no bias.
     pub bias: Vec<f32>,
-    /// Numbers that are normalized together.
+    /// Length of a normalized group.
     pub len: usize,
 }
 
 impl Norm {
-    /// Normalizes rows that are as long as the weights, or parts of them.
+    /// Normalizes rows as long as the weights, or parts of such rows.
     pub(super) fn apply(&self, x: &mut [f32]) {
         let norm = |x: &mut [f32], weight: &[f32], bias: &[f32]| match self.kind {
             NormKind::Rms => {
@@ -86,7 +86,7 @@ impl Norm {
         }
     }
 
-    /// The derivative at `x`: `g` becomes the gradient of `x`.
+    /// Derivative at `x`: turns the output gradient `g` into the gradient of `x`.
     pub(super) fn derivative(&self, x: &[f32], g: &mut [f32]) {
         let centred = self.kind == NormKind::Layer;
         let derive = |x: &[f32], g: &mut [f32], weight: &[f32]| {
@@ -105,7 +105,7 @@ impl Norm {
         }
     }
 
-    /// The same rows, normalized.
+    /// Normalized copy of the rows.
     pub(super) fn of(&self, x: &Rows) -> Rows {
         let mut x = x.clone();
         self.apply(x.numbers_mut());
@@ -113,22 +113,22 @@ impl Norm {
     }
 }
 
-/// One chunk on its way through a layer.
+/// The pass of one chunk through a layer.
 #[derive(Clone, Copy)]
 pub(super) struct Pass<'a> {
     pub chunk: usize,
-    /// Watches.
+    /// Observer of the linears.
     pub tap: Option<&'a dyn Tap>,
-    /// Whether tapes will be used.
+    /// True if tapes are recorded.
     pub recording: bool,
-    /// Threads that one product may take.
+    /// Threads per product.
     pub split: usize,
-    /// May ask to stop: heard before each product.
+    /// Checked for cancellation before each product.
     pub progress: &'a dyn Progress,
 }
 
 impl Pass<'_> {
-    /// Shows the input of some linears; of an expert's, with the expert.
+    /// Shows the input of some linears to the tap; with `routed`, that of one expert.
     pub(super) fn input(
         &self,
         linears: &[&Linear],
@@ -148,12 +148,12 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// The product with a linear's weights, times its scale if it has one, plus its bias.
+    /// The product with a linear's weights, times its scale, plus its bias.
     pub(super) fn times(&self, linear: &Linear, x: &Rows) -> Result<Rows> {
         self.times_expert(linear, 0, x)
     }
 
-    /// The same with one expert's weights.
+    /// [`Pass::times`] with the weights of one expert.
     pub(super) fn times_expert(&self, linear: &Linear, expert: usize, x: &Rows) -> Result<Rows> {
         self.go_on()?;
         let mut y = match &linear.uploaded {
@@ -170,13 +170,13 @@ impl Pass<'_> {
         Ok(y)
     }
 
-    /// The derivative of [`Pass::times`]: adds the gradient of the input to `dx`. The tap sees the
-    /// gradient of the product before the scale, to which the stored weights belong.
+    /// Derivative of [`Pass::times`]: adds the gradient of the input to `dx`. The tap sees the
+    /// gradient before the scale, which is the output gradient of the stored weights.
     pub(super) fn back(&self, linear: &Linear, g: &Rows, dx: &mut Rows) -> Result<()> {
         self.back_expert(linear, None, g, dx)
     }
 
-    /// The derivative of [`Pass::times_expert`].
+    /// Derivative of [`Pass::times_expert`].
     pub(super) fn back_expert(
         &self,
         linear: &Linear,

@@ -1,15 +1,15 @@
-//! The forward pass: a decoder described by data, layer by layer over all chunks, each weight
+//! The forward pass: a decoder described by data, run layer by layer over all chunks, each weight
 //! widened once.
 //!
 //! ```text
-//! Engine::new      the metadata's numbers, and where the tensors are
-//! Engine::run      for each layer: widen it, then every chunk through it, side by side; -> Hidden
-//! Engine::head     the last norm and the output matrix: hidden activations -> logits
+//! Engine::new      hyperparameters from the metadata, and the model's tensors
+//! Engine::run      for each layer: widen it, run every chunk through it in parallel; -> Hidden
+//! Engine::head     final norm and output matrix: hidden activations -> logits
 //! ```
 //!
-//! Weights of any type are dequantized by our own code and multiplied in f32, so that what is
-//! measured is the weights alone. Results do not depend on how many chunks there are or on the
-//! order in which they are computed.
+//! Weights of any type are dequantized by our own code and multiplied in f32, so that measured
+//! differences come from the weights alone. Results do not depend on the number of chunks or on
+//! their order of computation.
 
 pub mod backward;
 #[cfg(feature = "candle")]
@@ -53,19 +53,19 @@ pub use rows::Rows;
 pub use sequential::SequentialRounder;
 pub use weights::Replaced;
 
-/// Rows of hidden activations that are turned into logits at a time.
+/// Rows of hidden activations per block of logits.
 pub const LOGIT_ROWS: usize = 64;
 
-/// Why a model could not be run.
+/// Errors of a run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The model is not one that can be run.
+    /// The model is not supported, or is damaged.
     #[error("{0}")]
     Model(String),
-    /// A file, or a snapshot, could not be read.
+    /// A file or a snapshot could not be read.
     #[error(transparent)]
     Format(#[from] quantier_gguf::Error),
-    /// Activations are not numbers any more.
+    /// Activations are not finite.
     #[error(
         "layer {layer}, chunk {chunk}: the activations are not finite; the model is damaged, or its numbers are too \
          large for f32"
@@ -76,7 +76,7 @@ pub enum Error {
         /// The chunk, counted from 0.
         chunk: usize,
     },
-    /// A gradient is no number any more.
+    /// A gradient is not finite.
     #[error(
         "layer {layer}, chunk {chunk}: the gradients are not finite; choose types by --score imatrix, which needs none"
     )]
@@ -86,7 +86,7 @@ pub enum Error {
         /// The chunk, counted from 0.
         chunk: usize,
     },
-    /// The temporary file for activations failed.
+    /// The temporary file for activations could not be written or read.
     #[error(
         "the temporary file for activations: {0}; see that TMPDIR has room, or raise --max-memory"
     )]
@@ -94,13 +94,13 @@ pub enum Error {
     /// A device failed.
     #[error("computing: {0}")]
     Device(String),
-    /// Stopped from outside.
+    /// Cancelled.
     #[error("stopped")]
     Cancelled,
 }
 
 impl Error {
-    /// Whether the same run, started again, would come to the same end.
+    /// True if a repeated run would fail in the same way.
     pub fn is_final(&self) -> bool {
         !matches!(self, Error::Cancelled | Error::Spill(_) | Error::Format(_))
     }
@@ -116,7 +116,7 @@ pub struct LinearInput<'a> {
     pub chunk: usize,
     /// All linears that read these rows.
     pub linears: &'a [LinearId],
-    /// The expert or head that the rows are for; None if there is one matrix for all positions.
+    /// The expert or head that reads the rows; None for a linear of one matrix.
     pub routed: Option<Routed<'a>>,
     /// The activations.
     pub rows: &'a Rows,
@@ -129,47 +129,48 @@ pub struct OutputGradient<'a> {
     pub chunk: usize,
     /// The linear.
     pub linear: LinearId,
-    /// The expert or head that the rows are of; None if there is one matrix for all positions.
+    /// The expert or head of the output; None for a linear of one matrix.
     pub routed: Option<Routed<'a>>,
-    /// The gradient, row by row.
+    /// The gradient.
     pub rows: &'a Rows,
 }
 
-/// Positions that one expert sees, or one head, which sees all of them.
+/// Positions routed to one expert; for a head, all positions.
 #[derive(Clone, Copy, Debug)]
 pub struct Routed<'a> {
     /// The expert or head.
     pub expert: usize,
-    /// How many there are.
+    /// Number of experts or heads.
     pub experts: usize,
-    /// The position of each row, rising.
+    /// The position of each row, ascending.
     pub positions: &'a [u32],
 }
 
-/// Watches linears. Chunks come from several threads at a time, but those of one chunk always in
-/// the same order.
+/// Observes linears. Chunks call from several threads at a time, but the calls of one chunk keep
+/// their order.
 pub trait Tap: Sync {
-    /// Linears are about to read this input.
+    /// Called before linears multiply this input.
     fn input(&self, input: LinearInput<'_>);
 
-    /// The gradient has come back to this output.
+    /// Called with the output gradient of a linear.
     fn output_gradient(&self, _gradient: OutputGradient<'_>) {}
 
-    /// True if every expert is shown every position, in forward passes alone; the outputs of a layer
-    /// remain those of the routed positions.
+    /// True if every expert is to see every position, in forward passes only; the outputs of a
+    /// layer remain those of the routed positions.
     fn sees_all_experts(&self) -> bool {
         false
     }
 }
 
-/// Takes activations, or gives them, slot by slot: one slot per chunk.
+/// Stores the activations of a slot; one slot per chunk.
 pub type Put<'p> = &'p mut dyn FnMut(usize, Vec<f32>) -> Result<()>;
-/// Gives the activations of a slot.
+/// Returns the activations of a slot.
 pub type Get<'g> = &'g dyn Fn(usize) -> Result<Vec<f32>>;
 
-/// Watches a run, and may keep its state between two layers so that another process can go on.
+/// Observes a run, and may save its state between two layers for another process.
 pub trait Observer: Tap {
-    /// A chunk has left the layer. Chunks end about in their order. An error ends the run.
+    /// A chunk has left the layer. Chunks end in approximately ascending order. An error ends the
+    /// run.
     fn chunk_done(&self, _chunk: usize) -> Result<()> {
         Ok(())
     }
@@ -179,35 +180,35 @@ pub trait Observer: Tap {
         Ok(())
     }
 
-    /// How many layers a former run has done. If there are any, the activations `[positions,
-    /// hidden]` behind them are handed to `put`, those of every chunk.
+    /// Number of layers done by an earlier run. If it is not 0, the activations after them,
+    /// `[positions, hidden]` of every chunk, are passed to `put`.
     fn resume(&self, _put: Put<'_>) -> Result<usize> {
         Ok(0)
     }
 
-    /// So many layers are done: the time to keep the activations, which `get` gives. An error ends
-    /// the run.
+    /// Called when `done` layers are done: the activations can be saved now, and `get` returns
+    /// them. An error ends the run.
     fn keep(&self, _done: usize, _get: Get<'_>) -> Result<()> {
         Ok(())
     }
 }
 
-/// How a model is run.
+/// Settings of an engine.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Threads; 0 takes one per core.
+    /// Number of threads; 0 for one per core.
     pub threads: usize,
-    /// Bytes that weights and activations may take; activations beyond it go to a temporary file.
+    /// Limit in bytes for weights and activations; further activations go to a temporary file.
     pub max_memory: Option<u64>,
-    /// Where tensors are computed.
+    /// The device of products with weights.
     pub device: Device,
 }
 
-/// A model that can be run.
+/// A model, ready to run.
 pub struct Engine<'a> {
-    /// What its metadata says.
+    /// Hyperparameters from the metadata.
     pub hyper: Hyper,
-    /// What its forward pass is made of.
+    /// Structure of the forward pass.
     spec: Arc<ModelSpec>,
     weights: Weights<'a>,
     pool: Arc<rayon::ThreadPool>,
@@ -215,18 +216,18 @@ pub struct Engine<'a> {
     reserved: u64,
 }
 
-/// The activations behind the last layer, for some rows of every chunk.
+/// Activations after the last layer, for selected rows of every chunk.
 pub struct Hidden {
     states: States,
     rows: usize,
     width: usize,
-    /// Bytes that were kept in a temporary file meanwhile.
+    /// Bytes that were kept in a temporary file during the run.
     pub spilled_bytes: u64,
 }
 
-/// Refuses a model without tensors that its architecture needs; names them.
+/// Refuses a model without tensors that its architecture needs; the error lists them.
 fn check_complete(hyper: &Hyper, catalog: &Catalog) -> std::result::Result<(), String> {
-    /// Tensors that are named.
+    /// Maximum number of tensors listed.
     const NAMED: usize = 12;
     let missing = hyper.missing(catalog);
     if missing.is_empty() {
@@ -248,10 +249,11 @@ fn check_complete(hyper: &Hyper, catalog: &Catalog) -> std::result::Result<(), S
 }
 
 impl<'a> Engine<'a> {
-    /// Reads the metadata and checks that the architecture is known.
+    /// Reads the metadata and checks that the architecture is supported.
     ///
     /// # Errors
-    /// An unsupported architecture, missing or wrong metadata, missing tensors, no threads.
+    /// An unsupported architecture, missing or wrong metadata, missing tensors, or a failure to
+    /// start threads.
     pub fn new(input: &'a Input<'a>, options: &Options) -> Result<Engine<'a>> {
         let pool = threads::pool(options.threads).map_err(Error::Model)?;
         let hyper = Hyper::new(input.metadata()).map_err(Error::Model)?;
@@ -266,10 +268,10 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Looks for every tensor that a run needs, without reading any.
+    /// Checks presence and shapes of the tensors of a run, without reading any.
     ///
     /// # Errors
-    /// Tensors that are missing or of the wrong shape.
+    /// Tensors that are missing or have the wrong shape.
     pub fn check(&self) -> Result<()> {
         let weights = self.weights.shapes_only();
         let embedding = self.spec.embedding;
@@ -289,42 +291,41 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// The threads that this runs on.
+    /// The thread pool of the runs.
     pub fn pool(&self) -> &rayon::ThreadPool {
         &self.pool
     }
 
-    /// The number of tokens that the output matrix knows.
+    /// Number of rows of the output matrix.
     pub fn vocabulary(&self) -> usize {
         self.spec.output.rows
     }
 
-    /// The memory that this may use, in bytes; `None` for all of it.
+    /// Memory limit in bytes; `None` for no limit.
     pub fn max_memory(&self) -> Option<u64> {
         self.max_memory
     }
 
-    /// Leaves so many bytes of the memory to others from now on.
+    /// Reserves this part of the memory limit for the caller.
     pub fn reserve(&mut self, bytes: u64) {
         self.reserved = bytes;
     }
 
-    /// The catalog of the model.
+    /// The model's catalog.
     pub fn catalog(&self) -> &'a Catalog {
         self.weights.catalog()
     }
 
-    /// The tensor that makes logits.
+    /// Name of the output matrix.
     pub fn output_name(&self) -> &'static str {
         self.spec.output_name
     }
 
-    /// Runs chunks of tokens, all of one length, and keeps the activations of the rows `keep` of
-    /// each.
+    /// Runs chunks of tokens of equal length and keeps the activations of the rows `keep` of each.
     ///
     /// # Errors
-    /// Tensors that are missing or of the wrong shape, activations that are not finite, a token
-    /// outside of the vocabulary.
+    /// Tensors that are missing or have the wrong shape, activations that are not finite, a token
+    /// outside the vocabulary.
     pub fn run(
         &self,
         chunks: &[Vec<u32>],
@@ -359,8 +360,8 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// All layers over all chunks. Each chunk has one slot of `states`, or, where the input of
-    /// every layer is kept, one for each layer and one for what comes out.
+    /// Runs all layers over all chunks. `states` has one slot per chunk, or with `keep_inputs` one
+    /// per layer and chunk, followed by the outputs of the last layer.
     fn stream(
         &self,
         chunks: &[Vec<u32>],
@@ -441,12 +442,12 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Numbers of a slot as a bundle.
+    /// The bundle stored in a slot.
     fn bundle(&self, numbers: Vec<f32>) -> Bundle {
         Bundle::new(Rows::new(numbers, self.hyper.width()), self.hyper.hidden)
     }
 
-    /// A stream with zeros in place of what the first layer carries to all others.
+    /// Appends zeros for the columns that the first layer carries to all others.
     fn with_carried(&self, stream: Vec<f32>) -> Vec<f32> {
         let carried = self.hyper.carried();
         if carried == 0 {
@@ -457,32 +458,32 @@ impl<'a> Engine<'a> {
         Rows::beside(&[&stream, &carried]).into_numbers()
     }
 
-    /// The streams of numbers of a slot.
+    /// The stream stored in a slot.
     fn stream_of(&self, numbers: Vec<f32>) -> Vec<f32> {
         self.bundle(numbers).stream.into_numbers()
     }
 
-    /// Threads that one product may take when so many chunks run side by side.
+    /// Threads per product with `chunks` chunks in parallel.
     fn split(&self, chunks: usize) -> usize {
         (self.pool.current_num_threads() / chunks.max(1)).max(1)
     }
 
-    /// Bytes that activations between layers may take.
+    /// Memory for activations between layers, in bytes.
     fn layer_budget(&self, positions: usize) -> u64 {
         let working = self.weights.working_bytes(positions, self.hyper.hidden);
         let working = working * self.pool.current_num_threads() as u64;
         self.budget(self.weights.largest_layer(self.hyper.layers) + working)
     }
 
-    /// Bytes that activations may take beside weights of so many.
+    /// Memory for activations beside `weights` bytes of weights.
     fn budget(&self, weights: u64) -> u64 {
         self.max_memory.map_or(u64::MAX, |all| {
             all.saturating_sub(weights.saturating_add(self.reserved))
         })
     }
 
-    /// What the first layer reads of some tokens, with other numbers in rows of its tables:
-    /// `change` is given a table's name, the numbers of the rows, and the rows. `norm` is the
+    /// Embeddings of tokens, the first layer's input. `change` may overwrite rows of a table: it
+    /// gets the table's name, the row numbers, and the rows. `norm` is the
     /// [`Engine::embedding_norm`].
     fn embed<E: From<Error>>(
         &self,
@@ -497,7 +498,7 @@ impl<'a> Engine<'a> {
         Ok(x)
     }
 
-    /// The same in front of the norm behind the embeddings, if there is one.
+    /// [`Engine::embed`] before the norm.
     fn unnormalized_rows<E: From<Error>>(
         &self,
         tokens: &[u32],
@@ -521,7 +522,7 @@ impl<'a> Engine<'a> {
         Ok(x)
     }
 
-    /// The norm behind the embeddings.
+    /// The norm after the embeddings.
     fn embedding_norm(&self) -> Result<Option<Norm>> {
         let norm = self.spec.embedding_norm.as_ref();
         norm.map(|norm| self.weights.norm(norm)).transpose()
@@ -566,17 +567,17 @@ impl<'a> Engine<'a> {
 }
 
 impl Hidden {
-    /// Rows that are kept of every chunk.
+    /// Number of rows kept per chunk.
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Bytes of them that are in memory.
+    /// Bytes held in memory.
     pub(crate) fn memory_bytes(&self) -> u64 {
         self.states.memory_bytes()
     }
 
-    /// The rows of a chunk: `[rows, hidden]`.
+    /// Rows of a chunk: `[rows, hidden]`.
     ///
     /// # Errors
     /// If the temporary file cannot be read.
@@ -584,7 +585,7 @@ impl Hidden {
         Ok(Rows::new(self.states.copy(chunk)?, self.width))
     }
 
-    /// The same. They are gone from here afterwards.
+    /// Moves the rows of a chunk out; they are not available afterwards.
     ///
     /// # Errors
     /// If the temporary file cannot be read.

@@ -1,13 +1,13 @@
-//! The block behind the layers that predicts the token behind the next one (multi-token prediction),
-//! run as a draft is: over the tokens and the activations of the model itself.
+//! The block after the layers that predicts one further token (multi-token prediction), run as a
+//! draft model: over the tokens and the model's own activations.
 //!
 //! ```text
-//! position k    the embedding of its token, normalized, beside
-//!               the model's normalized activations of position k - 1, normalized once more
+//! position k    the embedding of its token, normalized, concatenated with
+//!               the model's normalized activations of position k - 1, normalized again
 //!               -> projection -> layer
 //! ```
 //!
-//! Nothing stands in front of the first position, which reads zeros, as in llama.cpp.
+//! The first position reads zeros in place of previous activations, as in llama.cpp.
 
 use super::layer::{Bundle, Layer};
 use super::linear::{Linear, Norm, Pass};
@@ -17,27 +17,27 @@ use super::{Engine, Error, Hidden, Observer, Result, Tap};
 use quantier_arch::spec::NextnSpec;
 use quantier_core::progress::{Progress, Unit};
 
-/// The block, widened.
+/// The widened block.
 struct Block {
     token_norm: Norm,
     hidden_norm: Norm,
     projection: Linear,
     layer: Layer,
-    /// The norm behind the model's last layer.
+    /// The norm after the model's last layer.
     model_norm: Option<Norm>,
 }
 
 impl Engine<'_> {
-    /// Whether there is a block for a further token that can be run.
+    /// True if the model has a multi-token prediction block that can be run.
     pub fn has_nextn(&self) -> bool {
         self.spec.nextn.is_some()
     }
 
-    /// Runs the block for a further token, if there is one, over chunks that have gone through all
-    /// layers; `hidden` has all of their rows. The observer sees the inputs of its linears.
+    /// Runs the multi-token prediction block, if there is one, over chunks that have passed all
+    /// layers; `hidden` holds all of their rows. The observer sees the inputs of its linears.
     ///
     /// # Errors
-    /// Tensors that are missing or of the wrong shape, activations that are not finite.
+    /// Tensors that are missing or have the wrong shape, activations that are not finite.
     pub fn run_nextn(
         &self,
         chunks: &[Vec<u32>],
@@ -99,8 +99,8 @@ impl Engine<'_> {
 }
 
 impl Block {
-    /// What the projection reads, of embeddings and of the activations behind the last layer: `[rows,
-    /// hidden]` both.
+    /// Input of the projection, from embeddings and activations after the last layer: `[rows,
+    /// hidden]` each.
     fn input(&self, mut tokens: Rows, hidden: &Rows) -> Rows {
         self.token_norm.apply(tokens.numbers_mut());
         let mut before = Rows::zeros(hidden.len(), hidden.columns());

@@ -1,10 +1,10 @@
-//! Chunks side by side, begun one after another.
+//! Parallel loops over chunks, started in ascending order.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Does `one` with 0, 1, .. `count` - 1 on the threads of the pool that it is called in. Each
-/// thread takes the next number, so that what must be put together in order waits for few others.
-/// After an error nothing new is begun, and that of the lowest number is returned.
+/// Calls `one` with 0, 1, .. `count` - 1 on the threads of the current pool. Each thread takes the
+/// next number, so that results to be combined in order wait for few others. After an error no
+/// further call starts.
 ///
 /// # Errors
 /// The error of the lowest number.
@@ -13,8 +13,8 @@ pub fn in_order<E: Send>(
     one: impl Fn(usize) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
     let next = AtomicUsize::new(0);
-    // One loop per thread, and not one per task: a thread that waits within `one` would take
-    // another task, and its own number would be the last to end.
+    // One loop per thread instead of one task per number: a thread that waits within `one` would
+    // take another task, and its own number would end last.
     let ended = rayon::broadcast(|_| {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -40,7 +40,7 @@ mod tests {
     use std::sync::Mutex;
 
     #[test]
-    fn every_number_once_and_none_after_an_error() {
+    fn each_number_runs_once_and_none_after_an_error() {
         for count in [0, 1, 2, 100] {
             let seen = Mutex::new(Vec::new());
             in_order::<()>(count, |n| {

@@ -1,11 +1,10 @@
-//! A part of the forward pass once more, with other weights in some tensors.
+//! Partial repetition of the forward pass with other weights.
 
 use super::backward::Trace;
 use super::{Engine, Hidden, LinearInput, Observer, Put, Replaced, Result, Tap};
 use quantier_core::progress::Progress;
 
-/// The observer that sees nothing and lets the run begin at the input of a layer, as a trace has
-/// it.
+/// An observer that starts the run at the input of a layer, taken from a trace.
 struct From<'t> {
     trace: &'t Trace<'t>,
     layer: usize,
@@ -26,10 +25,10 @@ impl Observer for From<'_> {
 }
 
 impl<'a> Engine<'a> {
-    /// The same model with other weights in some tensors. It runs on the same threads.
+    /// The same model with other weights in some tensors, on the same thread pool.
     ///
     /// # Errors
-    /// A tensor that the model has not, or as many weights as it has not.
+    /// An unknown tensor, or a wrong number of weights.
     pub fn replacing(&self, replaced: &[Replaced]) -> Result<Engine<'a>> {
         Ok(Engine {
             hyper: self.hyper.clone(),
@@ -41,12 +40,12 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Takes the chunks of a trace through this model from layer `first` on, and keeps the
-    /// activations of all positions. The trace is of a model that is the same before that layer;
-    /// from the embedding on if `first` is 0, and no layer at all if it is the number of layers.
+    /// Runs the chunks of a trace from layer `first` on and keeps the activations of all positions.
+    /// `trace` is of a model with the same weights before that layer. `first` = 0 starts at the
+    /// embeddings; `first` = number of layers runs none.
     ///
     /// # Errors
-    /// As [`Engine::run`].
+    /// Those of [`Engine::run`].
     pub fn rerun(
         &self,
         trace: &Trace<'_>,

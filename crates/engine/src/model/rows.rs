@@ -3,7 +3,7 @@
 use quantier_round::matrix::View;
 use std::ops::Range;
 
-/// Rows of equal length, one behind another.
+/// Rows of equal length, stored contiguously.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
     numbers: Vec<f32>,
@@ -14,7 +14,7 @@ impl Rows {
     /// Rows of `columns` numbers each.
     ///
     /// # Panics
-    /// If the numbers are no whole number of rows.
+    /// If the numbers do not fill whole rows.
     pub(crate) fn new(numbers: Vec<f32>, columns: usize) -> Rows {
         assert!(
             numbers.len().is_multiple_of(columns),
@@ -29,17 +29,17 @@ impl Rows {
         Rows::new(vec![0.0; rows * columns], columns)
     }
 
-    /// The number of rows.
+    /// Number of rows.
     pub fn len(&self) -> usize {
         self.numbers.len() / self.columns.max(1)
     }
 
-    /// Whether there is no row.
+    /// True if there is no row.
     pub fn is_empty(&self) -> bool {
         self.numbers.is_empty()
     }
 
-    /// The length of a row.
+    /// Row length.
     pub fn columns(&self) -> usize {
         self.columns
     }
@@ -59,28 +59,28 @@ impl Rows {
         self.numbers
     }
 
-    /// A row.
+    /// One row.
     pub(crate) fn row(&self, number: usize) -> &[f32] {
         &self.numbers[number * self.columns..][..self.columns]
     }
 
-    /// Row after row.
+    /// Iterates over the rows.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.numbers.chunks_exact(self.columns.max(1))
     }
 
-    /// Row after row.
+    /// Iterates over the rows.
     pub(crate) fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = &mut [f32]> {
         self.numbers.chunks_exact_mut(self.columns.max(1))
     }
 
-    /// Some rows that follow each other.
+    /// A contiguous range of rows.
     pub fn range(&self, rows: Range<usize>) -> Rows {
         let numbers = rows.start * self.columns..rows.end * self.columns;
         Rows::new(self.numbers[numbers].to_vec(), self.columns)
     }
 
-    /// The rows with these numbers.
+    /// Selected rows, by number.
     pub fn select(&self, rows: &[u32]) -> Rows {
         let mut numbers = Vec::with_capacity(rows.len() * self.columns);
         for row in rows {
@@ -90,7 +90,7 @@ impl Rows {
         Rows::new(numbers, self.columns)
     }
 
-    /// Some columns that follow each other.
+    /// A contiguous range of columns.
     pub(super) fn columns_range(&self, columns: Range<usize>) -> Rows {
         let mut numbers = Vec::with_capacity(self.len() * columns.len());
         for row in self.iter() {
@@ -99,7 +99,7 @@ impl Rows {
         Rows::new(numbers, columns.len())
     }
 
-    /// Rows of both, side by side.
+    /// Concatenates rows side by side.
     pub(super) fn beside(parts: &[&Rows]) -> Rows {
         let columns = parts.iter().map(|part| part.columns).sum();
         let rows = parts.first().map_or(0, |part| part.len());
@@ -112,7 +112,7 @@ impl Rows {
         Rows::new(numbers, columns)
     }
 
-    /// Whether all numbers are finite.
+    /// True if all numbers are finite.
     pub(super) fn is_finite(&self) -> bool {
         self.numbers.iter().fold(true, |all, x| all & x.is_finite())
     }
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_and_columns_are_cut_and_joined() {
+    fn rows_and_columns_are_sliced_and_joined() {
         let rows = Rows::new((0..6).map(|x| x as f32).collect(), 3);
         assert_eq!((rows.len(), rows.columns()), (2, 3));
         assert_eq!(rows.range(1..2).numbers(), [3.0, 4.0, 5.0]);

@@ -1,12 +1,12 @@
-//! Sequential rounding: a model and its rounded form go through a text side by side, layer by layer
-//! and within a layer stage by stage, so that each linear is rounded for its input in the rounded
-//! model.
+//! Sequential rounding: the unquantized and the rounded model run over a text in parallel, layer by
+//! layer and within a layer stage by stage, so that each linear is calibrated on its input in the
+//! rounded model.
 //!
 //! ```text
 //! for each layer, for each stage of its mixers:
-//!   input    of every chunk, the stage's input in both models
+//!   input    the stage's input in both models, for every chunk
 //!   round    the linears of the stage
-//!   step     every chunk through the stage, in both models
+//!   step     runs every chunk through the stage, in both models
 //! then the same for the output matrix
 //! ```
 
@@ -18,20 +18,20 @@ use super::{Engine, Error, Get, Put, Replaced, in_order};
 use quantier_core::progress::{Progress, Unit};
 use std::ops::Range;
 
-/// Rounds the linears of a model in the order of its stages.
+/// Rounds the linears of a model in stage order.
 pub trait SequentialRounder: Sync {
-    /// Why it cannot.
+    /// Error of the rounder.
     type Error: From<Error> + Send;
 
-    /// Whether any of these linears will be rounded with statistics of its input. An input that none
-    /// needs is not computed.
+    /// True if any of these linears will be rounded with statistics of its input. Inputs that no
+    /// linear needs are not computed.
     fn wants(&self, tensors: &[String]) -> bool;
 
-    /// Puts the rounded rows of a table in place of the model's: `[rows.len(), columns]`. Called on
+    /// Overwrites rows of a table with their rounded values: `[rows.len(), columns]`. Called on
     /// several threads.
     ///
     /// # Errors
-    /// Its own.
+    /// Those of the rounder.
     fn table_rows(
         &self,
         table: &str,
@@ -40,54 +40,54 @@ pub trait SequentialRounder: Sync {
         numbers: &mut [f32],
     ) -> Result<(), Self::Error>;
 
-    /// The input of a stage in a chunk, in the unquantized model and in the rounded one. Called on
-    /// several threads.
+    /// Takes the input of a stage for a chunk, in the unquantized and in the rounded model. Called
+    /// on several threads.
     fn input(&self, chunk: usize, original: Rows, rounded: Rows);
 
-    /// Rounds the linears of a stage, after its [`input`](SequentialRounder::input) in all chunks if
-    /// one of them was [wanted](SequentialRounder::wants), and the linears in `inner`, whose inputs
-    /// the stage computes within. Returns the weights of those that were rounded.
+    /// Rounds the linears of a stage, after its [`input`](SequentialRounder::input) for all chunks
+    /// if [wanted](SequentialRounder::wants), and the linears in `inner`, whose inputs are computed
+    /// within the stage. Returns the weights of the rounded linears.
     ///
     /// # Errors
-    /// Its own.
+    /// Those of the rounder.
     fn round(&self, linears: &[String], inner: &[String]) -> Result<Vec<Replaced>, Self::Error>;
 
-    /// How many layers a former run has done. If there are any, the activations `[positions,
-    /// hidden]` behind them are handed to `put`: for each chunk those of the unquantized model, then
-    /// those of the rounded one.
+    /// Number of layers done by an earlier run. If it is not 0, the activations after them,
+    /// `[positions, hidden]`, are passed to `put`: for each chunk those of the unquantized model,
+    /// then those of the rounded one.
     ///
     /// # Errors
-    /// Its own.
+    /// Those of the rounder.
     fn resume(&self, _put: Put<'_>) -> Result<usize, Self::Error> {
         Ok(0)
     }
 
-    /// A layer is done, and so are all before it: the time to save the activations, which `get` gives
-    /// in the same order.
+    /// Called when `done` layers are done: the activations can be saved now, and `get` returns them
+    /// in the order of [`resume`](SequentialRounder::resume).
     ///
     /// # Errors
-    /// Its own.
+    /// Those of the rounder.
     fn save(&self, _done: usize, _get: Get<'_>) -> Result<(), Self::Error> {
         Ok(())
     }
 }
 
-/// Both models: their activations, in front of some stage.
+/// The activations of both models before a stage.
 struct Both<'e> {
     engine: &'e Engine<'e>,
     chunks: usize,
     positions: usize,
-    /// Of each chunk the residual stream of the unquantized model, then that of the rounded one.
+    /// For each chunk, the residual stream of the unquantized model, then that of the rounded one.
     streams: States,
-    /// The same of what else there is within a block.
+    /// The other activations within a block, in the same order.
     aside: Option<Aside>,
     progress: &'e dyn Progress,
 }
 
-/// The parts of [`Between`] beside the stream, side by side.
+/// The parts of [`Between`] other than the stream, side by side.
 struct Aside {
     states: States,
-    /// The length of a row of each part that there is.
+    /// Row length of each part present.
     columns: AsideColumns,
 }
 
@@ -104,11 +104,11 @@ impl AsideColumns {
 }
 
 impl Engine<'_> {
-    /// Takes chunks of tokens, all of one length, through this model and through the same as
-    /// `rounder` rounds it.
+    /// Runs chunks of tokens of equal length through this model and through its copy as rounded by
+    /// `rounder`.
     ///
     /// # Errors
-    /// As [`Engine::run`], and those of `rounder`.
+    /// Those of [`Engine::run`] and of `rounder`.
     pub fn round_sequentially<R: SequentialRounder>(
         &self,
         chunks: &[Vec<u32>],
@@ -127,7 +127,7 @@ impl Engine<'_> {
         }
         self.pool.install(|| {
             let len = positions * self.hyper.width();
-            // Half of the room is for the inputs of later stages.
+            // Half of the budget is for the inputs of later stages.
             let budget = self.sequential_budget(positions) / 2;
             let mut both = Both {
                 engine: self,
@@ -184,7 +184,7 @@ impl Engine<'_> {
         })
     }
 
-    /// Bytes that activations may take beside a layer and its rounded form.
+    /// Memory for activations beside a layer and its rounded copy, in bytes.
     fn sequential_budget(&self, positions: usize) -> u64 {
         let largest = self.weights.largest_layer(self.hyper.layers);
         self.layer_budget(positions)
@@ -200,11 +200,11 @@ impl Engine<'_> {
 #[derive(Clone, Copy)]
 struct Layers<'l> {
     number: usize,
-    /// Unquantized and rounded.
+    /// Unquantized, then rounded.
     models: [&'l Layer; 2],
 }
 
-/// The tensors of a stage's linears, and of those that it computes the inputs of within.
+/// The tensors of a stage's linears, and of the linears whose inputs are computed within the stage.
 fn stage_names(layer: &Layer, place: Place) -> [Vec<String>; 2] {
     let stage = layer.linears(place);
     [stage.linears, stage.inner].map(|linears| linears.iter().map(|l| l.name.clone()).collect())
@@ -232,7 +232,7 @@ impl Both<'_> {
         })
     }
 
-    /// A slot's activations.
+    /// The activations of a slot.
     fn between(&self, slot: usize) -> super::Result<Between> {
         let mut between = Between {
             bundle: self.engine.bundle(self.streams.copy(slot)?),
@@ -249,8 +249,8 @@ impl Both<'_> {
         Ok(between)
     }
 
-    /// Shows the input of a stage in every chunk, as `input` makes it of what is in front of the
-    /// stage.
+    /// Passes the input of a stage to the rounder, for every chunk; `input` computes it from the
+    /// activations before the stage.
     fn show<R: SequentialRounder>(
         &self,
         rounder: &R,
@@ -266,7 +266,7 @@ impl Both<'_> {
         })
     }
 
-    /// Takes every chunk through a stage, in both models. `next` is the layer's next stage.
+    /// Runs every chunk through a stage, in both models. `next` is the layer's next stage.
     fn step(&mut self, layer: Layers<'_>, place: Place, next: Option<&Place>) -> super::Result<()> {
         let columns = next.filter(|next| next.block == place.block).map(|next| {
             let columns = layer.models[0].columns(*next);

@@ -1,12 +1,12 @@
-//! The activations of all chunks between two layers: in memory as far as the budget goes, the rest
-//! in a temporary file that the system removes with the process.
+//! Activations of all chunks between two layers: in memory up to a budget, the rest in a temporary
+//! file that the system removes with the process.
 
 use super::{Error, Result};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 
-/// One slot of `[rows, width]` numbers per chunk.
+/// One slot of `len` numbers per chunk.
 pub(super) struct States {
     len: usize,
     memory: Vec<Mutex<Vec<f32>>>,
@@ -14,7 +14,7 @@ pub(super) struct States {
 }
 
 impl States {
-    /// Room for `chunks` slots of `len` numbers, of which at most `budget` bytes in memory.
+    /// Storage for `chunks` slots of `len` numbers, with at most `budget` bytes in memory.
     pub(super) fn new(chunks: usize, len: usize, budget: u64) -> Result<States> {
         let in_memory = (budget / (len as u64 * 4).max(1)).min(chunks as u64) as usize;
         let spilled = match in_memory < chunks {
@@ -28,7 +28,7 @@ impl States {
         })
     }
 
-    /// Takes the activations of a chunk.
+    /// Moves the activations of a chunk out.
     pub(super) fn take(&self, chunk: usize) -> Result<Vec<f32>> {
         if let Some(slot) = self.memory.get(chunk) {
             return Ok(std::mem::take(
@@ -43,7 +43,7 @@ impl States {
         Ok(state)
     }
 
-    /// The same; they stay here.
+    /// Copies the activations of a chunk.
     pub(super) fn copy(&self, chunk: usize) -> Result<Vec<f32>> {
         match self.memory.get(chunk) {
             Some(slot) => Ok(slot.lock().unwrap_or_else(|e| e.into_inner()).clone()),
@@ -51,7 +51,7 @@ impl States {
         }
     }
 
-    /// Keeps them.
+    /// Stores the activations of a chunk.
     pub(super) fn put(&self, chunk: usize, state: Vec<f32>) -> Result<()> {
         debug_assert_eq!(state.len(), self.len);
         match (self.memory.get(chunk), &self.spilled) {
@@ -65,12 +65,12 @@ impl States {
         Ok(())
     }
 
-    /// Bytes that do not fit into memory.
+    /// Bytes in the temporary file, for `chunks` slots.
     pub(super) fn spilled_bytes(&self, chunks: usize) -> u64 {
         (chunks - self.memory.len()) as u64 * self.len as u64 * 4
     }
 
-    /// Bytes that are in memory.
+    /// Bytes in memory.
     pub(super) fn memory_bytes(&self) -> u64 {
         self.memory.len() as u64 * self.len as u64 * 4
     }
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_comes_back_from_the_file() {
+    fn slots_beyond_the_budget_are_read_back_from_the_file() {
         let states = States::new(5, 3, 30).unwrap();
         assert_eq!((states.memory.len(), states.spilled_bytes(5)), (2, 36));
         for round in 0..2 {

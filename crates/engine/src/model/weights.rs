@@ -1,4 +1,4 @@
-//! Tensors of the file on their way to the forward pass.
+//! The model's tensors, widened for the forward pass.
 
 use super::device::Device;
 use super::linear::{Linear, Norm};
@@ -16,19 +16,19 @@ use std::sync::Arc;
 /// The tensors of a model.
 pub(super) struct Weights<'a> {
     input: &'a Input<'a>,
-    /// Weights that are taken instead of the file's.
+    /// Weights that override those of the file.
     replaced: HashMap<String, Arc<Vec<f32>>>,
     device: Device,
-    /// Whether shapes are all that is wanted.
+    /// True if only shapes are checked.
     shapes_only: bool,
 }
 
-/// Weights to be used in place of a tensor's own: all of them, in the order of the file.
+/// Weights that override those of a tensor: all of them, in file order.
 #[derive(Clone, Debug)]
 pub struct Replaced {
     /// The tensor.
     pub name: String,
-    /// As many as it has.
+    /// As many as the tensor has.
     pub weights: Arc<Vec<f32>>,
 }
 
@@ -42,7 +42,7 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The same tensors, of which none is read: each gives no weights.
+    /// The same tensors without data: shapes are checked and weights come back empty.
     pub(super) fn shapes_only(&self) -> Weights<'a> {
         Weights {
             input: self.input,
@@ -52,7 +52,7 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The same, with other weights in some tensors; what was replaced here stays replaced.
+    /// A copy with other weights in some tensors; earlier replacements remain.
     pub(super) fn replacing(&self, replaced: &[Replaced]) -> Result<Weights<'a>> {
         let mut all = self.replaced.clone();
         for Replaced { name, weights } in replaced {
@@ -88,7 +88,7 @@ impl<'a> Weights<'a> {
         Some(self.input.tensor(id))
     }
 
-    /// Bytes that a layer takes when it is widened, the largest of all.
+    /// Bytes of the largest layer when widened.
     pub(super) fn largest_layer(&self, layers: usize) -> u64 {
         let bytes = |layer| {
             let weights = self.of_layer(layer).map(|t| t.info.shape.elements());
@@ -107,12 +107,11 @@ impl<'a> Weights<'a> {
             .map(move |entry| input.tensor(entry.id))
     }
 
-    /// About the bytes of activations that a layer has at a time while a chunk of `positions` goes
-    /// through it.
+    /// Estimated bytes of a layer's activations while one chunk of `positions` passes through.
     pub(super) fn working_bytes(&self, positions: usize, hidden: usize) -> u64 {
-        /// What the matrix of most rows makes, its neighbour, and what comes of both.
+        /// Outputs of the matrix with the most rows and of its neighbour, and their product.
         const WIDEST: u64 = 3;
-        /// The layer's input, normalized, its output, and copies of them.
+        /// The layer's input, its normalized input, its output, and copies.
         const HIDDEN: u64 = 6;
         let entries = self.input.catalog().tensors().iter();
         let rows = entries
@@ -121,8 +120,7 @@ impl<'a> Weights<'a> {
         (WIDEST * rows.max().unwrap_or(0) + HIDDEN * hidden as u64) * positions as u64 * 4
     }
 
-    /// Tells the system that a layer's tensors are needed soon, so that it reads them meanwhile.
-    /// Only a hint.
+    /// Hints to the system that a layer's tensors are needed soon, so that it reads ahead.
     pub(super) fn prefetch_layer(&self, layer: usize) {
         self.of_layer(layer)
             .for_each(|tensor| self.input.prefetch(tensor));
@@ -137,10 +135,10 @@ impl<'a> Weights<'a> {
         weights.ok_or_else(|| self.bad(name, "is missing; the file is not complete".into()))
     }
 
-    /// The same, of finite numbers.
+    /// [`Weights::tensor`] with finite numbers only.
     ///
     /// # Errors
-    /// As [`Weights::tensor`], and if a number is not finite; it names the number.
+    /// Those of [`Weights::tensor`], and a number that is not finite; the error gives its index.
     pub(super) fn finite(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>> {
         let numbers = self.tensor(name, dims)?;
         match numbers.iter().position(|x| !x.is_finite()) {
@@ -155,10 +153,10 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// Finite numbers, none of them above 0.
+    /// Finite numbers of at most 0.
     ///
     /// # Errors
-    /// As [`Weights::finite`], and if a number is above 0.
+    /// Those of [`Weights::finite`], and a number above 0.
     pub(super) fn at_most_zero(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>> {
         let numbers = self.finite(name, dims)?;
         match numbers.iter().position(|x| *x > 0.0) {
@@ -173,7 +171,7 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The same as [`Weights::tensor`]; `None` if it is missing.
+    /// [`Weights::tensor`], or `None` if it is missing.
     fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Vec<f32>>> {
         let Some(stored) = self.stored(name) else {
             return Ok(None);
@@ -195,7 +193,7 @@ impl<'a> Weights<'a> {
         Ok(Some(weights))
     }
 
-    /// A linear with its bias if there is one.
+    /// A linear, with its bias if there is one.
     ///
     /// # Errors
     /// If its weights are missing, or a tensor has other dimensions.
@@ -225,7 +223,7 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// What a linear's products are multiplied by, a number for each of its matrices.
+    /// Factors of a linear's products, one per matrix.
     ///
     /// # Errors
     /// If the tensor has another length, or a number is not finite.
@@ -241,14 +239,14 @@ impl<'a> Weights<'a> {
         Ok(scales.transpose()?.filter(|scales| !scales.is_empty()))
     }
 
-    /// A norm: ones if the file has no weights of it.
+    /// A norm, with ones for missing weights.
     ///
     /// # Errors
     /// If a tensor has other dimensions.
     pub(super) fn norm(&self, spec: &NormSpec) -> Result<Norm> {
         let all = spec.groups * spec.len;
         let weight = self.catalog().weight_of(&spec.stem);
-        // The weights of groups may stand in one row.
+        // Weights of several groups may be stored as one row.
         let is_one_row = weight.is_some_and(|weight| weight.row_len() == all as u64);
         let dims = match is_one_row {
             true => [1, all],
@@ -265,7 +263,7 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// Some rows of a table, by number: `[numbers, columns]`.
+    /// Selected rows of a table: `[numbers, columns]`.
     pub(super) fn rows(&self, name: &str, numbers: &[u32], columns: usize) -> Result<Vec<f32>> {
         let stored = self.table(name, columns)?;
         let mut out = vec![0.0; numbers.len() * columns];
@@ -282,7 +280,7 @@ impl<'a> Weights<'a> {
         Ok(out)
     }
 
-    /// Rows of a table that follow each other, widened by the calling thread: `[rows, columns]`.
+    /// A contiguous range of a table's rows, widened on the calling thread: `[rows, columns]`.
     pub(super) fn band(
         &self,
         name: &str,
@@ -308,22 +306,22 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// How many rows a table has.
+    /// Number of rows of a table.
     pub(super) fn row_count(&self, name: &str) -> Option<usize> {
         Some(self.stored(name)?.info.shape.rows() as usize)
     }
 
-    /// Where products are computed.
+    /// The device of products with weights.
     pub(super) fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The number of values of a tensor in one dimension.
+    /// Number of a tensor's values.
     fn len(&self, name: &str) -> Option<usize> {
         Some(self.stored(name)?.info.shape.elements() as usize)
     }
 
-    /// Widens rows into `out`; with `shared`, on all threads, and for the last time.
+    /// Widens rows into `out`. `shared`: on all threads, and the rows are not read again.
     fn widen(
         &self,
         stored: &Stored<'_>,
