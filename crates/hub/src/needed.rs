@@ -7,7 +7,7 @@ use quantier_gguf::gguf::shard_siblings;
 use quantier_gguf::index::Format;
 
 /// Small files that a conversion reads if present.
-const SMALL: [&str; 18] = [
+const SMALL: [&str; 19] = [
     "config.json",
     "hf_quant_config.json",
     "generation_config.json",
@@ -20,6 +20,7 @@ const SMALL: [&str; 18] = [
     "merges.txt",
     "tekken.json",
     "tokenizer.jsonl",
+    "rwkv_vocab_v20230424.txt",
     "qwen.tiktoken",
     "hy.tiktoken",
     "arcade100k.tiktoken",
