@@ -1,8 +1,8 @@
-//! A model as data: layers of blocks, blocks of a norm, mixers in parallel and an optional norm
-//! behind them, and the tensors of each.
+//! A model as data: layers of blocks, blocks of a norm, parallel mixers and an optional post-norm,
+//! and the tensors of each.
 //!
-//! What a file shows by its tensors (biases, norms of heads, norms behind a block, experts, fused
-//! matrices) is looked up here, once, when a model is opened.
+//! Properties visible in a file's tensors (biases, QK norms, post-norms, experts, fused matrices)
+//! are determined here, once, when a model is opened.
 
 use crate::catalog::{EMBEDDING, OF_EXPERTS, OUTPUT};
 use crate::hyper::{
@@ -13,35 +13,35 @@ use crate::{Activation, Catalog, DeltaHeads, Layout, Limit, Norm, Rope, Temperin
 
 /// The position table of models that add positions to their embeddings.
 const POSITIONS: &str = "position_embd.weight";
-/// The norm behind the embeddings.
+/// The norm after the embeddings.
 const EMBEDDING_NORM: &str = "token_embd_norm.weight";
-/// Factors of angles for every context, and for short and long ones.
+/// Divisors of RoPE angles for every context, for short and for long ones.
 const FACTORS: [&str; 3] = [
     "rope_freqs.weight",
     "rope_factors_short.weight",
     "rope_factors_long.weight",
 ];
 
-/// What a model's forward pass is made of.
+/// The forward pass of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
-    /// Its layers, as often as they run.
+    /// Layers, repeated in looped models.
     pub layers: Vec<LayerSpec>,
     /// The table of token embeddings.
     pub embedding: &'static str,
-    /// The table of positions that are added to them.
+    /// The table of learned positions, added to token embeddings.
     pub positions: Option<&'static str>,
-    /// The norm behind the embeddings.
+    /// The norm after the embeddings.
     pub embedding_norm: Option<NormSpec>,
-    /// The norm in front of the output matrix.
+    /// The norm before the output matrix.
     pub output_norm: Option<NormSpec>,
     /// The output matrix.
     pub output: LinearSpec,
-    /// Its weight, which may be the table of token embeddings.
+    /// Weight of the output matrix, possibly the table of token embeddings.
     pub output_name: &'static str,
-    /// The block for a further token, if there is one that can be run.
+    /// The multi-token prediction block, if present and supported.
     pub nextn: Option<NextnSpec>,
-    /// Tensors that divide the angles of short and of long contexts.
+    /// Tensors of divisors of RoPE angles, for short and long contexts.
     rope_factors: [Option<&'static str>; 2],
 }
 
@@ -61,7 +61,7 @@ impl ModelSpec {
         }
         let layers = layers.into_iter().cycle();
         let mut layers: Vec<LayerSpec> = layers.take(hyper.runs()).collect();
-        // The norm behind the last loop is that in front of the output matrix.
+        // The norm after the last loop is the norm before the output matrix.
         if let Some(last) = layers.last_mut() {
             last.norm = None;
         }
@@ -97,33 +97,33 @@ impl ModelSpec {
         }
     }
 
-    /// The tensor that divides the angles, of a context that is longer than the original one or
-    /// not.
+    /// The tensor of divisors of RoPE angles, for a context longer than the original one (`long`)
+    /// or not.
     pub fn rope_factors(&self, long: bool) -> Option<&'static str> {
         self.rope_factors[usize::from(long)]
     }
 }
 
-/// A block behind the layers that predicts the token behind the next one (multi-token prediction).
+/// A block after the layers that predicts the token after the next one (multi-token prediction).
 ///
-/// At each position it reads the token's embedding and the normalized activations of the position
-/// before: both normalized, side by side, through a projection, then a layer.
+/// At each position it reads the token's embedding and the normalized activations of the previous
+/// position: both normalized, concatenated, projected, then a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NextnSpec {
     /// The table of token embeddings: its own, or the model's.
     pub embedding: String,
-    /// In front of the projection, of embeddings.
+    /// The norm of embeddings before the projection.
     pub token_norm: NormSpec,
-    /// The same of activations.
+    /// The norm of activations before the projection.
     pub hidden_norm: NormSpec,
-    /// From both, side by side, to the layer's input.
+    /// From both, concatenated, to the layer's input.
     pub projection: LinearSpec,
     /// Its layer.
     pub layer: LayerSpec,
 }
 
 impl NextnSpec {
-    /// That of a model, if it can be run and has a projection.
+    /// The block of a model, if supported and with a projection.
     pub(crate) fn new(hyper: &Hyper, catalog: &Catalog) -> Option<NextnSpec> {
         hyper.nextn?;
         let known = Known {
@@ -148,49 +148,49 @@ impl NextnSpec {
     }
 }
 
-/// A layer: its blocks follow each other on the residual stream.
+/// A layer: a sequence of blocks on the residual stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
-    /// In their order.
+    /// In order.
     pub blocks: Vec<BlockSpec>,
-    /// A norm of the stream behind them.
+    /// A norm of the stream after the blocks.
     pub norm: Option<NormSpec>,
-    /// The stream is multiplied by this behind them.
+    /// Factor of the stream after the blocks.
     pub scale: f32,
 }
 
 /// `residual(stream) + residual_scale * post_norm(sum of branches(stream))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockSpec {
-    /// Side by side: their outputs are added.
+    /// Parallel branches; their outputs are added.
     pub branches: Vec<BranchSpec>,
-    /// Behind the sum.
+    /// The norm of the sum.
     pub post_norm: Option<NormSpec>,
-    /// What the mixers make is multiplied by this before it is added to the stream.
+    /// Factor of the mixers' output before the residual addition.
     pub residual_scale: f32,
-    /// What that is added to.
+    /// The residual.
     pub residual: Residual,
 }
 
-/// What blocks add to.
+/// The residual of a block.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Residual {
     /// The stream.
     Stream,
-    /// What the first branch's mixer reads, times this.
+    /// The normalized input of the first branch's mixer, times this.
     Normalized(f32),
 }
 
 /// `mixer(norm(stream))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BranchSpec {
-    /// In front of the mixer.
+    /// The norm before the mixer.
     pub norm: Option<NormSpec>,
     /// The mixer.
     pub mixer: MixerSpec,
 }
 
-/// What stands in a branch.
+/// The mixer of a branch.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MixerSpec {
     /// Softmax attention.
@@ -209,11 +209,11 @@ pub enum MixerSpec {
     Mamba(MambaSpec),
     /// Lightning attention.
     Lightning(LightningSpec),
-    /// The states of RWKV 6.
+    /// RWKV 6's time mixing.
     Wkv6(Wkv6Spec),
-    /// The states of RWKV 7.
+    /// RWKV 7's time mixing.
     Wkv7(Wkv7Spec),
-    /// RWKV's network, which also reads the position before.
+    /// RWKV's channel mixing, which also reads the previous position.
     ChannelMix(ChannelMixSpec),
     /// A feed-forward network.
     Ffn(FfnSpec),
@@ -221,19 +221,19 @@ pub enum MixerSpec {
     Moe(MoeSpec),
 }
 
-/// What a mixer has to do with the numbers that the first layer carries to all others.
+/// A mixer's use of the values that the first layer carries to all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carry {
-    /// Nothing.
+    /// None.
     None,
-    /// It makes them: its outputs stand behind them.
+    /// Source: the carried values precede the mixer's outputs.
     Makes,
-    /// It reads them: they stand behind its inputs.
+    /// Reader: the carried values follow the mixer's inputs.
     Reads,
 }
 
 impl MixerSpec {
-    /// What it has to do with what the first layer carries to all others.
+    /// Use of the values that the first layer carries to all others.
     pub fn carry(&self) -> Carry {
         match self {
             MixerSpec::Wkv7(spec) if spec.values.is_some() => Carry::Reads,
@@ -246,24 +246,24 @@ impl MixerSpec {
 /// A norm.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NormSpec {
-    /// The tensors' name without `.weight` and `.bias`.
+    /// Name of the tensors without `.weight` and `.bias`.
     pub stem: String,
     /// Its kind.
     pub kind: Norm,
-    /// Added to what it divides by.
+    /// Added to the squared divisor.
     pub epsilon: f32,
-    /// Numbers that are normalized together.
+    /// Length of a normalized vector.
     pub len: usize,
-    /// Rows of weights: more than one if each head has its own.
+    /// Rows of weights: more than one for separate weights per head.
     pub groups: usize,
 }
 
-/// A weight matrix that multiplies activations, or one for each expert or head.
+/// A weight matrix that multiplies activations, or one matrix per expert or head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearSpec {
-    /// The tensors' name without `.weight` and `.bias`.
+    /// Name of the tensors without `.weight` and `.bias`.
     pub stem: String,
-    /// Matrices, if there is one for each expert or head.
+    /// Number of matrices, if there is one per expert or head.
     pub experts: Option<usize>,
     /// Length of an output.
     pub rows: usize,
@@ -271,68 +271,68 @@ pub struct LinearSpec {
     pub columns: usize,
 }
 
-/// Attention of heads that share keys and values in groups.
+/// Grouped-query attention.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionSpec {
-    /// Heads, and what a token sees.
+    /// Heads and window.
     pub numbers: AttentionNumbers,
     /// The matrices of queries, keys and values.
     pub projections: Projections,
-    /// A norm of queries, head by head or over all of them.
+    /// The norm of queries, per head or over all heads.
     pub query_norm: Option<NormSpec>,
-    /// The same of keys.
+    /// The norm of keys.
     pub key_norm: Option<NormSpec>,
-    /// The tensor of sinks: one logit per head, which takes its part of the probabilities and has no
-    /// value.
+    /// The tensor of attention sinks: one logit per head, which takes part in the softmax and has
+    /// no value.
     pub sinks: Option<String>,
-    /// Whether both norms stand behind the rotation.
+    /// True if QK norms come after RoPE.
     pub norms_rotated: bool,
-    /// The gate of the heads' outputs.
+    /// The output gate.
     pub gate: Gate,
-    /// What makes its factors.
+    /// Activation of the gate.
     pub gate_activation: Activation,
-    /// The norm in front of the output matrix.
+    /// The norm before the output matrix.
     pub output_norm: Option<NormSpec>,
     /// The output matrix.
     pub output: LinearSpec,
-    /// How heads are rotated.
+    /// Position encoding.
     pub rope: Rope,
-    /// Scores are multiplied by this.
+    /// Factor of scores.
     pub score_scale: f32,
-    /// How queries grow with their position.
+    /// Scaling of queries with their position.
     pub temperature: Option<Temperature>,
-    /// Scores are bent to stay below this.
+    /// Soft cap of scores.
     pub score_cap: Option<f32>,
-    /// Distances are held against scores by this times each head's slope (ALiBi, Press et al. 2022).
+    /// Maximum ALiBi bias: factor of each head's slope (Press et al. 2022).
     pub max_alibi_bias: Option<f32>,
     /// Queries, keys and values are clamped to plus and minus this.
     pub clamp: Option<f32>,
 }
 
-/// A matrix, or the two factors of one of low rank.
+/// A matrix, or its two low-rank factors.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Factored {
     /// One matrix.
     Whole(LinearSpec),
-    /// Two.
+    /// Two factors.
     LowRank {
         /// Reads the input.
         first: LinearSpec,
-        /// A norm between both.
+        /// The norm between the factors.
         norm: Option<NormSpec>,
-        /// Reads what the first one makes.
+        /// Reads the first factor's output.
         second: LinearSpec,
     },
 }
 
-/// Multi-head latent attention (DeepSeek-AI 2024) in its absorbed form: keys and values of all heads
-/// are a latent vector and a rotated part; each head has a matrix in front of the scores, and one
-/// behind the mix of values.
+/// Multi-head latent attention (DeepSeek-AI 2024) in its absorbed form: keys and values of all
+/// heads are a latent vector and a rotated part; each head has a matrix before the scores, and one
+/// after the weighted sum of values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatentSpec {
     /// Lengths.
     pub numbers: LatentNumbers,
-    /// Heads, and what a token sees.
+    /// Heads and window.
     pub attention: AttentionNumbers,
     /// The matrix of queries.
     pub query: Factored,
@@ -340,30 +340,31 @@ pub struct LatentSpec {
     pub compression: LinearSpec,
     /// The norm of the latent vector.
     pub norm: NormSpec,
-    /// By head: from a query to a query of the latent vector.
+    /// Per head: from a query to a query of the latent vector.
     pub key: LinearSpec,
-    /// By head: from the latent vector to the output.
+    /// Per head: from the latent vector to the output.
     pub value: LinearSpec,
-    /// The gate of the heads' outputs.
+    /// The output gate.
     pub gate: Gate,
     /// The output matrix.
     pub output: LinearSpec,
-    /// How heads are rotated.
+    /// Position encoding.
     pub rope: Rope,
-    /// Scores are multiplied by this.
+    /// Factor of scores.
     pub score_scale: f32,
-    /// How queries grow with their position.
+    /// Scaling of queries with their position.
     pub temperature: Option<Temperature>,
-    /// Which tokens a query sees; None for all before it.
+    /// Sparse attention; None for dense causal attention.
     pub sparse: Option<SparseSpec>,
 }
 
-/// Which tokens queries see.
+/// Selection of tokens in sparse attention.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SparseSpec {
-    /// How many.
+    /// Number of selected tokens.
     pub top_k: usize,
-    /// What chooses them; None if they are those of the last layer in front that has an indexer.
+    /// The indexer; None if the layer reuses the selection of the nearest earlier layer with an
+    /// indexer.
     pub indexer: Option<IndexerSpec>,
 }
 
@@ -372,85 +373,85 @@ pub struct SparseSpec {
 pub struct IndexerSpec {
     /// Heads.
     pub numbers: IndexerNumbers,
-    /// From the factor of queries to the indexer's queries.
+    /// From the low-rank query factor to the indexer's queries.
     pub query: LinearSpec,
-    /// Its keys.
+    /// The matrix of the indexer's keys.
     pub key: LinearSpec,
-    /// The norm of its keys.
+    /// The norm of the indexer's keys.
     pub key_norm: NormSpec,
-    /// The weights of its heads.
+    /// The matrix of head weights.
     pub weights: LinearSpec,
-    /// How its queries and keys are rotated.
+    /// RoPE of the indexer's queries and keys.
     pub rope: Rope,
 }
 
 /// A gated delta net (Yang et al. 2025): a causal convolution over queries, keys and values, then a
-/// state per head that forgets, and learns by the delta rule.
+/// state per head with decay and the delta rule.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeltaSpec {
     /// Heads and the length of the convolution.
     pub numbers: DeltaNumbers,
     /// The matrices of queries, keys and values.
     pub projections: Projections,
-    /// The gate of what the heads put out.
+    /// The output gate.
     pub gate: Factored,
-    /// What stands behind the gate.
+    /// Activation of the gate.
     pub gate_activation: Activation,
-    /// The matrices of strength and step.
+    /// The matrices of strength and step (beta and dt).
     pub rates: Rates,
-    /// The tensor that is added to the step: one number per decay.
+    /// The tensor of biases of the step: one number per decay.
     pub step_bias: String,
-    /// The tensor that multiplies the step: one number per head of values, below 0 without a bound.
+    /// The tensor of factors of the step: one number per value head, negative without a bound.
     pub decay: String,
-    /// The logarithm of the least that a step keeps, below 0.
+    /// Lower bound of the log decay per step, negative.
     pub decay_bound: Option<f32>,
-    /// The tensors of the convolution, of queries before keys before values: one kernel per channel.
+    /// The tensors of the convolution, queries before keys before values: one kernel per channel.
     pub convolutions: Vec<String>,
-    /// The norm of what a head puts out.
+    /// The norm of a head's output.
     pub norm: NormSpec,
     /// The output matrix.
     pub output: LinearSpec,
-    /// The least length by which queries and keys are divided.
+    /// Lower bound of the norm in the L2 normalization of queries and keys.
     pub epsilon: f32,
 }
 
-/// The matrices of a delta net's rates: how much of an error a head learns, before the logistic
-/// function, and how fast it forgets, before its bias and softplus.
+/// The matrices of a delta net's rates: the learning rate of the delta rule, before the sigmoid,
+/// and the decay step, before bias and softplus.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Rates {
-    /// One each.
+    /// Separate matrices.
     Apart {
-        /// Of strengths.
+        /// For strengths.
         strength: LinearSpec,
-        /// Of steps.
+        /// For steps.
         step: Factored,
     },
-    /// For every head of keys, the rows of strengths of the heads that share it, then those of steps.
+    /// One matrix: for each key head, the strength rows of its value heads, then their step rows.
     Fused(LinearSpec),
 }
 
-/// A state space (Mamba-2, Dao and Gu 2024): a causal convolution over values, keys and queries, then
-/// a state per head that forgets.
+/// A state space (Mamba-2, Dao and Gu 2024): a causal convolution over values, keys and queries,
+/// then a state per head with decay.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mamba2Spec {
     /// Heads and the length of the convolution.
     pub numbers: Mamba2Numbers,
-    /// The matrix with the rows of gates before those of values, keys, queries and steps; or with the
-    /// rows of gates before those of values, of each head.
+    /// The matrix with rows of gates, values, keys, queries and steps, in this order; or, with
+    /// `factors`, for each head the rows of gates before those of values.
     pub input: LinearSpec,
-    /// In the second case, what keys, queries and steps are made of.
+    /// Projections of keys, queries and steps from values.
     pub factors: Option<FactorsSpec>,
     /// The tensor of the convolution: one kernel per channel.
     pub convolution: String,
-    /// The tensor that is added behind it: one number per channel.
+    /// The tensor of biases of the convolution: one number per channel.
     pub convolution_bias: Option<String>,
-    /// The tensor that is added to the steps: one number per head.
+    /// The tensor of biases of the steps: one number per head.
     pub step_bias: String,
-    /// The tensor that multiplies them: one number below 0 per head.
+    /// The tensor of factors of the steps: one negative number per head.
     pub decay: String,
-    /// How much of a value goes past the states: one number per head.
+    /// Skip connection of values: one number per head.
     pub skip: String,
-    /// The norm behind the gate, of the heads that share keys.
+    /// The norm after the gate, over the heads that share keys.
     pub norm: Option<NormSpec>,
     /// The output matrix.
     pub output: LinearSpec,
@@ -461,8 +462,8 @@ pub struct Mamba2Spec {
 pub struct ShortConvSpec {
     /// Channels and length.
     pub numbers: ConvolutionNumbers,
-    /// The matrix with the rows of the gate in front before those of the gate behind before those of
-    /// what goes through.
+    /// The matrix with rows of the input gate, the output gate and the convolved values, in this
+    /// order.
     pub input: LinearSpec,
     /// The tensor of the convolution: one kernel per channel.
     pub convolution: String,
@@ -471,7 +472,7 @@ pub struct ShortConvSpec {
 }
 
 /// A selective state space (Mamba, Gu and Dao 2023): a causal convolution, then a state per channel
-/// that forgets.
+/// with decay.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MambaSpec {
     /// Sizes.
@@ -480,68 +481,67 @@ pub struct MambaSpec {
     pub input: LinearSpec,
     /// The tensor of the convolution: one kernel per channel.
     pub convolution: String,
-    /// The tensor that is added behind it: one number per channel.
+    /// The tensor of biases of the convolution: one number per channel.
     pub convolution_bias: String,
-    /// The matrix with the rows of ranks before those of keys before those of queries.
+    /// The matrix with rows of step factors, keys and queries, in this order.
     pub parameters: LinearSpec,
-    /// The norms of ranks, keys and queries.
+    /// The norms of step factors, keys and queries.
     pub norms: Option<[NormSpec; 3]>,
-    /// The matrix from ranks to the steps of all channels.
+    /// The matrix from step factors to the steps of all channels.
     pub step: LinearSpec,
-    /// The tensor that multiplies the steps: one number for each of the states.
+    /// The tensor of factors of the steps: one number per element of the state.
     pub decay: String,
-    /// How much of a value goes past the states: one number per channel.
+    /// Skip connection of values: one number per channel.
     pub skip: String,
     /// The output matrix.
     pub output: LinearSpec,
 }
 
-/// Keys, queries and steps that are made of values.
+/// Projections of keys, queries and steps from values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FactorsSpec {
-    /// The matrix with the rows of keys before those of queries before those that steps are made of.
+    /// The matrix with rows of keys, queries and step factors, in this order.
     pub parameters: LinearSpec,
-    /// The norms of the three.
+    /// The norms of keys, queries and step factors.
     pub norms: [NormSpec; 3],
-    /// The matrix of steps.
+    /// The matrix from step factors to steps.
     pub step: LinearSpec,
 }
 
-/// Attention without softmax, whose states forget at a fixed rate (lightning attention, Qin et al.
-/// 2024).
+/// Linear attention with a fixed decay per head (lightning attention, Qin et al. 2024).
 #[derive(Clone, Debug, PartialEq)]
 pub struct LightningSpec {
-    /// Heads, and how fast they forget.
+    /// Heads and their decay.
     pub numbers: LightningNumbers,
     /// The matrix with the rows of queries, keys and values of each head.
     pub projections: LinearSpec,
-    /// The gate of what the heads put out.
+    /// The output gate.
     pub gate: LinearSpec,
-    /// The norm of what all heads put out.
+    /// The norm over all heads' outputs.
     pub norm: NormSpec,
     /// The output matrix.
     pub output: LinearSpec,
 }
 
-/// The states of RWKV 6 (Peng et al. 2024). Five mixes of a position with the one before, of decay,
-/// key, value, receptance and gate, depend on the position themselves.
+/// RWKV 6's time mixing (Peng et al. 2024): decay, key, value, receptance and gate read five mixes
+/// of a position with the previous one, whose weights depend on the position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wkv6Spec {
     /// Heads.
     pub numbers: WkvNumbers,
-    /// The tensor of the mix that all five are made of: one number per channel.
+    /// The tensor of the first mix, the input of the mix weights: one number per channel.
     pub first_mix: String,
-    /// The tensors that are added to the five: one number per channel, of all five or one each.
+    /// The tensors of biases of the mix weights: one number per channel, for all five or one each.
     pub mixes: Vec<String>,
-    /// The matrix with the rows of all five, in front of the hyperbolic tangent.
+    /// The first factor of the weights of all five mixes, before the hyperbolic tangent.
     pub mix_factor: LinearSpec,
-    /// One matrix for each of the five behind it.
+    /// The second factor: one matrix per mix.
     pub mix_outputs: LinearSpec,
-    /// The factors of decays, with a hyperbolic tangent between them.
+    /// The factors of decays, with a hyperbolic tangent in between.
     pub decay: [LinearSpec; 2],
-    /// The tensor that is added to them: one number per channel.
+    /// The tensor of biases of decays: one number per channel.
     pub decay_bias: String,
-    /// The tensor of how much a position counts for itself: one number per channel.
+    /// The tensor of bonuses of the current token: one number per channel.
     pub bonus: Option<String>,
     /// The matrix of receptances.
     pub receptance: LinearSpec,
@@ -551,42 +551,42 @@ pub struct Wkv6Spec {
     pub value: LinearSpec,
     /// The matrix of gates.
     pub gate: LinearSpec,
-    /// The norm of what a head puts out.
+    /// The norm of a head's output.
     pub norm: Option<NormSpec>,
     /// The output matrix.
     pub output: LinearSpec,
 }
 
-/// A matrix of low rank whose product is added to one number per channel.
+/// A low-rank matrix with a bias.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RankSpec {
     /// Both factors.
     pub factors: [LinearSpec; 2],
-    /// The tensor that is added.
+    /// The tensor of biases: one number per channel.
     pub bias: String,
 }
 
-/// The states of RWKV 7 (Peng et al. 2025). Receptance, decay, key, value, rate and gate read mixes
-/// of a position with the one before.
+/// RWKV 7's time mixing (Peng et al. 2025). Receptance, decay, key, value, rate and gate read mixes
+/// of a position with the previous one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wkv7Spec {
     /// Heads.
     pub numbers: WkvNumbers,
-    /// The tensor of the mixes: one number per channel of each.
+    /// The tensor of mix weights: one number per channel of each mix.
     pub mixes: String,
-    /// How fast states forget.
+    /// Decay of states.
     pub decay: RankSpec,
-    /// How much they take back of what they had learned.
+    /// In-context learning rate: strength of removal in the delta rule.
     pub rate: RankSpec,
-    /// How much of the first layer's values is mixed in; None in the first layer.
+    /// Share of the first layer's values; None in the first layer.
     pub values: Option<RankSpec>,
     /// The factors of the gate.
     pub gate: Option<[LinearSpec; 2]>,
-    /// The tensor that multiplies keys where they are taken back: one number per channel.
+    /// The tensor of factors of removal keys: one number per channel.
     pub key_scale: String,
-    /// The tensor of how much the rate has to do with keys: one number per channel.
+    /// The tensor of influences of the rate on keys: one number per channel.
     pub key_rate: String,
-    /// The tensor of how much a position counts for itself: one number per channel.
+    /// The tensor of bonuses of the current token: one number per channel.
     pub bonus: String,
     /// The matrix of receptances.
     pub receptance: LinearSpec,
@@ -594,80 +594,80 @@ pub struct Wkv7Spec {
     pub key: LinearSpec,
     /// The matrix of values.
     pub value: LinearSpec,
-    /// The norm of what a head puts out.
+    /// The norm of a head's output.
     pub norm: Option<NormSpec>,
     /// The output matrix.
     pub output: LinearSpec,
 }
 
-/// RWKV's network: squared ReLU between two matrices, in RWKV 6 under a receptance.
+/// RWKV's channel mixing: squared ReLU between two matrices; in RWKV 6, gated by a receptance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChannelMixSpec {
-    /// The tensor of the mix of a position with the one before that keys read: one number per channel.
+    /// The tensor of mix weights of keys, with the previous position: one number per channel.
     pub key_mix: String,
     /// The first matrix.
     pub key: LinearSpec,
     /// The second matrix.
     pub value: LinearSpec,
-    /// The matrix of receptances, and the tensor of their mix.
+    /// Receptances.
     pub receptance: Option<ReceptanceSpec>,
 }
 
-/// The receptances of RWKV 6's network.
+/// The receptances of RWKV 6's channel mixing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReceptanceSpec {
     /// The matrix.
     pub matrix: LinearSpec,
-    /// The tensor of the mix that it reads: one number per channel.
+    /// The tensor of mix weights of receptances: one number per channel.
     pub mix: String,
 }
 
-/// The gate of the heads' outputs, which an activation of it multiplies.
+/// The output gate of attention heads.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Gate {
-    /// There is none.
+    /// None.
     None,
-    /// The rows of each head's queries are followed by as many of the gate.
+    /// Rows of the query matrix: in each head, as many gate rows after the query rows.
     Queries,
-    /// Its own matrix, with a row per head or per element.
+    /// A separate matrix, with a row per head or per element.
     Own(LinearSpec),
 }
 
 /// The matrices of queries, keys and values.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Projections {
-    /// One each, in this order.
+    /// Three matrices, in this order.
     Apart([LinearSpec; 3]),
-    /// One with the rows of queries before those of keys before those of values.
+    /// One matrix with rows of queries, keys and values, in this order.
     Fused(LinearSpec),
 }
 
 /// A feed-forward network.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FfnSpec {
-    /// The matrices of the first stage.
+    /// The matrices before the activation.
     pub first: First,
-    /// The norm in front of the second stage.
+    /// The norm before the down matrix.
     pub inner_norm: Option<NormSpec>,
-    /// The matrix of the second stage.
+    /// The matrix after the activation.
     pub down: LinearSpec,
-    /// What stands between them.
+    /// The activation.
     pub activation: Activation,
-    /// How far gate and up go.
+    /// Limits of gate and up.
     pub limit: Option<Limit>,
 }
 
-/// The matrices of a feed-forward network's first stage.
+/// The matrices of a feed-forward network before its activation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum First {
     /// `activation(gate) * up`.
     Gated {
-        /// The gate.
+        /// Input of the activation.
         gate: LinearSpec,
-        /// What it multiplies.
+        /// Factor of the activation's output.
         up: LinearSpec,
     },
-    /// The same with the rows of gate before those of up in one matrix.
+    /// Gated, with the rows of gate before those of up in one matrix.
     Fused(LinearSpec),
     /// `activation(up)`.
     Plain(LinearSpec),
@@ -676,33 +676,33 @@ pub enum First {
 /// A mixture of experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MoeSpec {
-    /// Scores the experts.
+    /// The matrix of expert scores.
     pub router: LinearSpec,
-    /// The tensor that is added to probabilities where experts are chosen: one number per expert.
+    /// The tensor of biases of probabilities in the choice of experts: one number per expert.
     pub selection_bias: Option<String>,
-    /// How experts are chosen and weighed.
+    /// Choice and weights of experts.
     pub routing: Routing,
-    /// The matrix from the input to what experts read, and that from what they make to the output;
-    /// None if experts read the input.
+    /// The matrices from the input to the experts' input and from their output to the output; None
+    /// if experts read the input directly.
     pub latent: Option<[LinearSpec; 2]>,
-    /// The experts: each matrix is one per expert.
+    /// The routed experts: one matrix per expert.
     pub experts: FfnSpec,
-    /// The expert that sees every token.
+    /// The shared expert.
     pub shared: Option<SharedSpec>,
-    /// What all of them make is multiplied by this.
+    /// Factor of the summed outputs of routed and shared experts.
     pub scale: f32,
 }
 
-/// The expert that sees every token.
+/// The shared expert.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SharedSpec {
-    /// Weighs it; None if it counts as it is.
+    /// The matrix of its weight; None for weight 1.
     pub router: Option<LinearSpec>,
     /// The expert.
     pub ffn: FfnSpec,
 }
 
-/// What is known of a layer: its number, its model, its tensors.
+/// A layer's number, model and tensors.
 struct Known<'k> {
     number: usize,
     hyper: &'k Hyper,
@@ -710,7 +710,7 @@ struct Known<'k> {
 }
 
 impl LayerSpec {
-    /// A layer of a model; behind the last one stands the block for a further token.
+    /// A layer of a model; the number after the last layer is the multi-token prediction block.
     fn new(hyper: &Hyper, number: usize, catalog: &Catalog) -> LayerSpec {
         let known = Known {
             number,
@@ -733,14 +733,15 @@ impl LayerSpec {
         let ffn = has_ffn.then(|| known.ffn_or_moe());
         let layout = match hyper.decoder.layout {
             Layout::ParallelWithout(norm) if known.has(norm) => Layout::Sequential(norm),
-            // Where layers are one of both, a block for a further token is one behind the other.
+            // Where each layer is one of the two, a multi-token prediction block has both in
+            // sequence.
             Layout::Sequential("attn_norm") if number == hyper.layers => {
                 Layout::Sequential("post_attention_norm")
             }
             layout => layout,
         };
         let recurrent = hyper.recurrent.get(number).copied().flatten();
-        // Elsewhere it is another norm.
+        // In these layers the name stands for another norm.
         let is_second = !matches!(recurrent, Some(Recurrent::Lightning(_) | Recurrent::Wkv(_)));
         let attention_norm = match known.has("attn_norm_2") && is_second {
             true => "attn_norm_2",
@@ -752,7 +753,7 @@ impl LayerSpec {
             .map(|mixer| known.branch(attention_norm, mixer))
             .collect();
         let sequential = |norm: &str| {
-            // Some families call the norm in front of the network that behind attention.
+            // In some families, `post_attention_norm` is the norm before the feed-forward network.
             let post_norm = Some("post_attention_norm").filter(|name| *name != norm);
             let attention = Some(attention.clone()).filter(|branches| !branches.is_empty());
             let attention = attention.map(|branches| {
@@ -794,7 +795,7 @@ impl LayerSpec {
         branches.map(|branch| &branch.mixer)
     }
 
-    /// Stages of all mixers: within one, all linears read one input.
+    /// Stages of all mixers: the linears of a stage share one input.
     pub fn stages(&self) -> usize {
         let stages = |mixer: &MixerSpec| match mixer {
             MixerSpec::Attention(_)
@@ -805,7 +806,7 @@ impl LayerSpec {
             | MixerSpec::Mamba(_)
             | MixerSpec::Lightning(_)
             | MixerSpec::Ffn(_) => 2,
-            // The shift, one for each matrix behind it, and one for the states.
+            // The token shift, one per matrix after it, and one for the states.
             MixerSpec::Wkv6(_) => 7,
             MixerSpec::Wkv7(_) => 6,
             MixerSpec::ChannelMix(spec) => 3 + usize::from(spec.receptance.is_some()),
@@ -816,7 +817,7 @@ impl LayerSpec {
 }
 
 impl NormSpec {
-    /// The norm of embeddings, of which the file has no weights.
+    /// The norm of embeddings without weights in the file.
     fn weightless(hyper: &Hyper) -> NormSpec {
         NormSpec {
             stem: "token_embd_norm".into(),
@@ -827,7 +828,7 @@ impl NormSpec {
         }
     }
 
-    /// A norm, if the file has it: a layer norm may have no weights, and is there all the same.
+    /// A norm, if present: layer norms without weights always are.
     fn new(hyper: &Hyper, catalog: &Catalog, stem: String, len: usize) -> Option<NormSpec> {
         let kind = hyper.decoder.norm;
         let there = kind == Norm::Layer || catalog.weight_of(&stem).is_some();
@@ -856,12 +857,12 @@ impl Known<'_> {
         self.dims(name).is_some()
     }
 
-    /// Whether there is a weight, whatever its name ends with.
+    /// True if the tensor exists, with any suffix.
     fn has_weight(&self, name: &str) -> bool {
         self.catalog.weight_of(&self.stem(name)).is_some()
     }
 
-    /// One of the dimensions of a tensor; 0 if it is missing, which loading it will say.
+    /// A dimension of a tensor; 0 if the tensor is missing, an error that loading reports.
     fn dim(&self, name: &str, which: usize) -> usize {
         self.dims(name).map_or(0, |dims| dims[which] as usize)
     }
@@ -898,12 +899,12 @@ impl Known<'_> {
         NormSpec::new(self.hyper, self.catalog, self.stem(name), len)
     }
 
-    /// A norm that few files have.
+    /// An optional norm.
     fn norm_if_there(&self, name: &str, len: usize) -> Option<NormSpec> {
         self.has(name).then(|| self.norm(name, len))?
     }
 
-    /// A norm of heads: with weights for one head, with weights for each, or over all of them.
+    /// A QK norm: with weights of one head, weights per head, or over all heads.
     fn norm_of_heads(&self, name: &str, len: usize, heads: usize) -> Option<NormSpec> {
         let dims = self.dims(name)?;
         let all = len * heads;
@@ -1006,7 +1007,7 @@ impl Known<'_> {
         }
     }
 
-    /// A matrix of the first name, or with one of the second name the product of both.
+    /// The matrix `first`, or the product of both if the file has `second`.
     fn factored(&self, [first, second]: [&str; 2], rows: usize) -> Factored {
         let hidden = self.hyper.hidden;
         match self.has(second) {
@@ -1032,7 +1033,7 @@ impl Known<'_> {
             experts: Some(heads),
             ..self.linear(name, rows, columns)
         };
-        // The file holds weights of these norms even if a family's norms are of another kind.
+        // RMS norms with weights, even in families with another kind of norm.
         let norm = |name: &str, len: usize| NormSpec {
             stem: self.stem(name),
             kind: Norm::Rms,
@@ -1071,7 +1072,7 @@ impl Known<'_> {
         }
     }
 
-    /// Blocks behind the layers see all tokens.
+    /// Sparse attention; blocks after the layers see all tokens.
     fn sparse(&self) -> Option<SparseSpec> {
         let numbers = self
             .hyper
@@ -1214,7 +1215,7 @@ impl Known<'_> {
         }
     }
 
-    /// Both factors of a matrix of low rank.
+    /// Both factors of a low-rank matrix.
     fn ranks(&self, [first, second]: [&str; 2]) -> [LinearSpec; 2] {
         let (hidden, rank) = (self.hyper.hidden, self.dim(first, 1));
         [
@@ -1223,7 +1224,7 @@ impl Known<'_> {
         ]
     }
 
-    /// The norm of the heads of RWKV's states.
+    /// The norm of heads in RWKV's time mixing.
     fn wkv_norm(&self, numbers: WkvNumbers) -> Option<NormSpec> {
         const EPSILON: f32 = 64e-5;
         self.has("time_mix_ln").then(|| NormSpec {
@@ -1236,7 +1237,7 @@ impl Known<'_> {
     }
 
     fn wkv6(&self, numbers: WkvNumbers) -> Wkv6Spec {
-        /// Mixes.
+        /// Number of mixes.
         const COUNT: usize = 5;
         let (hidden, keys) = (self.hyper.hidden, numbers.keys());
         let tensor = |name: &str| self.stem(&format!("{name}.weight"));
@@ -1327,14 +1328,13 @@ impl Known<'_> {
         }
     }
 
-    /// What stands between the matrices of the feed-forward network; behind the layers, that of the
-    /// last one.
+    /// Activation of the feed-forward network; after the layers, that of the last one.
     fn activation(&self) -> Activation {
         let activations = &self.hyper.activations;
         activations[self.number.min(activations.len() - 1)]
     }
 
-    /// The limit of activations in the feed-forward network, or in its experts; behind the layers, the
+    /// Activation limit of the feed-forward network or of its experts; after the layers, the
     /// family's.
     fn limit(&self, experts: bool) -> Option<Limit> {
         let limits = match experts {
@@ -1349,7 +1349,7 @@ impl Known<'_> {
         listed.map(limit).or(self.hyper.decoder.limit)
     }
 
-    /// How the router weighs experts; behind the layers, as in the last one.
+    /// Routing of experts; after the layers, that of the last one.
     fn routing(&self) -> Routing {
         let routing = &self.hyper.routing;
         routing[self.number.min(routing.len() - 1)]
@@ -1410,7 +1410,7 @@ impl Known<'_> {
         }
     }
 
-    /// The network of matrices whose names end so, which reads rows of this length.
+    /// The network of matrices with this suffix, for inputs of this length.
     fn ffn(&self, suffix: &str, columns: usize) -> FfnSpec {
         let [gate, up, fused, down] =
             ["gate", "up", "gate_up", "down"].map(|name| format!("ffn_{name}{suffix}"));
@@ -1463,7 +1463,7 @@ impl Known<'_> {
                 .then(|| self.linear("ffn_gate_inp_shexp", 1, hidden)),
             ffn: self.ffn("_shexp", hidden),
         });
-        // One family's files have a name without an ending.
+        // In one family's files this name has no suffix.
         let names = ["exp_probs_b.bias", "exp_probs_b"].map(|name| self.stem(name));
         let is_there = |name: &String| self.catalog.tensor_named(name).is_some();
         let selection_bias = names.into_iter().find(is_there);
