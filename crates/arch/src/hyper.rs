@@ -1,4 +1,4 @@
-//! The numbers of a model: what its metadata says of its decoder, checked.
+//! Hyperparameters of a model's decoder, read from its metadata and checked.
 
 use crate::{
     Activation, Alibi, Architecture, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Recurrence,
@@ -7,182 +7,179 @@ use crate::{
 };
 use quantier_gguf::gguf::{Metadata, Value, keys};
 
-/// How the pairs of a head are shared out to the dimensions of pictures.
+/// Sizes of the sections of a head's RoPE pairs, per dimension of images.
 const SECTIONS: &str = "rope.dimension_sections";
-/// The most heads or numbers in a row that are believed.
+/// Upper bound of accepted head counts and lengths.
 const LIMIT: u64 = 1 << 24;
-/// The most layers that are believed.
+/// Upper bound of accepted layer counts.
 const LAYERS: usize = 1 << 14;
 
-/// Everything about a decoder that is not a matrix. Lengths are counted in numbers.
+/// Hyperparameters of a decoder. Lengths are counted in numbers.
 #[derive(Clone, Debug)]
 pub struct Hyper {
-    /// Its name in GGUF.
+    /// Architecture name in GGUF.
     pub architecture: String,
-    /// What the architecture's table says.
+    /// The architecture's decoder.
     pub decoder: Decoder,
-    /// Layers; blocks for further tokens behind them are not among them.
+    /// Number of layers, without multi-token prediction blocks.
     pub layers: usize,
-    /// How often a token goes through all of them.
+    /// Number of passes of a token through all layers.
     pub loops: usize,
-    /// Whether the last norm also stands between two loops.
+    /// True if the last norm is also applied between two loops.
     pub loop_norm: bool,
-    /// Length of the activations between layers.
+    /// The hidden size.
     pub hidden: usize,
-    /// The attention of every layer; None in a layer without.
+    /// Attention per layer; None in layers without attention.
     pub attention: Vec<Option<AttentionNumbers>>,
-    /// The attention of the block for a further token behind the layers; None if there is none, or
-    /// none that can be run.
+    /// Attention of the multi-token prediction block; None without a supported block.
     pub nextn: Option<AttentionNumbers>,
-    /// Whether a layer has one matrix in place of attention.
+    /// True for layers with one matrix in place of attention.
     pub is_linear: Vec<bool>,
-    /// What carries a state from token to token in every layer; None in a layer with nothing.
+    /// Recurrent mixer per layer; None in layers without one.
     pub recurrent: Vec<Option<Recurrent>>,
-    /// The stream is halved behind every so many layers.
+    /// The stream is halved after each period of this many layers.
     pub halved_every: Option<usize>,
-    /// Multi-head latent attention, which all layers with attention have; None if they have the
-    /// usual one.
+    /// Multi-head latent attention, in all layers with attention; None for standard attention.
     pub latent: Option<LatentNumbers>,
-    /// Tokens of the longest context in which attention sees everything, where an indexer chooses
-    /// blocks of tokens; None if there is none.
+    /// The longest context, in tokens, with full attention in models with a block-selecting
+    /// indexer; None without one.
     pub longest_context: Option<usize>,
-    /// The indexers of sparse attention; None if a token sees all tokens before it.
+    /// The indexers of sparse attention; None for dense causal attention.
     pub indexer: Option<IndexerNumbers>,
-    /// The logarithm of the least that a step keeps of a channel in a delta net, below 0; None if it
-    /// may keep nothing.
+    /// Lower bound of the log decay per step in a delta net, negative; None if there is no bound.
     pub decay_bound: Option<f32>,
-    /// Whether a layer has a feed-forward network.
+    /// True for layers with a feed-forward network.
     pub has_ffn: Vec<bool>,
-    /// What stands between the matrices of every layer's feed-forward network.
+    /// Activation of the feed-forward network, per layer.
     pub activations: Vec<Activation>,
-    /// Whether the metadata puts attention and feed-forward network side by side.
+    /// True if attention and the feed-forward network are parallel.
     pub parallel: bool,
-    /// Added to the divisor of norms.
+    /// Epsilon of norms.
     pub epsilon: f32,
-    /// How positions rotate, in one or more ways.
+    /// Variants of RoPE in the model.
     pub rotations: Vec<Rotation>,
-    /// Scores of attention are multiplied by this.
+    /// Factor of attention scores.
     pub score_scale: f32,
-    /// How queries grow with their position.
+    /// Scaling of queries with their position.
     pub temperature: Option<Temperature>,
-    /// Whether queries and keys of layers that rotate are divided by the root of their mean square.
+    /// True if queries and keys in layers with RoPE are RMS-normalized without weights.
     pub unit_heads: bool,
-    /// Scores of attention are bent to stay below this.
+    /// Soft cap of attention scores.
     pub score_cap: Option<f32>,
-    /// Distances are held against scores by this times each head's slope.
+    /// Maximum ALiBi bias: factor of each head's slope.
     pub max_alibi_bias: Option<f32>,
-    /// Logits are bent to stay below this.
+    /// Soft cap of logits.
     pub logit_cap: Option<f32>,
-    /// Embeddings are multiplied by this.
+    /// Factor of embeddings.
     pub embedding_scale: f32,
-    /// What a block adds is multiplied by this.
+    /// Factor of a block's output.
     pub residual_scale: f32,
-    /// What attention adds is multiplied by this too.
+    /// Additional factor of the attention output.
     pub value_scale: f32,
-    /// Logits are multiplied by this.
+    /// Factor of logits.
     pub logit_scale: f32,
     /// Queries, keys and values are clamped to plus and minus this.
     pub clamp: Option<f32>,
-    /// The limit of activations in every layer's feed-forward network and shared expert.
+    /// Activation limit of the feed-forward network and the shared expert, per layer.
     pub limits: Vec<Option<f32>>,
-    /// The same in its experts.
+    /// Activation limit of the routed experts, per layer.
     pub expert_limits: Vec<Option<f32>>,
-    /// How the router of every layer weighs experts, if it has any.
+    /// Routing per layer, in models with experts.
     pub routing: Vec<Routing>,
 }
 
-/// How a router chooses the experts that see a token, and weighs them.
+/// Choice and weights of a token's experts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Routing {
-    /// Experts that see a token.
+    /// Experts per token.
     pub used: usize,
-    /// How scores become probabilities.
+    /// Function from scores to probabilities.
     pub gating: Gating,
-    /// Groups of experts, of which a token sees a few; None if all experts are one group.
+    /// Groups of experts; None if all experts form one group.
     pub groups: Option<ExpertGroups>,
-    /// Whether the weights of the chosen experts are made to sum up to 1.
+    /// True if the weights of the chosen experts are normalized to sum to 1.
     pub normalized: bool,
-    /// Weights are multiplied by this.
+    /// Factor of weights.
     pub scale: f32,
-    /// Whether experts are chosen by scores, in place of probabilities.
+    /// True if experts are chosen by scores instead of probabilities.
     pub by_scores: bool,
-    /// Whether weights multiply what experts read, in place of what they make.
+    /// True if weights multiply the experts' inputs instead of their outputs.
     pub weighs_inputs: bool,
 }
 
-/// Groups of experts of equal size. The best ones are those whose two best experts have the largest
-/// sum of probabilities (DeepSeek-AI 2024).
+/// Groups of experts of equal size. A group is scored by the sum of its two largest probabilities
+/// (DeepSeek-AI 2024).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExpertGroups {
-    /// How many there are.
+    /// Number of groups.
     pub count: usize,
-    /// Groups that experts are chosen of.
+    /// Groups per token.
     pub used: usize,
 }
 
 /// The attention of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionNumbers {
-    /// Heads of queries.
+    /// Query heads.
     pub heads: usize,
-    /// Heads of keys and values; each serves `heads / kv_heads` heads of queries.
+    /// Key and value heads; each serves `heads / kv_heads` query heads.
     pub kv_heads: usize,
     /// Length of a head of queries and keys.
     pub key_length: usize,
     /// Length of a head of values.
     pub value_length: usize,
-    /// Tokens that a token sees, itself among them; None for all.
+    /// Number of visible tokens, including the current one; None for all.
     pub window: Option<usize>,
-    /// Whether those are the ones of its own part of the text, which is cut into parts of so many.
+    /// True if only tokens of the same chunk are visible; chunks have `window` tokens.
     pub is_chunked: bool,
-    /// Which of [`Hyper::rotations`] it takes; None if it does not rotate.
+    /// Index into [`Hyper::rotations`]; None for layers without RoPE.
     pub rotation: Option<usize>,
 }
 
 /// Multi-head latent attention (DeepSeek-AI 2024).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LatentNumbers {
-    /// Length of the latent vector, which keys and values of all heads are made of.
+    /// Length of the latent vector, shared by keys and values of all heads.
     pub rank: usize,
     /// RoPE dimensions of a head's queries and of the keys.
     pub rotated: usize,
-    /// Length of a head's queries, those among them.
+    /// Length of a head's queries, including the rotated dimensions.
     pub key_length: usize,
     /// Length of a head's output.
     pub value_length: usize,
 }
 
-/// The indexer of sparse attention (DeepSeek-AI 2025): of all tokens before it, a query sees those
-/// whose weighted sum of positive scores over the indexer's heads is largest.
+/// The indexer of sparse attention (DeepSeek-AI 2025): a query attends to the previous tokens with
+/// the largest weighted sum of positive scores over the indexer's heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IndexerNumbers {
-    /// Heads of its queries.
+    /// Query heads.
     pub heads: usize,
     /// Length of a head, and of a key.
     pub length: usize,
-    /// Tokens that a query sees.
+    /// Selected tokens per query.
     pub top_k: usize,
 }
 
 /// The gated delta net of one layer (Yang et al. 2025).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeltaNumbers {
-    /// Heads of queries and keys.
+    /// Query and key heads.
     pub key_heads: usize,
-    /// Heads of values and states.
+    /// Value heads, one state each.
     pub value_heads: usize,
-    /// Which of them share a head of queries and keys.
+    /// Sharing of key heads among value heads.
     pub sharing: DeltaHeads,
     /// Length of a head of queries and keys.
     pub key_length: usize,
     /// Length of a head of values.
     pub value_length: usize,
-    /// Tokens that the convolution in front reads, the present one among them.
+    /// Kernel size of the convolution.
     pub kernel: usize,
 }
 
 impl DeltaNumbers {
-    /// The head of queries and keys that a head of values reads.
+    /// The key head of a value head.
     pub fn shared(&self, head: usize) -> usize {
         match self.sharing {
             DeltaHeads::Tiled => head % self.key_heads,
@@ -191,7 +188,7 @@ impl DeltaNumbers {
         }
     }
 
-    /// Decays of one token: of heads, or of their channels.
+    /// Decays per token: one per head, or one per channel.
     pub fn decays(&self) -> usize {
         match self.sharing {
             DeltaHeads::Tiled | DeltaHeads::Grouped => self.value_heads,
@@ -199,30 +196,30 @@ impl DeltaNumbers {
         }
     }
 
-    /// Numbers of all queries, which are those of all keys.
+    /// Total length of queries, equal to that of keys.
     pub fn keys(&self) -> usize {
         self.key_heads * self.key_length
     }
 
-    /// Numbers of all values.
+    /// Total length of values.
     pub fn values(&self) -> usize {
         self.value_heads * self.value_length
     }
 
-    /// Numbers of queries, keys and values, side by side.
+    /// Total length of queries, keys and values.
     pub fn channels(&self) -> usize {
         2 * self.keys() + self.values()
     }
 
-    /// About the operations of one token on the states: each number is forgotten, recalled, learned
-    /// and read.
+    /// Approximate operations on the states per token: decay, recall, update and output of each
+    /// number.
     pub fn operations(&self) -> usize {
         const EACH: usize = 4 * 2;
         EACH * self.values() * self.key_length
     }
 
-    /// Numbers of the state that goes from token to token: that of the heads, and the tokens of the
-    /// convolution.
+    /// Length of the recurrent state: the states of the heads, and the convolution's previous
+    /// tokens.
     pub fn state(&self) -> usize {
         self.values() * self.key_length + (self.kernel - 1) * self.channels()
     }
@@ -231,33 +228,33 @@ impl DeltaNumbers {
 /// The state space of one layer (Mamba-2, Dao and Gu 2024).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mamba2Numbers {
-    /// Heads of queries and keys (C and B), each shared by heads of values that follow each other.
+    /// Query and key heads (C and B), each shared by consecutive value heads.
     pub groups: usize,
-    /// Heads of values and states.
+    /// Value heads, one state each.
     pub heads: usize,
     /// Length of a head of queries and keys.
     pub key_length: usize,
     /// Length of a head of values.
     pub value_length: usize,
-    /// Tokens that the convolution in front reads, the present one among them.
+    /// Kernel size of the convolution.
     pub kernel: usize,
-    /// If keys, queries and steps are made of the values behind the convolution: of how many numbers
-    /// the steps are made. Else all come from the input.
+    /// Rank of steps if keys, queries and steps are projections of the values after the
+    /// convolution; None if they are projections of the input.
     pub rank: Option<usize>,
 }
 
 impl Mamba2Numbers {
-    /// Numbers of all values.
+    /// Total length of values.
     pub fn values(&self) -> usize {
         self.heads * self.value_length
     }
 
-    /// Numbers of all keys, which are those of all queries.
+    /// Total length of keys, equal to that of queries.
     pub fn keys(&self) -> usize {
         self.groups * self.key_length
     }
 
-    /// Numbers that the convolution reads: values, keys and queries, side by side, or values alone.
+    /// Channels of the convolution: values, keys and queries, or values only.
     pub fn channels(&self) -> usize {
         match self.rank {
             Some(_) => self.values(),
@@ -265,7 +262,7 @@ impl Mamba2Numbers {
         }
     }
 
-    /// Numbers of one token that are made of the input: gates, channels and perhaps steps.
+    /// Length of the input projection: gates, channels and, without `rank`, steps.
     pub fn inputs(&self) -> usize {
         match self.rank {
             Some(_) => 2 * self.values(),
@@ -273,38 +270,38 @@ impl Mamba2Numbers {
         }
     }
 
-    /// About the operations of one token on the states: each number is forgotten, learned and read.
+    /// Approximate operations on the states per token: decay, update and output of each number.
     pub fn operations(&self) -> usize {
         const EACH: usize = 3 * 2;
         EACH * self.values() * self.key_length
     }
 
-    /// Numbers of the state that goes from token to token: that of the heads, and the tokens of the
-    /// convolution.
+    /// Length of the recurrent state: the states of the heads, and the convolution's previous
+    /// tokens.
     pub fn state(&self) -> usize {
         self.values() * self.key_length + (self.kernel - 1) * self.channels()
     }
 }
 
-/// What carries a state from token to token in one layer.
+/// The recurrent mixer of one layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Recurrent {
     /// A gated delta net.
     DeltaNet(DeltaNumbers),
-    /// A state space of Mamba-2.
+    /// A Mamba-2 state space.
     Mamba2(Mamba2Numbers),
-    /// A selective state space.
+    /// Mamba's selective state space.
     Mamba(MambaNumbers),
     /// A short convolution.
     ShortConvolution(ConvolutionNumbers),
     /// Lightning attention.
     Lightning(LightningNumbers),
-    /// RWKV's states.
+    /// RWKV's time mixing.
     Wkv(WkvNumbers),
 }
 
 impl Recurrent {
-    /// Numbers of the state that goes from token to token.
+    /// Length of the recurrent state.
     pub fn state(&self) -> usize {
         match self {
             Recurrent::DeltaNet(numbers) => numbers.state(),
@@ -316,7 +313,7 @@ impl Recurrent {
         }
     }
 
-    /// About the operations of one token on the state.
+    /// Approximate operations on the state per token.
     pub fn operations(&self) -> usize {
         match self {
             Recurrent::DeltaNet(numbers) => numbers.operations(),
@@ -332,19 +329,19 @@ impl Recurrent {
 /// The short convolution of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvolutionNumbers {
-    /// Numbers of a token that go through it.
+    /// Number of channels.
     pub channels: usize,
-    /// Tokens that it reads, the present one among them.
+    /// Kernel size.
     pub kernel: usize,
 }
 
 impl ConvolutionNumbers {
-    /// The operations of one token: two gates, and a product and a sum for every tap.
+    /// Operations per token: two gates, and a multiply-add per tap.
     pub fn operations(&self) -> usize {
         (2 + 2 * self.kernel) * self.channels
     }
 
-    /// Numbers of the state that goes from token to token.
+    /// Length of the recurrent state.
     pub fn state(&self) -> usize {
         (self.kernel - 1) * self.channels
     }
@@ -353,53 +350,54 @@ impl ConvolutionNumbers {
 /// The selective state space of one layer (Mamba, Gu and Dao 2023).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MambaNumbers {
-    /// Numbers of a token that go through it.
+    /// Number of channels.
     pub channels: usize,
-    /// Numbers of a channel's state.
+    /// Length of a channel's state.
     pub state: usize,
-    /// Numbers that the steps of all channels are made of.
+    /// Rank of the steps of all channels.
     pub rank: usize,
-    /// Tokens that the convolution in front reads, the present one among them.
+    /// Kernel size of the convolution.
     pub kernel: usize,
-    /// Whether ranks, keys and queries are normalized without weights.
+    /// True if step factors, keys and queries are normalized without weights.
     pub is_normalized: bool,
 }
 
 impl MambaNumbers {
-    /// About the operations of one token: each number of a state is forgotten, learned and read.
+    /// Approximate operations per token: decay, update and output of each number of a state, and
+    /// the convolution.
     pub fn operations(&self) -> usize {
         const EACH: usize = 3 * 2;
         (EACH * self.state + 2 * self.kernel) * self.channels
     }
 
-    /// Numbers of the state that goes from token to token: that of the channels, and the tokens of
-    /// the convolution.
+    /// Length of the recurrent state: the states of the channels, and the convolution's previous
+    /// tokens.
     pub fn state(&self) -> usize {
         (self.state + self.kernel - 1) * self.channels
     }
 }
 
-/// The attention without softmax of one layer: states forget at a fixed rate (lightning attention,
-/// Qin et al. 2024).
+/// Linear attention of one layer with a fixed decay per head (lightning attention, Qin et al.
+/// 2024).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LightningNumbers {
-    /// Heads of queries, keys, values and states.
+    /// Heads, each with a query, key, value and state.
     pub heads: usize,
     /// Length of a head.
     pub length: usize,
-    /// Slopes of heads are multiplied by this.
+    /// Factor of the heads' slopes.
     pub rate: f32,
 }
 
 impl LightningNumbers {
-    /// Numbers of all values, which are those of all queries and of all keys.
+    /// Total length of values, equal to that of queries and of keys.
     pub fn values(&self) -> usize {
         self.heads * self.length
     }
 
-    /// The logarithm of what each head keeps of its state in a step.
+    /// Log decay per step, by head.
     pub fn decays(&self) -> Vec<f32> {
-        /// The slope of the steepest of 8 heads is one half.
+        /// The first of 8 heads has slope one half.
         const HALVED: f32 = 3.0;
         let start = 2f32.powf(-2f32.powf(HALVED - (self.heads as f32).log2()));
         let slope = |head: usize| start * start.powf(head as f32);
@@ -408,46 +406,46 @@ impl LightningNumbers {
             .collect()
     }
 
-    /// About the operations of one token on the states: each number is forgotten, learned and read.
+    /// Approximate operations on the states per token: decay, update and output of each number.
     pub fn operations(&self) -> usize {
         const EACH: usize = 3 * 2;
         EACH * self.state()
     }
 
-    /// Numbers of the state that goes from token to token.
+    /// Length of the recurrent state.
     pub fn state(&self) -> usize {
         self.values() * self.length
     }
 }
 
-/// The states of one layer of RWKV.
+/// RWKV's time mixing in one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WkvNumbers {
-    /// Their kind.
+    /// RWKV version.
     pub kind: Wkv,
-    /// Heads of receptances and states.
+    /// Receptance heads, one state each.
     pub heads: usize,
-    /// Heads of keys and values, each shared by heads of receptances that follow each other.
+    /// Key and value heads, each shared by consecutive receptance heads.
     pub kv_heads: usize,
     /// Length of a head.
     pub length: usize,
-    /// Positions before that are kept: for the states, and for the network of channels.
+    /// Stored previous positions: one for time mixing, one for channel mixing if present.
     pub shifts: usize,
 }
 
 impl WkvNumbers {
-    /// Numbers of all heads: the hidden size.
+    /// Total length of the heads: the hidden size.
     pub fn channels(&self) -> usize {
         self.heads * self.length
     }
 
-    /// Numbers of all keys, which are those of all values.
+    /// Total length of keys, equal to that of values.
     pub fn keys(&self) -> usize {
         self.kv_heads * self.length
     }
 
-    /// About the operations of one token on the states: each number is forgotten, learned and read,
-    /// and in RWKV 7 also taken back.
+    /// Approximate operations on the states per token: decay, update and output of each number, and
+    /// in RWKV 7 also recall and removal.
     pub fn operations(&self) -> usize {
         let each = match self.kind {
             Wkv::Six | Wkv::SixGated => 3 * 2,
@@ -456,60 +454,58 @@ impl WkvNumbers {
         each * self.channels() * self.length
     }
 
-    /// Numbers of the state that goes from token to token: that of the heads, and the position
-    /// before.
+    /// Length of the recurrent state: the states of the heads, and the previous positions.
     pub fn state(&self) -> usize {
         self.channels() * (self.length + self.shifts)
     }
 }
 
-/// Queries are multiplied by `1 + strength * ln(1 + floor((position + offset) / period))`: attention
-/// stays sharp over long contexts.
+/// Factor of queries, `1 + strength * ln(1 + floor((position + offset) / period))`, to keep
+/// attention sharp over long contexts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Temperature {
-    /// How fast they grow.
+    /// Growth rate.
     pub strength: f32,
-    /// Positions of one factor.
+    /// Positions per step.
     pub period: usize,
-    /// Added to positions.
+    /// Offset of positions.
     pub offset: usize,
 }
 
 impl Temperature {
-    /// The factor of a position.
+    /// The factor at a position.
     pub fn factor(&self, position: usize) -> f32 {
         1.0 + self.strength * (((position + self.offset) / self.period) as f32 + 1.0).ln()
     }
 }
 
-/// How positions rotate queries and keys: RoPE, its linear interpolation, and YaRN (Peng et al.
-/// 2023).
+/// RoPE with linear interpolation and YaRN (Peng et al. 2023).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rotation {
     /// RoPE dimensions per head.
     pub length: usize,
-    /// Base of the angles.
+    /// Base of the frequencies.
     pub base: f32,
-    /// Positions are multiplied by this.
+    /// Factor of positions.
     pub scale: f32,
-    /// Cosines and sines are multiplied by this.
+    /// Factor of cosines and sines.
     pub magnitude: f32,
-    /// How much of the angles' extrapolation is mixed in; 0 for none of it.
+    /// Share of extrapolation in the mix of angles; 0 for interpolation only.
     pub extrapolation: f32,
-    /// Turns over the original context above which an angle is extrapolated wholly.
+    /// Rotations over the original context above which angles are fully extrapolated.
     pub beta_fast: f32,
-    /// Turns below which it is interpolated wholly.
+    /// Rotations below which angles are fully interpolated.
     pub beta_slow: f32,
-    /// The context that the model was trained for before its positions were stretched.
+    /// The context length of training before scaling.
     pub original_context: usize,
-    /// Pairs that do not turn, among the first `length / 2`.
+    /// Unrotated pairs among the first `length / 2`.
     pub still: Vec<usize>,
-    /// Whether the file's tensors of factors divide its angles.
+    /// True if the file's tensors of RoPE factors apply.
     pub has_factors: bool,
 }
 
 impl<T: Copy> Setting<T> {
-    /// What it is in a model of so many layers and tokens whose metadata say nothing.
+    /// The default for a model with these numbers of layers and tokens.
     fn of(self, of_layers: usize, of_tokens: u64) -> T {
         match self {
             Setting::Always(value) | Setting::Listed(value) => value,
@@ -526,7 +522,7 @@ impl<T: Copy> Setting<T> {
     }
 }
 
-/// Why metadata describe no decoder; it names the key.
+/// The error names the key.
 type Result<T> = std::result::Result<T, String>;
 
 struct Keys<'a> {
@@ -564,12 +560,12 @@ impl Keys<'_> {
         }
     }
 
-    /// One number for all layers, or a list with one for each.
+    /// One number for all layers, or a list with one per layer.
     fn per_layer(&self, key: &str, layers: usize) -> Result<Option<Vec<usize>>> {
         self.numbers(key, layers, "layer")
     }
 
-    /// One number for all things of a kind, or a list with one for each.
+    /// One number for all items of a kind, or a list with one per item.
     fn numbers(&self, key: &str, count: usize, kind: &str) -> Result<Option<Vec<usize>>> {
         let Some(Value::Array(list)) = self.get(key) else {
             return Ok(self.optional(key)?.map(|n| vec![n; count]));
@@ -588,7 +584,7 @@ impl Keys<'_> {
         }
     }
 
-    /// A truth value.
+    /// A boolean.
     fn flag(&self, key: &str) -> Result<Option<bool>> {
         match self.get(key) {
             None => Ok(None),
@@ -597,7 +593,7 @@ impl Keys<'_> {
         }
     }
 
-    /// A list of truth values, one for each layer.
+    /// A list of booleans, one per layer.
     fn flags(&self, key: &str, layers: usize) -> Result<Option<Vec<bool>>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -618,8 +614,8 @@ impl Keys<'_> {
         }
     }
 
-    /// One finite number for all layers, or a list with one for each. The key is not the
-    /// architecture's.
+    /// One finite number for all layers, or a list with one per layer. `key` is the full key,
+    /// without the architecture's prefix.
     fn floats(&self, key: &str, layers: usize) -> Result<Vec<f32>> {
         let number = |value: &Value<'_>| match value {
             Value::F32(x) if x.is_finite() => Some(*x),
@@ -637,8 +633,8 @@ impl Keys<'_> {
         })
     }
 
-    /// The limit of activations of every layer: one for all, or a list with one for each block; none
-    /// where it is next to 0, as in the reference.
+    /// Activation limit per layer, from one number or a list with one per block; none for values
+    /// near 0, as in the reference.
     fn limits(&self, key: &str, layers: usize, blocks: usize) -> Result<Vec<Option<f32>>> {
         const LEAST: f32 = 1e-6;
         let own = format!("{}.{key}", self.architecture);
@@ -652,7 +648,7 @@ impl Keys<'_> {
             .collect())
     }
 
-    /// What stands between the matrices of every layer's feed-forward network.
+    /// Activation of the feed-forward network, per layer.
     fn activations(&self, by_default: Activation, layers: usize) -> Result<Vec<Activation>> {
         if !matches!(by_default, Activation::Xielu(_)) {
             return Ok(vec![by_default; layers]);
@@ -681,7 +677,7 @@ impl Keys<'_> {
         }
     }
 
-    /// Pairs of a head that no section of time, height and width takes.
+    /// Pairs of a head outside the sections of time, height and width.
     fn still(&self, pairs: usize, sections: Sections) -> Result<Vec<usize>> {
         if sections == Sections::None {
             return Ok(Vec::new());
@@ -702,8 +698,8 @@ impl Keys<'_> {
         Ok((0..pairs).filter(|pair| !turns(pair)).collect())
     }
 
-    /// The delta nets of every layer: where the metadata list them, or else in all but the last of
-    /// so many layers.
+    /// The delta nets per layer: in layers listed in the metadata; without a list, in all but the
+    /// last layer of each interval.
     fn delta_nets(
         &self,
         sharing: DeltaHeads,
@@ -739,8 +735,8 @@ impl Keys<'_> {
         Ok((0..layers).map(layer).collect())
     }
 
-    /// Which blocks are recurrent: those that the metadata list, or else all but the last of so
-    /// many.
+    /// Recurrent blocks: those listed in the metadata; without a list, all but the last of each
+    /// interval.
     fn recurrent(&self, interval: usize, blocks: usize) -> Result<Vec<bool>> {
         const INTERVAL: &str = "full_attention_interval";
         if let Some(listed) = self.flags("attention.recurrent_layers", blocks)? {
@@ -755,7 +751,7 @@ impl Keys<'_> {
             .collect())
     }
 
-    /// The numbers of short convolutions.
+    /// Sizes of short convolutions.
     fn convolution(&self, channels: usize) -> Result<ConvolutionNumbers> {
         const KERNEL: &str = "shortconv.l_cache";
         match self.number(KERNEL)? {
@@ -767,7 +763,7 @@ impl Keys<'_> {
         }
     }
 
-    /// The numbers of selective state spaces.
+    /// Sizes of selective state spaces.
     fn mamba(&self, hidden: usize) -> Result<MambaNumbers> {
         const CHANNELS: &str = "ssm.inner_size";
         let channels = self.number(CHANNELS)?;
@@ -788,7 +784,7 @@ impl Keys<'_> {
         })
     }
 
-    /// The lightning attention of every layer.
+    /// Lightning attention per layer.
     fn lightning(
         &self,
         interval: u32,
@@ -815,7 +811,7 @@ impl Keys<'_> {
         Ok((0..layers).map(layer).collect())
     }
 
-    /// The numbers of RWKV's states.
+    /// Sizes of RWKV's time mixing.
     fn wkv(&self, kind: Wkv, hidden: usize) -> Result<WkvNumbers> {
         const LENGTH: &str = "wkv.head_size";
         const KV_HEADS: &str = "attention.head_count_kv";
@@ -850,7 +846,7 @@ impl Keys<'_> {
         })
     }
 
-    /// How the routers of every layer weigh experts. Lists count the blocks for further tokens too.
+    /// Routing per layer. Lists also count multi-token prediction blocks.
     fn routing(&self, router: Router, layers: usize, blocks: usize) -> Result<Vec<Routing>> {
         const GATING: &str = "expert_gating_func";
         let gating = match (router.gating, self.optional(GATING)?) {
@@ -897,11 +893,11 @@ impl Keys<'_> {
         used.into_iter().map(routing).collect()
     }
 
-    /// The groups of experts of a layer in which a token sees so many experts.
+    /// The groups of experts in a layer with this many experts per token.
     fn groups(&self, experts_used: usize) -> Result<Option<ExpertGroups>> {
         const COUNT: &str = "expert_group_count";
         const USED: &str = "expert_group_used_count";
-        /// Experts of a group that its sum is made of.
+        /// Number of experts in a group's score.
         const SUMMED: usize = 2;
         let count = self.optional(COUNT)?.unwrap_or(0);
         if count <= 1 || experts_used == 0 {
@@ -927,13 +923,13 @@ impl Keys<'_> {
         Ok(Some(ExpertGroups { count, used }))
     }
 
-    /// The sizes of the layers that are state spaces.
+    /// Sizes of Mamba-2 state spaces.
     fn mamba2(&self, which: Mamba2Layers, hidden: usize) -> Result<Mamba2Numbers> {
         const HEADS: &str = "ssm.time_step_rank";
         const GROUPS: &str = "ssm.group_count";
         const INNER: &str = "ssm.inner_size";
         let rank = (which == Mamba2Layers::Factored).then_some((hidden / 16).max(64));
-        // All heads share keys and queries where none of them come from the input.
+        // With factored projections, all heads share keys and queries.
         let groups = match rank {
             Some(_) => 1,
             None => self.number(GROUPS)?,
@@ -962,7 +958,7 @@ impl Keys<'_> {
         })
     }
 
-    /// The delta nets of layers without heads of keys, which are all of one kind.
+    /// The delta nets of layers without KV heads, all of the same size.
     fn own_delta_nets(
         &self,
         heads: &[usize],
@@ -986,8 +982,8 @@ impl Keys<'_> {
             .collect())
     }
 
-    /// Multi-head latent attention whose matrices are apart for each head, which the length of a
-    /// head's key tells.
+    /// Multi-head latent attention with separate matrices per head, if the metadata has a key
+    /// length for it.
     fn latent(&self, key_length: usize) -> Result<Option<LatentNumbers>> {
         const KEY: &str = "attention.key_length_mla";
         const RANK: &str = "attention.kv_lora_rank";
@@ -1020,7 +1016,7 @@ impl Keys<'_> {
         Ok(Some(numbers))
     }
 
-    /// The indexers of sparse attention, which rotate so many numbers of a head.
+    /// The indexers of sparse attention; `rotated` is the number of RoPE dimensions per head.
     fn indexer(&self, rotated: usize) -> Result<IndexerNumbers> {
         const LENGTH: &str = "attention.indexer.key_length";
         let numbers = IndexerNumbers {
@@ -1040,7 +1036,7 @@ impl Keys<'_> {
         }
     }
 
-    /// The number of tokens; 0 if the metadata does not say it.
+    /// Vocabulary size; 0 if the metadata has none.
     fn tokens(&self) -> Result<u64> {
         let listed = self.metadata.get("tokenizer.ggml.tokens");
         let listed = listed
@@ -1071,7 +1067,7 @@ impl Keys<'_> {
             .float("rope.scaling.factor")?
             .filter(|f| *f != 0.0 && kind != "none")
             .unwrap_or(1.0);
-        // llama.cpp reads them for few families.
+        // llama.cpp reads the betas only for some families.
         let beta = |key: &str, by_default: f32| match decoder.yarn_betas {
             true => Ok(self.float(key)?.unwrap_or(by_default)),
             false => Ok::<_, String>(by_default),
@@ -1090,7 +1086,7 @@ impl Keys<'_> {
             still: self.still(length / 2, decoder.sections)?,
             has_factors: true,
         };
-        // NTK-aware scaling, once for all positions.
+        // NTK-aware scaling, the same for all positions.
         if let Some(alpha) = self
             .float("rope.scaling.alpha")?
             .filter(|alpha| *alpha > 0.0)
@@ -1117,7 +1113,7 @@ impl Keys<'_> {
 }
 
 impl Hyper {
-    /// Layers that a token goes through, each counted as often as it runs.
+    /// Number of layer runs: layers times loops.
     pub fn runs(&self) -> usize {
         self.layers * self.loops
     }
@@ -1125,7 +1121,7 @@ impl Hyper {
     /// Reads the metadata.
     ///
     /// # Errors
-    /// Keys that are missing or make no sense; the error names the key.
+    /// Missing or invalid keys; the error names the key.
     pub fn new(metadata: &Metadata<'_>) -> Result<Hyper> {
         let name = metadata.get(keys::ARCHITECTURE).and_then(Value::as_str);
         let name =
@@ -1181,7 +1177,7 @@ impl Hyper {
                 format!("is {loops}; {layers} layers run at least once, and {LAYERS} in all");
             return Err(keys.bad(LOOPS, what));
         }
-        // Lists count the blocks for further tokens too.
+        // Lists also count multi-token prediction blocks.
         let heads = keys.per_layer("attention.head_count", blocks)?;
         let heads = heads.ok_or_else(|| keys.bad("attention.head_count", "is missing"))?;
         let most_heads = heads.iter().copied().max().unwrap_or(0);
@@ -1302,7 +1298,7 @@ impl Hyper {
                     *tokens > 0 && list.layers.is_none_or(|number| number as usize == layers)
                 });
                 const PATTERN: &str = "attention.sliding_window_pattern";
-                // Some files list the layers without the blocks for further tokens.
+                // Some files' lists omit the multi-token prediction blocks.
                 let listed = keys.flags(PATTERN, layers);
                 let listed = listed.or_else(|_| keys.flags(PATTERN, blocks))?;
                 for (layer, window) in windows.iter_mut().enumerate() {
@@ -1413,7 +1409,7 @@ impl Hyper {
                     Some(Recurrent::DeltaNet(_) | Recurrent::Lightning(_))
                 )
         };
-        // llama.cpp runs one block, and no second one behind it.
+        // llama.cpp runs exactly one block.
         let nextn = (decoder.drafts && nextn == 1).then(|| AttentionNumbers {
             heads: heads[layers],
             kv_heads: kv_heads[layers],
@@ -1546,13 +1542,13 @@ impl Hyper {
         })
     }
 
-    /// Numbers that pass from layer to layer at every position: the stream, and what the first layer
-    /// carries to all others.
+    /// Numbers per position between layers: the stream, and the values that the first layer carries
+    /// to all others.
     pub fn width(&self) -> usize {
         self.hidden + self.carried()
     }
 
-    /// Numbers that the first layer carries to all others at every position: RWKV 7's values.
+    /// Numbers per position carried from the first layer to all others: RWKV 7's values.
     pub fn carried(&self) -> usize {
         match self.recurrent.first() {
             Some(Some(Recurrent::Wkv(numbers))) if numbers.kind == Wkv::Seven => numbers.keys(),
@@ -1560,18 +1556,18 @@ impl Hyper {
         }
     }
 
-    /// Numbers of the states of all layers that go from token to token.
+    /// Total length of the recurrent states of all layers.
     pub fn states(&self) -> usize {
         self.recurrent.iter().flatten().map(Recurrent::state).sum()
     }
 
-    /// About the operations of one token on the states of all layers.
+    /// Approximate operations on the states of all layers per token.
     pub fn state_operations(&self) -> usize {
         let recurrent = self.recurrent.iter().flatten();
         recurrent.map(Recurrent::operations).sum()
     }
 
-    /// Experts that see a token, in the layer where most do.
+    /// The largest number of experts per token over all layers.
     pub fn experts_used(&self) -> usize {
         let used = self.routing.iter().map(|routing| routing.used);
         used.max().unwrap_or(0)
@@ -1579,7 +1575,7 @@ impl Hyper {
 }
 
 impl Rotation {
-    /// By what YaRN multiplies scores ([`ScoreYarn`]), of ten times its multiplier.
+    /// YaRN's factor of attention scores ([`ScoreYarn`]); `part` is ten times its multiplier.
     fn score_stretch(&self, part: f32) -> f32 {
         let stretched = (1.0 / self.scale).ln();
         let magnitude = match self.extrapolation == 0.0 {
@@ -1589,7 +1585,7 @@ impl Rotation {
         (magnitude * (1.0 + 0.1 * part * stretched)).powi(2)
     }
 
-    /// The same with another base, and positions as they are.
+    /// The rotation with another base and without position scaling.
     fn unstretched(&self, base: f32) -> Rotation {
         Rotation {
             base,
@@ -1600,8 +1596,8 @@ impl Rotation {
         }
     }
 
-    /// Cosines and sines for positions from 0 on: `[positions, length / 2]` each. `factors` divide
-    /// the angles.
+    /// Cosines and sines of positions from 0: `[positions, length / 2]` each. `factors` divide the
+    /// angles.
     pub fn table(&self, positions: usize, factors: Option<&[f32]>) -> (Vec<f32>, Vec<f32>) {
         let pairs = self.length / 2;
         let step = self.base.powf(-2.0 / self.length as f32);
@@ -1634,7 +1630,7 @@ impl Rotation {
         (cosines, sines)
     }
 
-    /// Between which pairs interpolation takes over from extrapolation.
+    /// The range of pairs between extrapolation and interpolation.
     fn ramp(&self) -> (f32, f32) {
         let pair = |turns: f32| {
             let context = self.original_context as f32;
@@ -1653,7 +1649,7 @@ impl Rotation {
 mod tests {
     use super::*;
 
-    /// A Qwen 3.5 of four layers and a block for further tokens.
+    /// A Qwen 3.5 with four layers and one multi-token prediction block.
     fn metadata(changes: &[(&str, u32)]) -> Metadata<'static> {
         let mut metadata = Metadata::new();
         metadata.set(keys::ARCHITECTURE.to_owned(), Value::str("qwen35"));
@@ -1686,7 +1682,7 @@ mod tests {
     }
 
     #[test]
-    fn three_of_four_layers_are_delta_nets_and_further_blocks_are_no_layers() {
+    fn delta_nets_in_three_of_four_layers() {
         let hyper = Hyper::new(&metadata(&[])).unwrap();
         assert_eq!(hyper.layers, 4);
         let nets: Vec<_> = hyper.recurrent.iter().map(Option::is_some).collect();
@@ -1703,7 +1699,7 @@ mod tests {
         assert!(every_other.attention[1].is_some() && every_other.attention[2].is_none());
     }
 
-    /// Metadata of whole numbers; lists of one for each layer.
+    /// Metadata of integers; lists have one per layer.
     fn numbers(architecture: &'static str, numbers: &[(&str, &[u32])]) -> Metadata<'static> {
         let mut metadata = Metadata::new();
         metadata.set(keys::ARCHITECTURE.to_owned(), Value::str(architecture));
@@ -1725,7 +1721,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_without_heads_of_keys_are_short_convolutions() {
+    fn short_convolutions_in_layers_without_kv_heads() {
         let sound: [(&str, &[u32]); 5] = [
             ("block_count", &[3]),
             ("embedding_length", &[64]),
@@ -1751,7 +1747,7 @@ mod tests {
     }
 
     #[test]
-    fn mamba_has_neither_heads_nor_networks() {
+    fn mamba_without_attention_and_ffn() {
         let sound: [(&str, &[u32]); 8] = [
             ("block_count", &[2]),
             ("embedding_length", &[64]),
@@ -1791,7 +1787,7 @@ mod tests {
     }
 
     #[test]
-    fn routing_is_what_the_family_and_the_metadata_say() {
+    fn routing_from_family_and_metadata() {
         let metadata = metadata(&[
             ("expert_count", 8),
             ("expert_used_count", 3),
@@ -1823,7 +1819,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_that_hold_no_experts_are_named() {
+    fn invalid_expert_groups_are_named() {
         let sound = [
             ("expert_count", 8),
             ("expert_used_count", 3),
@@ -1847,7 +1843,7 @@ mod tests {
         }
     }
 
-    /// A Kimi Linear of two layers with delta attention and one with latent attention.
+    /// A Kimi Linear with two layers of delta attention and one of latent attention.
     const KIMI: &[(&str, &[u32])] = &[
         ("block_count", &[3]),
         ("embedding_length", &[64]),
@@ -1862,7 +1858,7 @@ mod tests {
         ("kda.head_dim", &[16]),
     ];
 
-    /// The same with other numbers under a key.
+    /// `KIMI` with another value of a key.
     fn kimi(key: &str, other: &'static [u32]) -> Result<Hyper> {
         let of_key = |(name, listed): &(&'static str, &'static [u32])| match *name == key {
             true => (*name, other),
@@ -1873,7 +1869,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_without_heads_of_keys_have_decays_of_channels_and_the_others_a_latent_vector() {
+    fn kimi_layers_have_channel_decays_or_latent_attention() {
         let hyper = kimi("", &[]).unwrap();
         let nets: Vec<_> = hyper.recurrent.iter().map(Option::is_some).collect();
         assert_eq!(nets, [true, true, false]);
@@ -1894,7 +1890,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_make_no_latent_attention_are_named() {
+    fn invalid_latent_attention_is_named() {
         for (key, other) in [
             ("attention.key_length", &[57][..]),
             ("attention.key_length_mla", &[8]),
@@ -1909,7 +1905,7 @@ mod tests {
                 "{key}: {error}"
             );
         }
-        // Above 0 states would grow.
+        // A positive bound would let states grow.
         let mut metadata = numbers("kimi-linear", KIMI);
         let key = "kimi-linear.kda.gate_lower_bound";
         metadata.set(key.to_owned(), Value::F32(0.5));
@@ -1918,7 +1914,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_make_no_delta_net_are_named() {
+    fn invalid_delta_nets_are_named() {
         for (key, value) in [
             ("ssm.time_step_rank", 3),
             ("ssm.inner_size", 63),
@@ -1932,7 +1928,7 @@ mod tests {
         }
     }
 
-    /// Metadata of an architecture: numbers, and lists of them.
+    /// Metadata of an architecture, from integers and lists.
     fn of(
         architecture: &str,
         numbers: &[(&str, u32)],
@@ -1973,7 +1969,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_layer_of_nemotron_h_is_one_thing() {
+    fn nemotron_h_layers_have_one_mixer() {
         let hyper = Hyper::new(&of("nemotron_h", &STATE_SPACE, &PATTERN)).unwrap();
         let spaces: Vec<_> = hyper.recurrent.iter().map(Option::is_some).collect();
         assert_eq!(spaces, [true, false, false, false]);
@@ -1990,7 +1986,7 @@ mod tests {
         );
         assert_eq!(space.inputs(), 96 + 160 + 6);
         assert_eq!(hyper.states(), 96 * 16 + 3 * 160);
-        // In a Mamba 2 all layers are, and nothing else is there.
+        // Mamba-2 has state spaces only.
         let nothing = [("attention.head_count", 0), ("feed_forward_length", 0)];
         let mamba2 =
             Hyper::new(&of("mamba2", &[&STATE_SPACE[..], &nothing].concat(), &[])).unwrap();
@@ -1999,7 +1995,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_make_no_state_space_are_named() {
+    fn invalid_state_spaces_are_named() {
         for (key, value) in [
             ("ssm.time_step_rank", 5),
             ("ssm.time_step_rank", 0),
@@ -2018,7 +2014,7 @@ mod tests {
         }
     }
 
-    /// A DeepSeek V3 of three layers.
+    /// A DeepSeek V3 with three layers.
     const DEEPSEEK: &[(&str, u32)] = &[
         ("block_count", 3),
         ("embedding_length", 64),
@@ -2034,7 +2030,7 @@ mod tests {
         ("expert_used_count", 2),
     ];
 
-    /// The metadata of one that is stretched by YaRN to eight times its context.
+    /// Metadata of a DeepSeek with YaRN by a factor of eight.
     fn stretched(architecture: &str, multiplier: Option<f32>) -> Metadata<'static> {
         let mut numbers = DEEPSEEK.to_vec();
         numbers.extend([
@@ -2054,12 +2050,13 @@ mod tests {
     }
 
     #[test]
-    fn yarn_stretches_scores_of_latent_attention() {
+    fn yarn_scales_latent_attention_scores() {
         let plain = 1.0 / 24f32.sqrt();
         let log = 8f32.ln();
         let magnitude = |part: f32| 1.0 + 0.1 * part * log;
-        // By the models' own code, scores are divided by the root of the head's length, times the square of
-        // the magnitude of `mscale_all_dim`; cosines and sines have the quotient of both magnitudes.
+        // In the models' own code, scores are divided by the square root of the head length and
+        // multiplied by the squared magnitude of `mscale_all_dim`; cosines and sines by the
+        // quotient of both magnitudes.
         for (architecture, part, of_angles) in [
             ("deepseek2", 0.707, 1.0),
             ("deepseek2", 1.0, 1.0),
@@ -2079,13 +2076,13 @@ mod tests {
         }
         let unlisted = Hyper::new(&stretched("glm-dsa", Some(0.1))).unwrap();
         assert!((unlisted.score_scale - plain * magnitude(1.0).powi(2)).abs() < 1e-5);
-        // Without YaRN nothing is stretched.
+        // No scaling without YaRN.
         let hyper = Hyper::new(&of("deepseek2", DEEPSEEK, &[])).unwrap();
         assert_eq!(hyper.score_scale, plain);
     }
 
     #[test]
-    fn gating_follows_from_the_size_if_the_metadata_do_not_say_it() {
+    fn gating_defaults_by_model_size() {
         let gating = |layers: u32, tokens: u32| {
             let mut numbers = DEEPSEEK.to_vec();
             numbers[0].1 = layers;
@@ -2099,7 +2096,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_sees_no_more_experts_than_there_are() {
+    fn experts_per_token_are_at_most_all_experts() {
         let mut numbers = DEEPSEEK.to_vec();
         numbers.last_mut().unwrap().1 = 9;
         let error = Hyper::new(&of("deepseek2", &numbers, &[])).unwrap_err();
@@ -2108,7 +2105,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_make_no_indexer_are_named() {
+    fn invalid_indexers_are_named() {
         for (key, value) in [
             ("attention.indexer.key_length", 7),
             ("attention.indexer.top_k", 0),
@@ -2125,7 +2122,7 @@ mod tests {
     }
 
     #[test]
-    fn growing_queries_need_a_length() {
+    fn query_scaling_requires_a_length() {
         let mut metadata = of("mistral4", DEEPSEEK, &[]);
         let own = |key: &str| format!("mistral4.attention.{key}");
         metadata.set(own("temperature_scale"), Value::F32(0.1));
@@ -2139,7 +2136,7 @@ mod tests {
     }
 
     #[test]
-    fn lightning_attention_forgets_faster_in_the_first_layers() {
+    fn lightning_attention_decays_faster_in_early_layers() {
         let numbers = |layers| {
             [
                 ("block_count", layers),
@@ -2157,7 +2154,7 @@ mod tests {
             other => panic!("another layer: {other:?}"),
         };
         let near = |x: f32, y: f32| (x - y).abs() < 1e-5 * y.abs();
-        // Slopes are a fourth, a sixteenth ...
+        // Slopes are 1/4, 1/16, ...
         let first = decays(0);
         assert!((0..4).all(|head| near(first[head], -1.00001 * 0.25f32.powi(head as i32 + 1))));
         assert!(near(decays(4)[0], -0.50001 * 0.25) && near(decays(8)[0], -1e-5 * 0.25));
@@ -2166,7 +2163,7 @@ mod tests {
         assert!(error.contains("'minimax-01.block_count'"), "{error}");
     }
 
-    /// A model of four layers and eight experts.
+    /// A model with four layers and eight experts.
     fn experts(architecture: &str, more: &[(&str, u32)]) -> Metadata<'static> {
         let all = [
             ("block_count", 4),
@@ -2179,7 +2176,7 @@ mod tests {
     }
 
     #[test]
-    fn llama_4_rotates_within_parts_of_a_text() {
+    fn llama_4_rotates_within_chunks() {
         let hyper = Hyper::new(&experts("llama4", &[])).unwrap();
         let numbers = |layer: usize| hyper.attention[layer].unwrap();
         assert_eq!(
@@ -2192,7 +2189,7 @@ mod tests {
         assert_eq!(temperature.factor(8190), 1.0);
         assert_eq!(temperature.factor(8191), 1.0 + 0.1 * 2f32.ln());
         assert!(hyper.unit_heads && hyper.routing[0].by_scores && hyper.routing[0].weighs_inputs);
-        // The largest one has no norms; in a model without parts only the last layer does not rotate.
+        // The largest model has no QK norms; without chunks only the last layer lacks RoPE.
         assert!(
             !Hyper::new(&experts("llama4", &[("expert_count", 128)]))
                 .unwrap()
@@ -2210,7 +2207,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_four_layers_may_see_everything() {
+    fn full_attention_in_the_first_of_four_layers() {
         let windows = |architecture: &str, more: &[(&str, u32)]| -> Vec<bool> {
             let hyper = Hyper::new(&experts(architecture, more)).unwrap();
             let layers = hyper.attention.iter();
@@ -2225,7 +2222,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_that_do_not_rotate_are_listed_or_dense() {
+    fn layers_without_rope_are_listed_or_full_attention() {
         let rotates = |metadata: &Metadata<'_>| -> Vec<bool> {
             let hyper = Hyper::new(metadata).unwrap();
             let layers = hyper.attention.iter();
@@ -2256,7 +2253,7 @@ mod tests {
     }
 
     #[test]
-    fn step_rotates_half_of_a_head_where_it_sees_everything() {
+    fn step_rotates_half_of_a_head_in_full_attention() {
         let window = [
             ("attention.sliding_window", 128),
             ("attention.key_length", 32),
@@ -2279,7 +2276,7 @@ mod tests {
     }
 
     #[test]
-    fn models_that_cannot_be_run_say_why() {
+    fn unsupported_models_give_a_reason() {
         for (architecture, reason) in [
             ("smallthinker", "chosen by what"),
             ("grovemoe", "share smaller"),
