@@ -1,4 +1,4 @@
-//! Attention of heads that share keys and values in groups.
+//! Grouped-query attention.
 
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::Result;
@@ -15,43 +15,44 @@ use quantier_arch::{Activation, Rope};
 use std::sync::Arc;
 
 /// ```text
-/// stage 0    input -> queries, keys, values -> clamp, norms, rotation -> the heads' outputs -> gate, norm
-/// stage 1    that -> the output matrix
+/// stage 0    input -> queries, keys, values -> clamp, norms, rotation -> outputs of the heads ->
+/// gate, norm
+/// stage 1    -> output matrix
 /// ```
 #[derive(Clone)]
 pub(in crate::model) struct Attention {
     pub projections: Projections,
     pub query_norm: Option<Norm>,
     pub key_norm: Option<Norm>,
-    /// Whether both norms stand behind the rotation.
+    /// True if both norms follow the rotation.
     pub norms_rotated: bool,
-    /// The gate of the heads' outputs.
+    /// Gate of the heads' outputs.
     pub gate: Gate,
-    /// What makes its factors.
+    /// Activation of the gate.
     pub gate_activation: Activation,
-    /// In front of the output matrix.
+    /// Norm before the output matrix.
     pub output_norm: Option<Norm>,
     pub output: Linear,
     pub heads: usize,
     pub kv_heads: usize,
-    /// Length of a head of queries and keys.
+    /// Length of a query or key head.
     pub key_length: usize,
-    /// Queries, keys and values are clamped to plus and minus this.
+    /// Queries, keys and values are clamped to plus and minus this bound.
     pub clamp: Option<f32>,
-    /// How queries grow with their position.
+    /// Factor of queries by position.
     pub temperature: Option<Temperature>,
     pub rope: Rope,
-    /// None if the layer does not rotate.
+    /// None in layers without rotation.
     pub angles: Option<Arc<Angles>>,
     pub scores: Scores,
 }
 
-/// The matrices of queries, keys and values.
+/// The query, key and value matrices.
 #[derive(Clone)]
 pub(in crate::model) enum Projections {
-    /// In this order.
+    /// Separate, in this order.
     Apart(Box<[Linear; 3]>),
-    /// One with the rows of queries before those of keys before those of values.
+    /// One matrix: rows of queries, then of keys, then of values.
     Fused(Linear),
 }
 
@@ -71,31 +72,31 @@ impl Projections {
     }
 }
 
-/// The gate of the heads' outputs, which an activation of it multiplies.
+/// The gate of the heads' outputs; its activation multiplies them.
 #[derive(Clone)]
 pub(in crate::model) enum Gate {
-    /// There is none.
+    /// No gate.
     None,
-    /// The rows of each head's queries are followed by as many of the gate.
+    /// Each head's query rows are followed by as many gate rows.
     Queries,
-    /// Its own matrix, with a row per head or per element.
+    /// A separate matrix with a row per head or per element.
     Own(Linear),
 }
 
-/// What the derivative of the first stage needs.
+/// Values that the derivative of the first stage needs.
 struct HeadsTape<'m> {
     attention: &'m Attention,
-    /// Queries, keys and values as projected, if they are clamped.
+    /// Queries, keys and values before the clamp, if there is one.
     projected: Option<[Rows; 3]>,
-    /// Queries and keys in front of their norms, if they have some.
+    /// Queries and keys before their norms, if there are any.
     unnormalized: [Option<Rows>; 2],
     heads: Heads,
     gated: Option<Gated>,
-    /// The heads' outputs in front of the last norm, if there is one.
+    /// The heads' outputs before the last norm, if there is one.
     unnormalized_output: Option<Rows>,
 }
 
-/// The gate, its factors, and what they multiply.
+/// The gate before and after its activation, and the outputs that it multiplies.
 pub(super) struct Gated {
     activation: Activation,
     gate: Rows,
@@ -103,7 +104,7 @@ pub(super) struct Gated {
     outputs: Rows,
 }
 
-/// Heads of queries or of keys.
+/// Number of heads and norm of queries or keys.
 struct HeadsPlace<'a> {
     heads: usize,
     norm: Option<&'a Norm>,
@@ -137,8 +138,8 @@ impl Attention {
         }
     }
 
-    /// Queries or keys `[positions, heads * length]` as `[heads, positions, length]`, normalized and
-    /// rotated; what the norm reads goes to `tape`.
+    /// Queries or keys, from `[positions, heads * length]` to `[heads, positions, length]`,
+    /// normalized and rotated; `tape` receives the input of the norm.
     fn placed(&self, mut x: Rows, place: &HeadsPlace<'_>, tape: &mut Option<Rows>) -> Rows {
         let mut normalize = |x: &mut Rows| {
             if let Some(norm) = place.norm {
@@ -157,7 +158,7 @@ impl Attention {
         x
     }
 
-    /// The derivative of [`Attention::placed`].
+    /// Derivative of [`Attention::placed`].
     fn unplaced(&self, mut g: Rows, place: &HeadsPlace<'_>, tape: &Option<Rows>) -> Rows {
         let derive = |g: &mut Rows| {
             if let (Some(norm), Some(before)) = (place.norm, tape) {
@@ -182,7 +183,7 @@ impl Attention {
         }
     }
 
-    /// Where queries and keys stand.
+    /// Heads and norms of queries, then of keys.
     fn places(&self, recording: bool) -> [HeadsPlace<'_>; 2] {
         [
             (self.heads, &self.query_norm),
@@ -195,7 +196,7 @@ impl Attention {
         })
     }
 
-    /// The linears of the first stage.
+    /// Linears of the first stage.
     fn first(&self) -> Vec<&Linear> {
         let mut linears = self.projections.linears();
         if let Gate::Own(gate) = &self.gate {
@@ -204,7 +205,7 @@ impl Attention {
         linears
     }
 
-    /// Queries and gates of `[positions, heads * 2 * key_length]`.
+    /// Splits `[positions, heads * 2 * key_length]` into queries and gates.
     fn without_gates(&self, both: &Rows) -> [Rows; 2] {
         let part = |first: usize| {
             let pairs = both.numbers().chunks_exact(2 * self.key_length);
@@ -214,7 +215,7 @@ impl Attention {
         [part(0), part(1)]
     }
 
-    /// The reverse of [`Attention::without_gates`].
+    /// Inverse of [`Attention::without_gates`].
     fn with_gates(&self, queries: &Rows, gates: &Rows) -> Rows {
         let queries_of = queries.numbers().chunks_exact(self.key_length);
         let pairs = queries_of.zip(gates.numbers().chunks_exact(self.key_length));
@@ -225,7 +226,7 @@ impl Attention {
     }
 }
 
-/// Multiplies queries, or their gradients, `[heads, positions, length]`, by the factors of their
+/// Multiplies queries or their gradients, `[heads, positions, length]`, by the factors of their
 /// positions.
 pub(super) fn temper(query: &mut Rows, heads: usize, temperature: Option<Temperature>) {
     let Some(temperature) = temperature else {
@@ -239,7 +240,7 @@ pub(super) fn temper(query: &mut Rows, heads: usize, temperature: Option<Tempera
 }
 
 impl Gated {
-    /// The heads' outputs, gated; the gate is in front of its activation.
+    /// Multiplies the heads' outputs `y` by the activated `gate`.
     pub(super) fn new(y: &mut Rows, gate: Rows, activation: Activation) -> Gated {
         let outputs = y.clone();
         let mut factors = gate.clone();
@@ -252,7 +253,7 @@ impl Gated {
         }
     }
 
-    /// The same without what the derivative needs. The gate becomes its factors.
+    /// [`Gated::new`] without a tape; `gate` is replaced by its activation.
     fn apply(y: &mut Rows, gate: &mut Rows, activation: Activation) {
         match activation {
             Activation::Sigmoid => {
@@ -264,7 +265,8 @@ impl Gated {
         scale_groups(y.numbers_mut(), gate.numbers());
     }
 
-    /// Turns the gradient of the gated outputs into that of the outputs; gives that of the gate.
+    /// Turns the gradient `g` of the gated outputs into that of the outputs; returns that of the
+    /// gate.
     pub(super) fn derivative(&self, g: &mut Rows) -> Rows {
         let factors = self.factors.numbers();
         let mut of_gate = dots(self.outputs.numbers(), g.numbers(), factors.len());
@@ -386,7 +388,7 @@ impl StageTape for HeadsTape<'_> {
             all[0] = attention.with_gates(&all[0], of_gates);
         }
         match &attention.projections {
-            // The last one first: an order of sums, which results depend on.
+            // The last one first: results depend on the order of summation.
             Projections::Apart(linears) => linears
                 .iter()
                 .zip(&all)
@@ -400,7 +402,7 @@ impl StageTape for HeadsTape<'_> {
     }
 }
 
-/// `[positions, heads * length]` as `[heads, positions, length]`.
+/// Transposes `[positions, heads * length]` to `[heads, positions, length]`.
 pub(super) fn by_head(x: &Rows, heads: usize) -> Rows {
     let length = x.columns() / heads;
     let mut out = Vec::with_capacity(x.numbers().len());
@@ -412,7 +414,7 @@ pub(super) fn by_head(x: &Rows, heads: usize) -> Rows {
     Rows::new(out, length)
 }
 
-/// The reverse of [`by_head`].
+/// Inverse of [`by_head`].
 pub(super) fn by_position(x: &Rows, heads: usize) -> Rows {
     let (positions, length) = (x.len() / heads, x.columns());
     let mut out = Rows::zeros(positions, heads * length);

@@ -1,5 +1,5 @@
-//! RWKV's network of channels (Peng et al. 2024 and 2025): squared ReLU between two matrices, the
-//! first of which reads a mix of a position and the one before; in RWKV 6 under a receptance.
+//! RWKV's channel mixing (Peng et al. 2024 and 2025): two matrices with squared ReLU between, the
+//! first of which reads a token shift; RWKV 6 adds a receptance gate.
 
 use super::front::{add_columns, beside, parts, run_front};
 use super::{BoxedTape, Mixer, Stage, StageTape};
@@ -11,10 +11,10 @@ use crate::model::rows::Rows;
 use quantier_arch::Activation;
 
 /// ```text
-/// stage 0    input -> the mix of keys, and that of receptances if there are any
-/// stage 1    the mix of keys -> squared ReLU -> keys
-/// (stage 2   the mix of receptances -> receptances)
-/// stage 3    keys -> values, times the logistic function of receptances
+/// stage 0    input -> token shift for keys, and for receptances if there are any
+/// stage 1    shifted input of keys -> squared ReLU -> keys
+/// (stage 2   shifted input of receptances -> receptances)
+/// stage 3    keys -> values, times sigmoid of the receptances
 /// ```
 #[derive(Clone)]
 pub(in crate::model) struct ChannelMix {
@@ -24,24 +24,24 @@ pub(in crate::model) struct ChannelMix {
     pub receptance: Option<Box<Receptance>>,
 }
 
-/// The receptances of RWKV 6.
+/// The receptance gate of RWKV 6.
 #[derive(Clone)]
 pub(in crate::model) struct Receptance {
     pub mix: Vec<f32>,
     pub matrix: Linear,
 }
 
-/// What the derivative of the first stage needs.
+/// Values that the derivative of the first stage needs.
 struct ShiftTape<'m>(&'m ChannelMix);
 
-/// What that of the last one needs.
+/// Values that the derivative of the last stage needs.
 struct ValueTape<'m> {
     mixer: &'m ChannelMix,
     values: Rows,
 }
 
 impl ChannelMix {
-    /// The mixes of keys and of receptances.
+    /// Mixing weights of keys, then of receptances.
     fn mixes(&self) -> impl Iterator<Item = &Vec<f32>> {
         let receptance = self.receptance.iter().map(|receptance| &receptance.mix);
         std::iter::once(&self.key_mix).chain(receptance)

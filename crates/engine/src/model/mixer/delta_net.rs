@@ -1,6 +1,6 @@
-//! A gated delta net (Yang et al. 2025), or Kimi Delta Attention (Kimi Team 2025): a causal
-//! convolution over queries, keys and values, a state per head that forgets and learns by the delta
-//! rule, and a gate behind a norm.
+//! Gated DeltaNet (Yang et al. 2025) and Kimi Delta Attention (Kimi Team 2025): a causal
+//! convolution over queries, keys and values, one decaying state per head updated by the delta
+//! rule, and a gate after a norm.
 
 use super::attention::Projections;
 use super::factored::{Factored, FactoredTape};
@@ -16,11 +16,12 @@ use quantier_arch::Activation;
 use quantier_arch::hyper::DeltaNumbers;
 
 /// ```text
-/// stage 0    input -> queries, keys, values -> convolution, SiLU -> queries and keys of length 1
-///            input -> strength -> logistic function
-///            input -> step -> bias -> decays of heads, or of their channels
-///            the states of all heads -> norm, times activation of the gate -> the heads' outputs
-/// stage 1    the heads' outputs -> the output matrix
+/// stage 0    input -> queries, keys, values -> convolution, SiLU -> queries and keys of unit
+/// length
+///            input -> strength -> sigmoid
+///            input -> step -> bias -> decays per head or channel
+///            states of all heads -> norm, times the activated gate -> outputs of the heads
+/// stage 1    outputs of the heads -> output matrix
 /// ```
 #[derive(Clone)]
 pub(in crate::model) struct DeltaNet {
@@ -29,28 +30,28 @@ pub(in crate::model) struct DeltaNet {
     pub gate: Factored,
     pub gate_activation: Activation,
     pub rates: Rates,
-    /// One for each decay: of a head or a channel.
+    /// One per decay, that is per head or per channel.
     pub step_bias: Vec<f32>,
     pub decay: Decay,
-    /// Of queries before keys before values: `[channels, kernel]`.
+    /// Kernels of queries, then keys, then values: `[channels, kernel]`.
     pub kernels: Vec<f32>,
-    /// Makes a head of queries or keys one of length 1.
+    /// Scales a query or key head to unit length.
     pub unit: Norm,
     pub norm: Norm,
     pub output: Linear,
 }
 
-/// How steps become decays, logarithms of what is kept. One number per head.
+/// Map from steps to log decays. One coefficient per head.
 #[derive(Clone)]
 pub(in crate::model) enum Decay {
-    /// The number, below 0, times softplus of the step.
+    /// Coefficient (below 0) times softplus(step).
     Softplus(Vec<f32>),
-    /// The bound, below 0, times the logistic function of the number times the step.
+    /// Bound (below 0) times sigmoid(coefficient times step).
     Bounded { numbers: Vec<f32>, bound: f32 },
 }
 
 impl Decay {
-    /// From steps with their bias, as many for each head.
+    /// Log decays of steps with bias added; all heads have equally many.
     fn of(&self, steps: &Rows) -> Rows {
         let f = match self {
             Decay::Softplus(_) => |number: f32, step: f32, _: f32| number * softplus(step),
@@ -61,7 +62,7 @@ impl Decay {
         self.each(steps.clone(), f)
     }
 
-    /// Turns gradients of decays into those of steps.
+    /// Turns gradients of log decays into those of steps.
     fn derivative(&self, steps: &Rows, g: &mut Rows) {
         let slope = match self {
             Decay::Softplus(_) => |number: f32, step: f32, _: f32| number * sigmoid(step),
@@ -74,7 +75,7 @@ impl Decay {
         places.for_each(|(g, slope)| *g *= slope);
     }
 
-    /// Every step by `f`, which gets the number of its head, the step and the bound.
+    /// Maps every step by `f`(coefficient of its head, step, bound).
     fn each(&self, mut steps: Rows, f: impl Fn(f32, f32, f32) -> f32) -> Rows {
         let (numbers, bound) = match self {
             Decay::Softplus(numbers) => (numbers, 0.0),
@@ -93,13 +94,14 @@ impl Decay {
 /// The matrices of strengths and steps.
 #[derive(Clone)]
 pub(in crate::model) enum Rates {
-    /// One each.
+    /// Separate.
     Apart(Box<Apart>),
-    /// For every head of keys, the rows of strengths of the heads that share it, then those of steps.
+    /// One matrix: for every key head, the strength rows of the value heads that share it, then
+    /// their step rows.
     Fused(Linear),
 }
 
-/// Matrices of their own of strengths and steps.
+/// Separate matrices of strengths and steps.
 #[derive(Clone)]
 pub(in crate::model) struct Apart {
     pub strength: Linear,
@@ -132,26 +134,26 @@ impl Rates {
     }
 }
 
-/// Strengths and steps of an input, with the tape of steps that have a matrix of their own.
+/// Strengths and steps of an input, with the tape of a separate step matrix.
 struct Rated<'m> {
     strength: Rows,
     steps: Rows,
     tape: Option<FactoredTape<'m>>,
 }
 
-/// What the derivative of the first stage needs.
+/// Values that the derivative of the first stage needs.
 struct StatesTape<'m> {
     net: &'m DeltaNet,
-    /// Behind the convolution, in front of SiLU: `[positions, channels]`.
+    /// After the convolution, before SiLU: `[positions, channels]`.
     convolved: Rows,
-    /// Queries and keys behind SiLU, in front of the norm.
+    /// Queries and keys after SiLU, before the norm.
     activated: [Rows; 2],
-    /// Steps with their bias.
+    /// Steps with bias added.
     steps: Rows,
     streams: Streams,
-    /// What the states put out.
+    /// Outputs of the states.
     outputs: Rows,
-    /// The same, normalized.
+    /// Normalized outputs.
     normalized: Rows,
     gates: Rows,
     gate: FactoredTape<'m>,
@@ -180,7 +182,7 @@ impl DeltaNet {
         }
     }
 
-    /// Queries, keys and values of rows that have them side by side.
+    /// Splits rows into queries, keys and values.
     fn parts(&self, rows: &Rows) -> [Rows; 3] {
         let keys = self.numbers.keys();
         [0..keys, keys..2 * keys, 2 * keys..rows.columns()].map(|part| rows.columns_range(part))
@@ -215,7 +217,7 @@ impl DeltaNet {
         }
     }
 
-    /// Strengths and steps as one matrix makes both.
+    /// Strengths and steps in the row order of the fused matrix.
     fn fused(&self, strengths: &Rows, steps: &Rows) -> Rows {
         let sharing = self.numbers.value_heads / self.numbers.key_heads;
         let groups = strengths.numbers().chunks_exact(sharing);
@@ -332,7 +334,7 @@ impl StageTape for StatesTape<'_> {
         let places = strength.numbers_mut().iter_mut().zip(strengths);
         places.for_each(|(g, strength)| *g *= sigmoid_slope(*strength));
         net.decay.derivative(&self.steps, &mut decay);
-        // The last one first, as everywhere.
+        // The last one first, as in all mixers.
         match (&net.rates, &self.step) {
             (Rates::Apart(both), Some(step)) => {
                 step.backward(input, decay, pass, dx)?;

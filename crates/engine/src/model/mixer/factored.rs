@@ -1,4 +1,4 @@
-//! A matrix, or the two factors of one of low rank.
+//! A matrix, or two factors of a low-rank matrix.
 
 use super::StageTape;
 use crate::model::Result;
@@ -7,15 +7,15 @@ use crate::model::ops::activation::{activate, activate_derivative};
 use crate::model::rows::Rows;
 use quantier_arch::Activation;
 
-/// A matrix, or the factors of one of low rank: the first reads the input, the second what the first
-/// makes of it, behind a norm and an activation if there are any.
+/// A matrix, or two factors of a low-rank matrix: the second reads the output of the first, after
+/// an optional norm and activation.
 #[derive(Clone)]
 pub(in crate::model) enum Factored {
     Whole(Linear),
     LowRank(Box<LowRank>),
 }
 
-/// The factors of a matrix of low rank.
+/// The factors of a low-rank matrix.
 #[derive(Clone)]
 pub(in crate::model) struct LowRank {
     pub first: Linear,
@@ -24,12 +24,12 @@ pub(in crate::model) struct LowRank {
     pub second: Linear,
 }
 
-/// What the derivative needs.
+/// Values that the derivative needs.
 pub(super) struct FactoredTape<'m> {
     factored: &'m Factored,
-    /// What the first factor made, if a norm stands behind it.
+    /// Output of the first factor before its norm, if there is one.
     unnormalized: Option<Rows>,
-    /// What stands in front of the activation, if there is one.
+    /// Input of the activation, if there is one.
     unactivated: Option<Rows>,
 }
 
@@ -42,7 +42,7 @@ impl Factored {
         }
     }
 
-    /// The linear that reads what the first one makes.
+    /// The second factor.
     pub(super) fn inner(&self) -> Option<&Linear> {
         match self {
             Factored::Whole(_) => None,
@@ -50,7 +50,7 @@ impl Factored {
         }
     }
 
-    /// Both, in this order.
+    /// The matrix and None, or both factors in order.
     pub(super) fn linears_mut(&mut self) -> (&mut Linear, Option<&mut Linear>) {
         match self {
             Factored::Whole(whole) => (whole, None),
@@ -61,7 +61,7 @@ impl Factored {
         }
     }
 
-    /// The product with an input that was shown already to the linear that reads it.
+    /// The product with `input`, which the caller has already shown to the tap.
     pub(super) fn run<'m>(
         &'m self,
         input: &Rows,
@@ -70,7 +70,7 @@ impl Factored {
         self.run_past(input, pass, |_| Ok(()))
     }
 
-    /// The same; `inner` sees what the second factor reads, if there is one.
+    /// [`Factored::run`]; `inner` is called with the input of the second factor, if there is one.
     pub(super) fn run_past<'m>(
         &'m self,
         input: &Rows,

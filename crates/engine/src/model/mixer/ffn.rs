@@ -1,4 +1,4 @@
-//! A feed-forward network.
+//! Feed-forward networks.
 
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::linear::{Linear, Norm, Pass};
@@ -10,16 +10,16 @@ use quantier_arch::{Activation, Limit};
 
 /// ```text
 /// stage 0    input -> gate and up -> activation(gate) * up -> norm
-/// stage 1    that -> down
+/// stage 1    -> down
 /// ```
 #[derive(Clone)]
 pub(in crate::model) struct Ffn {
     pub first: First,
-    /// In front of the second stage.
+    /// Norm before the down matrix.
     pub inner_norm: Option<Norm>,
     pub down: Linear,
     pub activation: Activation,
-    /// How far gate and up go.
+    /// Bounds of gate and up.
     pub limit: Option<Limit>,
 }
 
@@ -28,24 +28,24 @@ pub(in crate::model) struct Ffn {
 pub(in crate::model) enum First {
     /// `activation(gate) * up`.
     Gated { gate: Linear, up: Linear },
-    /// The same with the rows of gate before those of up in one matrix.
+    /// The same with one matrix: the rows of gate, then those of up.
     Fused(Linear),
     /// `activation(up)`.
     Plain(Linear),
 }
 
-/// What the derivative of the first stage needs.
+/// Values that the derivative of the first stage needs.
 pub(super) struct GateTape<'m> {
     ffn: &'m Ffn,
     gate: Rows,
-    /// None without a gate: then `gate` is what the activation reads.
+    /// None without a gate; then `gate` is the input of the activation.
     up: Option<Rows>,
-    /// In front of the norm, if there is one.
+    /// Output before the norm, if there is one.
     unnormalized: Option<Rows>,
 }
 
 impl GateTape<'_> {
-    /// The length of a row of the output.
+    /// Row length of the output.
     pub(super) fn columns(&self) -> usize {
         self.gate.columns()
     }
@@ -74,14 +74,14 @@ fn gated(gate_rows: &Rows, up: &Rows, activation: Activation) -> Rows {
     out
 }
 
-/// The derivatives of [`gated`] for gate and up.
+/// Derivatives of [`gated`] with respect to gate and up.
 fn gated_derivative(gate: &Rows, up: &Rows, g: &Rows, activation: Activation) -> [Rows; 2] {
     let mut of_gate = gate.clone();
     gate_derivative(of_gate.numbers_mut(), up.numbers(), g.numbers(), activation);
     [of_gate, gated(gate, g, activation)]
 }
 
-/// A gate of at most `limit`, and up clamped to plus and minus it, with `offset` added.
+/// `gate` clamped to at most `limit`; `up` clamped to plus and minus `limit`, plus `offset`.
 fn bounded(gate: &Rows, up: &Rows, limit: f32, offset: f32) -> [Rows; 2] {
     let (mut gate, mut up) = (gate.clone(), up.clone());
     at_most(gate.numbers_mut(), limit);
@@ -90,7 +90,7 @@ fn bounded(gate: &Rows, up: &Rows, limit: f32, offset: f32) -> [Rows; 2] {
     [gate, up]
 }
 
-/// `activation(gate)`, at most `limit`.
+/// `activation(gate)` clamped to at most `limit`.
 fn limited(gate_rows: &Rows, activation: Activation, limit: f32) -> Rows {
     let mut out = gate_rows.clone();
     activate(out.numbers_mut(), activation);
@@ -103,14 +103,14 @@ fn at_most(xs: &mut [f32], limit: f32) {
     places.for_each(|x| *x = limit);
 }
 
-/// The derivative of [`at_most`]: no gradient goes where a number was at its limit.
+/// Derivative of [`at_most`]: zero gradient at and above the limit.
 fn at_most_derivative(xs: &[f32], g: &mut [f32], limit: f32) {
     let places = g.iter_mut().zip(xs).filter(|(_, x)| **x >= limit);
     places.for_each(|(g, _)| *g = 0.0);
 }
 
 impl Ffn {
-    /// What the gate makes of the matrix beside it.
+    /// The gated product of `gate` and `up`, with the limits.
     fn gated(&self, gate: &Rows, up: &Rows) -> Rows {
         match self.limit {
             None => gated(gate, up, self.activation),
@@ -128,7 +128,7 @@ impl Ffn {
         }
     }
 
-    /// The derivatives of [`Ffn::gated`] for gate and up.
+    /// Derivatives of [`Ffn::gated`] with respect to gate and up.
     fn gated_derivative(&self, gate: &Rows, up: &Rows, g: &Rows) -> [Rows; 2] {
         match self.limit {
             None => gated_derivative(gate, up, g, self.activation),
@@ -156,7 +156,8 @@ impl Ffn {
         }
     }
 
-    /// The first stage, whose input was shown already; `expert` is 0 for matrices that are alone.
+    /// The first stage; the caller has already shown `input` to the tap. `expert` is 0 for a single
+    /// FFN.
     pub(super) fn run_first<'m>(
         &'m self,
         expert: usize,
@@ -233,7 +234,7 @@ impl StageTape for GateTape<'_> {
 }
 
 impl GateTape<'_> {
-    /// The derivative of [`Ffn::run_first`].
+    /// Derivative of [`Ffn::run_first`].
     pub(super) fn back(
         &self,
         routed: Option<Routed<'_>>,

@@ -1,5 +1,5 @@
-//! A stage whose linear reads the first columns of the stage's input; the others pass by, so that later
-//! stages find what they read.
+//! A stage whose linear reads the leading columns of the stage's input; the remaining columns pass
+//! through to later stages.
 
 use super::{BoxedTape, StageTape};
 use crate::model::Result;
@@ -8,15 +8,14 @@ use crate::model::ops::activation::{activate, activate_derivative};
 use crate::model::rows::Rows;
 use quantier_arch::Activation;
 
-/// What the derivative needs.
+/// Values that the derivative needs.
 struct FrontTape<'m> {
     linear: &'m Linear,
-    /// What the linear made, in front of its activation.
+    /// Output of the linear before its activation.
     activated: Option<(Rows, Activation)>,
 }
 
-/// Runs the stage: the columns that pass by, then what the linear makes of the first ones, behind the
-/// activation.
+/// Runs the stage: returns the columns passed through, then the activated output of the linear.
 pub(super) fn run_front<'m>(
     linear: &'m Linear,
     activation: Option<Activation>,
@@ -36,7 +35,7 @@ pub(super) fn run_front<'m>(
     Ok((beside(&[&rest, &y]), Box::new(tape)))
 }
 
-/// Rows side by side; some may have no columns.
+/// Concatenates rows side by side; parts may have no columns.
 pub(super) fn beside(parts: &[&Rows]) -> Rows {
     let parts: Vec<&Rows> = parts
         .iter()
@@ -46,7 +45,7 @@ pub(super) fn beside(parts: &[&Rows]) -> Rows {
     Rows::beside(&parts)
 }
 
-/// Rows cut into parts of these lengths, which are all of them.
+/// Splits rows into parts of these column counts, whose sum is the row length.
 pub(super) fn parts(rows: &Rows, lengths: &[usize]) -> Vec<Rows> {
     let mut start = 0;
     let part = |length: &usize| {
@@ -56,7 +55,7 @@ pub(super) fn parts(rows: &Rows, lengths: &[usize]) -> Vec<Rows> {
     lengths.iter().map(part).collect()
 }
 
-/// Adds rows to some columns of others, from `first` on.
+/// Adds `part` to the columns of `all` from `first` on.
 pub(super) fn add_columns(all: &mut Rows, first: usize, part: &Rows) {
     for (all, part) in all.iter_mut().zip(part.iter()) {
         let places = all[first..first + part.len()].iter_mut().zip(part);

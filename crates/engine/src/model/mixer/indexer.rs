@@ -1,14 +1,15 @@
-//! The indexer of sparse attention (DeepSeek-AI 2025), which chooses the tokens that queries see.
+//! The indexer of sparse attention (DeepSeek-AI 2025), which selects the tokens visible to each
+//! query.
 //!
 //! ```text
-//! factor of queries -> queries of its heads -> rotation
-//! input -> a key -> norm -> rotation
-//! input -> a weight of each head
-//! index of a query and a key = sum over heads of weight * max(0, query . key)
+//! query factor -> queries of the indexer's heads -> rotation
+//! input -> key -> norm -> rotation
+//! input -> weight of each head
+//! index(query, key) = sum over heads of weight * max(0, query . key)
 //! ```
 //!
-//! Queries see the `top_k` keys of the largest indices. No gradient goes through the choice, so that its
-//! matrices have none; and in a chunk of at most `top_k` tokens there is nothing to choose.
+//! Each query attends to the `top_k` keys with the largest indices. No gradient flows through the
+//! selection, so its matrices have none; chunks of at most `top_k` tokens need no selection.
 
 use super::attention::by_head;
 use crate::model::linear::{Linear, Norm, Pass};
@@ -20,33 +21,34 @@ use quantier_arch::Rope;
 use quantier_arch::hyper::IndexerNumbers;
 use std::sync::Arc;
 
-/// Which tokens queries see.
+/// Selection of the tokens visible to queries.
 #[derive(Clone)]
 pub(in crate::model) struct Sparse {
-    /// How many.
+    /// Number of tokens per query.
     pub top_k: usize,
-    /// What chooses them; None if another layer's indexer does.
+    /// The selecting indexer; None if another layer's selection is shared.
     pub indexer: Option<Box<Indexer>>,
 }
 
 #[derive(Clone)]
 pub(in crate::model) struct Indexer {
     pub numbers: IndexerNumbers,
-    /// Reads the factor of queries.
+    /// Reads the query factor.
     pub query: Linear,
     pub key: Linear,
     pub key_norm: Norm,
-    /// Of its heads.
+    /// Weights of the indexer's heads.
     pub weights: Linear,
     pub rope: Rope,
     pub angles: Option<Arc<Angles>>,
 }
 
 impl Sparse {
-    /// What queries do not see of a chunk, whose input was shown already; `factor` is that of queries.
+    /// Mask of the keys hidden from queries in a chunk; `factor` is the query factor. The caller
+    /// has already shown `input` to the tap.
     ///
     /// # Errors
-    /// A chunk of more than `top_k` tokens in a layer that takes the choice of another.
+    /// A chunk of more than `top_k` tokens in a layer that shares another layer's selection.
     pub(super) fn unseen(
         &self,
         input: &Rows,

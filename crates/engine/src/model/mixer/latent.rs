@@ -1,6 +1,6 @@
-//! Multi-head latent attention (DeepSeek-AI 2024) in its absorbed form: all heads share one head of
-//! keys, of which the values are a part, and each head has a matrix in front of the scores and one
-//! behind the mix of values.
+//! Multi-head latent attention (DeepSeek-AI 2024) in its absorbed form: all heads share one key
+//! head, part of which serves as values; each head has one matrix before the scores and one after
+//! the weighted sum of values.
 
 use super::attention::{Gate, Gated, by_head, by_position, temper};
 use super::factored::{Factored, FactoredTape};
@@ -17,43 +17,43 @@ use quantier_arch::{Activation, Rope};
 use std::sync::Arc;
 
 /// ```text
-/// stage 0    input -> queries: of each head an unrotated part, then a rotated one
-///            input -> latent vector, then a rotated part of all keys -> norm of the latent vector
-///            unrotated part of a head's query -> its matrix of keys -> query of the latent vector
-///            scores of queries and keys -> mix of latent vectors -> the head's matrix of values -> gate
-/// stage 1    that -> the output matrix
+/// stage 0    input -> queries, per head an unrotated part, then a rotated one
+///            input -> latent vector, then the rotated part of all keys -> norm of the latent vector
+///            unrotated part of a head's query -> key matrix of the head -> query of the latent vector
+///            scores -> weighted sum of latent vectors -> value matrix of the head -> gate
+/// stage 1    -> output matrix
 /// ```
 #[derive(Clone)]
 pub(in crate::model) struct LatentAttention {
     pub numbers: LatentNumbers,
     pub heads: usize,
     pub query: Factored,
-    /// The latent vector, then the rotated part of keys.
+    /// Rows of the latent vector, then of the rotated key part.
     pub compression: Linear,
-    /// Of the latent vector.
+    /// Norm of the latent vector.
     pub norm: Norm,
-    /// By head: from the unrotated part of a query to a query of the latent vector.
+    /// Per head: from the unrotated query part to a query of the latent vector.
     pub key: Linear,
-    /// By head: from the latent vector to the head's output.
+    /// Per head: from the latent vector to the head's output.
     pub value: Linear,
-    /// The gate of the heads' outputs; never among the queries.
+    /// Gate of the heads' outputs; never fused with the queries.
     pub gate: Gate,
     pub output: Linear,
     pub rope: Rope,
-    /// None if the layer does not rotate.
+    /// None in layers without rotation.
     pub angles: Option<Arc<Angles>>,
     pub scores: Scores,
-    /// How queries grow with their position.
+    /// Factor of queries by position.
     pub temperature: Option<Temperature>,
-    /// Which tokens a query sees; None for all before it.
+    /// Selection of visible tokens; None for causal attention to all.
     pub sparse: Option<Sparse>,
 }
 
-/// What the derivative of the first stage needs.
+/// Values that the derivative of the first stage needs.
 struct LatentTape<'m> {
     attention: &'m LatentAttention,
     query: FactoredTape<'m>,
-    /// In front of the norm.
+    /// Latent vectors before the norm.
     latent: Rows,
     heads: Heads,
     gated: Option<Gated>,
@@ -74,7 +74,7 @@ impl LatentAttention {
         linears
     }
 
-    /// A head's part of a linear with a matrix for each head, which all positions are for.
+    /// Routing to one head of a per-head linear, for all positions.
     fn of_head<'p>(&self, head: usize, positions: &'p [u32]) -> Option<Routed<'p>> {
         (self.heads > 1).then_some(Routed {
             expert: head,
@@ -83,8 +83,8 @@ impl LatentAttention {
         })
     }
 
-    /// The product of each head's rows with its matrix: `[heads, positions, columns]` to
-    /// `[heads, positions, rows]`.
+    /// Multiplies each head's rows by its matrix: `[heads, positions, columns]` to `[heads,
+    /// positions, rows]`.
     fn times_heads(&self, linear: &Linear, x: &Rows, pass: &Pass<'_>) -> Result<Rows> {
         let count = x.len() / self.heads;
         let positions: Vec<u32> = (0..count as u32).collect();
@@ -100,7 +100,7 @@ impl LatentAttention {
         Ok(Rows::new(numbers, columns))
     }
 
-    /// The derivative of [`LatentAttention::times_heads`]: the gradient of its rows.
+    /// Derivative of [`LatentAttention::times_heads`] with respect to the rows.
     fn back_heads(&self, linear: &Linear, g: &Rows, pass: &Pass<'_>) -> Result<Rows> {
         let count = g.len() / self.heads;
         let positions: Vec<u32> = (0..count as u32).collect();
@@ -122,7 +122,7 @@ impl LatentAttention {
         }
     }
 
-    /// Unrotated and rotated parts of queries `[heads, positions, length]`.
+    /// The unrotated and rotated parts of queries `[heads, positions, length]`.
     fn parts(&self, queries: &Rows) -> [Rows; 2] {
         let plain = self.numbers.key_length - self.numbers.rotated;
         [0..plain, plain..queries.columns()].map(|part| queries.columns_range(part))
@@ -242,7 +242,7 @@ impl StageTape for LatentTape<'_> {
         } = attention.scores.derivative(&self.heads, &of_mixed);
         temper(&mut query, attention.heads, attention.temperature);
 
-        // The latent vector is a part of the keys, and the values.
+        // The latent vector is both a part of the keys and the values.
         let rank = attention.numbers.rank;
         let mut of_latent = key.columns_range(0..rank);
         add(of_latent.numbers_mut(), value.numbers());

@@ -1,5 +1,5 @@
-//! Attention without softmax, whose states forget at a fixed rate (lightning attention, Qin et al.
-//! 2024), behind a norm and a gate.
+//! Lightning attention (Qin et al. 2024): linear attention whose states decay at a fixed rate,
+//! followed by a norm and a gate.
 
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::Result;
@@ -12,14 +12,14 @@ use quantier_arch::Activation;
 use quantier_arch::hyper::LightningNumbers;
 
 /// ```text
-/// stage 0    input -> queries, keys and values -> SiLU -> the states of all heads -> norm
-///            input -> gate -> logistic function, which multiplies what the heads put out
-/// stage 1    the heads' outputs -> the output matrix
+/// stage 0    input -> queries, keys and values -> SiLU -> states of all heads -> norm
+///            input -> gate -> sigmoid, times the normalized outputs of the heads
+/// stage 1    outputs of the heads -> output matrix
 /// ```
 #[derive(Clone)]
 pub(in crate::model) struct Lightning {
     pub numbers: LightningNumbers,
-    /// The rows of queries before those of keys before those of values, of each head.
+    /// Rows of each head's queries, then keys, then values.
     pub projections: Linear,
     pub gate: Linear,
     /// Over all heads.
@@ -27,22 +27,22 @@ pub(in crate::model) struct Lightning {
     pub output: Linear,
 }
 
-/// What the derivative of the first stage needs.
+/// Values that the derivative of the first stage needs.
 struct StatesTape<'m> {
     attention: &'m Lightning,
-    /// In front of SiLU.
+    /// Before SiLU.
     projected: Rows,
     streams: Streams,
-    /// What the states put out.
+    /// Outputs of the states.
     outputs: Rows,
-    /// The same, normalized.
+    /// Normalized outputs.
     normalized: Rows,
-    /// Behind the logistic function.
+    /// After the sigmoid.
     gates: Rows,
 }
 
 impl Lightning {
-    /// Queries, keys or values, by number, of rows that have them side by side for each head.
+    /// Queries (0), keys (1) or values (2) from rows that hold all three per head.
     fn part(&self, rows: &Rows, part: usize) -> Rows {
         let length = self.numbers.length;
         let heads = rows.numbers().chunks_exact(3 * length);
@@ -50,7 +50,7 @@ impl Lightning {
         Rows::new(numbers.copied().collect(), self.numbers.values())
     }
 
-    /// The reverse of all three.
+    /// Inverse of [`Lightning::part`]: all three side by side per head.
     fn side_by_side(&self, parts: [&Rows; 3]) -> Rows {
         let length = self.numbers.length;
         let mut out = Vec::with_capacity(3 * parts[0].numbers().len());
@@ -113,7 +113,7 @@ impl Mixer for Lightning {
     }
 }
 
-/// Number by number.
+/// Elementwise product.
 fn times(x: &Rows, y: &Rows) -> Rows {
     let numbers = x.numbers().iter().zip(y.numbers());
     Rows::new(numbers.map(|(x, y)| x * y).collect(), x.columns())
@@ -138,7 +138,7 @@ impl StageTape for StatesTape<'_> {
             of_activated.numbers(),
             Activation::Silu,
         );
-        // The last one first, as everywhere.
+        // The last one first, as in all mixers.
         pass.back(&attention.gate, &of_gates, dx)?;
         pass.back(&attention.projections, &of_projected, dx)
     }

@@ -1,4 +1,4 @@
-//! A selective state space (Mamba, Gu and Dao 2023).
+//! Mamba: a selective state space model (Gu and Dao 2023).
 
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::Result;
@@ -14,25 +14,25 @@ use quantier_arch::hyper::MambaNumbers;
 /// ```text
 /// stage 0    input -> values and gates
 ///            values -> causal convolution, bias, SiLU
-///            values -> ranks, keys and queries, perhaps normalized
+///            values -> ranks, keys and queries, with optional norms
 ///            ranks -> steps, with a bias -> softplus
-///            the states of all channels, plus the values times a skip, times SiLU of the gates
-/// stage 1    that -> the output matrix
+///            states of all channels, plus skip times values, times SiLU of the gates
+/// stage 1    -> output matrix
 /// ```
 ///
-/// Two linears in one stage, since gates and values go around them.
+/// The stage has several linears in sequence, since gates and values bypass them.
 #[derive(Clone)]
 pub(in crate::model) struct Mamba {
     pub numbers: MambaNumbers,
-    /// The rows of values before those of gates.
+    /// Rows of values, then of gates.
     pub input: Linear,
     /// `[channels, kernel]`.
     pub kernels: Vec<f32>,
     /// `[channels]`.
     pub kernel_bias: Vec<f32>,
-    /// The rows of ranks before those of keys before those of queries.
+    /// Rows of ranks, then of keys, then of queries.
     pub parameters: Linear,
-    /// The norms of ranks, keys and queries.
+    /// Norms of ranks, keys and queries.
     pub norms: Option<Box<[Norm; 3]>>,
     pub step: Linear,
     /// `[channels, state]`, at most 0.
@@ -42,23 +42,23 @@ pub(in crate::model) struct Mamba {
     pub output: Linear,
 }
 
-/// What the derivative of the first stage needs.
+/// Values that the derivative of the first stage needs.
 struct StatesTape<'m> {
     mamba: &'m Mamba,
-    /// Behind the convolution, in front of SiLU.
+    /// After the convolution, before SiLU.
     convolved: Rows,
-    /// Ranks, keys and queries in front of their norms.
+    /// Ranks, keys and queries before their norms.
     parameters: [Rows; 3],
-    /// Steps with their bias, in front of softplus.
+    /// Steps with bias added, before softplus.
     steps: Rows,
     scan: Selective,
-    /// What the states and the skip put out.
+    /// Outputs of the states plus the skip.
     outputs: Rows,
     gates: Rows,
 }
 
 impl Mamba {
-    /// `x += rows * skip`, where `skip` has a factor for every column.
+    /// `x += rows * skip`, with one factor per column.
     fn add_skipped(&self, x: &mut Rows, rows: &Rows) {
         for (x, row) in x.iter_mut().zip(rows.iter()) {
             let mut skipped = row.to_vec();
@@ -67,7 +67,7 @@ impl Mamba {
         }
     }
 
-    /// Ranks, keys and queries of rows that have them side by side.
+    /// Splits rows into ranks, keys and queries.
     fn parts(&self, rows: &Rows) -> [Rows; 3] {
         let MambaNumbers { rank, state, .. } = self.numbers;
         let parts = [0..rank, rank..rank + state, rank + state..rank + 2 * state];

@@ -1,5 +1,5 @@
-//! A state space (Mamba-2, Dao and Gu 2024): a causal convolution over values, keys and queries, a
-//! state per head that forgets, and a gate in front of a norm.
+//! Mamba-2 (Dao and Gu 2024): a causal convolution over values, keys and queries, one decaying
+//! state per head, and a gate before a norm.
 
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::Result;
@@ -17,20 +17,20 @@ use quantier_arch::hyper::Mamba2Numbers;
 /// ```text
 /// stage 0    input -> gates | channels | steps
 ///            channels -> convolution, SiLU -> values | keys | queries
-///            steps -> bias, softplus; times the decay, the logarithm of what states keep
-///            states, of values times steps -> plus the values times `skip`
-///            -> times SiLU of the gates -> norm -> the heads' outputs
-/// stage 1    the heads' outputs -> the output matrix
+///            steps -> bias, softplus; times `decay`: log decays of the states
+///            states, driven by values times steps -> plus the values times `skip`
+///            -> times SiLU of the gates -> norm -> outputs of the heads
+/// stage 1    outputs of the heads -> output matrix
 /// ```
 ///
-/// With factors, the input makes gates and values alone, and the values behind the convolution make
-/// keys, queries and steps, each behind a norm. Their matrices stand in the first stage, since gates
-/// and values go around them.
+/// With factors, the input yields only gates and values; keys, queries and steps come from the
+/// convolved values, each through a norm. Their matrices belong to the first stage, since gates and
+/// values bypass them.
 #[derive(Clone)]
 pub(in crate::model) struct Mamba2 {
     pub numbers: Mamba2Numbers,
-    /// The rows of gates before those of values, keys, queries and steps; with factors, the rows of
-    /// gates before those of values of each head.
+    /// Rows of gates, values, keys, queries, then steps; with factors, rows of each head's gates,
+    /// then values.
     pub input: Linear,
     pub factors: Option<Box<Factors>>,
     /// `[channels, kernel]`.
@@ -48,38 +48,38 @@ pub(in crate::model) struct Mamba2 {
     pub output: Linear,
 }
 
-/// What makes keys, queries and steps of values.
+/// Matrices from values to keys, queries and steps.
 #[derive(Clone)]
 pub(in crate::model) struct Factors {
-    /// The rows of keys before those of queries before those that steps are made of.
+    /// Rows of keys, then of queries, then of the step factors.
     pub parameters: Linear,
-    /// Of the three.
+    /// Norms of all three.
     pub norms: [Norm; 3],
-    /// Its bias is the state space's.
+    /// From step factors to steps. Its bias is the step bias.
     pub step: Linear,
 }
 
-/// What the derivative of the first stage needs.
+/// Values that the derivative of the first stage needs.
 struct StatesTape<'m> {
     space: &'m Mamba2,
     gates: Rows,
-    /// Behind the convolution, in front of SiLU: `[positions, channels]`.
+    /// After the convolution, before SiLU: `[positions, channels]`.
     convolved: Rows,
-    /// Behind SiLU.
+    /// After SiLU.
     values: Rows,
-    /// With factors: keys, queries and what steps are made of, in front of their norms.
+    /// With factors: keys, queries and step factors before their norms.
     parameters: Option<[Rows; 3]>,
-    /// Steps with their bias, and behind softplus.
+    /// Steps with bias added, before and after softplus.
     steps: [Rows; 2],
     streams: Streams,
-    /// What the states put out, and what goes past them.
+    /// Outputs of the states plus the skip.
     outputs: Rows,
-    /// The same, gated.
+    /// Gated outputs.
     gated: Rows,
 }
 
 impl Mamba2 {
-    /// Gates and values of rows that have them side by side for each head.
+    /// Splits rows that hold gates and values per head.
     fn by_head(&self, rows: &Rows) -> [Rows; 2] {
         let length = self.numbers.value_length;
         [0, 1].map(|part| {
@@ -89,7 +89,7 @@ impl Mamba2 {
         })
     }
 
-    /// The reverse.
+    /// Inverse of [`Mamba2::by_head`].
     fn heads_of(&self, gates: &Rows, values: &Rows) -> Rows {
         let length = self.numbers.value_length;
         let heads = gates.numbers().chunks_exact(length);
@@ -98,7 +98,7 @@ impl Mamba2 {
         Rows::new(numbers.copied().collect(), 2 * self.numbers.values())
     }
 
-    /// Parts of rows: two of these lengths, and the rest.
+    /// Splits rows into two parts of these lengths and the rest.
     fn parts(rows: &Rows, [first, second]: [usize; 2]) -> [Rows; 3] {
         let rest = first + second;
         [0..first, first..rest, rest..rows.columns()].map(|part| rows.columns_range(part))
@@ -162,7 +162,7 @@ impl Mixer for Mamba2 {
                 let made = Mamba2::parts(&made, [keys, keys]);
                 let [key, query, rank] = [0, 1, 2].map(|i| factors.norms[i].of(&made[i]));
                 pass.input(&[&factors.step], None, &rank)?;
-                // With its bias.
+                // The bias of the linear is the step bias.
                 steps = pass.times(&factors.step, &rank)?;
                 (activated, key, query, Some(made))
             }
@@ -236,7 +236,7 @@ impl StageTape for StatesTape<'_> {
             ..
         } = self.streams.derivative(&of_outputs, pass.split);
 
-        // Steps are in the values and in the decays.
+        // Steps enter the values and the decays.
         let [steps, lengths] = &self.steps;
         let of_lengths = dots(
             value.numbers(),

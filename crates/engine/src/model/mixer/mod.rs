@@ -1,10 +1,10 @@
-//! Mixers: what stands between two norms of a layer. Each is a list of stages; within a stage, all
-//! linears read one input.
+//! Mixers: the components of a layer between norms. Each is a list of stages; within a stage, all
+//! linears read the same input.
 //!
 //! ```text
 //! stages      the linears of each stage
-//! run_stage   a stage's input -> the next stage's input, or the mixer's output; with a tape
-//! forward     the fold of the stages
+//! run_stage   input of a stage -> input of the next, or the mixer's output; with a tape
+//! forward     all stages in sequence
 //! backward    the tapes in reverse
 //! ```
 
@@ -51,9 +51,9 @@ use std::ops::{Deref, DerefMut};
 /// The linears of a stage.
 #[derive(Default)]
 pub(super) struct Stage<L> {
-    /// Those that read the stage's input.
+    /// Linears that read the stage's input.
     pub linears: Vec<L>,
-    /// Those that read something that the stage computes within: the second matrices of experts.
+    /// Linears that read intermediate values of the stage, such as the second matrices of experts.
     pub inner: Vec<L>,
 }
 
@@ -67,42 +67,40 @@ impl<L> Stage<L> {
     }
 }
 
-/// What a stage's derivative needs beside the stage's input.
+/// Values, beside the stage's input, that its derivative needs.
 pub(super) trait StageTape {
-    /// Takes the stage's input and the gradient of its output, and adds the gradient of the input
-    /// to `dx`.
+    /// Derivative: given the stage's input and the gradient of its output, adds the gradient of the
+    /// input to `dx`.
     fn backward(&self, input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()>;
 }
 
-/// A stage's tape, with a mixer's lifetime.
 pub(super) type BoxedTape<'m> = Box<dyn StageTape + 'm>;
 
-/// What a mixer's derivative needs.
+/// Values that a mixer's derivative needs.
 #[derive(Default)]
 pub(super) struct Tape<'m> {
-    /// Of every stage.
+    /// Of all stages.
     stages: Vec<BoxedTape<'m>>,
-    /// Of every stage but the first one.
+    /// Of all stages but the first.
     inputs: Vec<Rows>,
 }
 
-/// From normalized activations to what is added to the residual stream.
+/// A map from normalized activations to an update of the residual stream.
 pub(super) trait Mixer: Send + Sync {
     /// The linears of each stage.
     fn stages(&self) -> Vec<Stage<&Linear>>;
 
-    /// The same, to replace weights.
+    /// The linears of each stage, for replacing weights.
     fn stages_mut(&mut self) -> Vec<Stage<&mut Linear>>;
 
-    /// The length of a row of a stage's input; None if the mixer has no such stage. Linears read the
-    /// first of its columns.
+    /// Row length of a stage's input; None if the mixer has no such stage. Linears read the leading
+    /// columns.
     fn columns(&self, stage: usize) -> Option<usize> {
         let stages = self.stages();
         Some(stages.get(stage)?.linears.first()?.columns)
     }
 
-    /// Runs one stage. The output is the next stage's input; behind the last stage, the mixer's
-    /// output.
+    /// Runs one stage. Returns the input of the next stage, or after the last the mixer's output.
     fn run_stage<'m>(
         &'m self,
         stage: usize,
@@ -110,7 +108,7 @@ pub(super) trait Mixer: Send + Sync {
         pass: &Pass<'_>,
     ) -> Result<(Rows, BoxedTape<'m>)>;
 
-    /// The fold of the stages. What [`backward`](Mixer::backward) needs goes to `tape`.
+    /// Runs all stages. `tape` receives the values for [`backward`](Mixer::backward).
     fn forward<'m>(
         &'m self,
         input: &Rows,
@@ -129,8 +127,8 @@ pub(super) trait Mixer: Send + Sync {
         Ok(x.unwrap_or_default())
     }
 
-    /// The derivative: adds the gradient of the input to `dx`, of that of the output. The tap sees
-    /// the output gradient of every linear.
+    /// Derivative: adds the gradient of the input to `dx`, given the gradient of the output. The
+    /// tap sees the output gradient of every linear.
     fn backward(
         &self,
         tape: &Tape<'_>,
@@ -152,7 +150,7 @@ pub(super) trait Mixer: Send + Sync {
     }
 }
 
-/// The tape of a stage that is one linear.
+/// The tape of a single-linear stage.
 struct LinearTape<'m>(&'m Linear);
 
 impl StageTape for LinearTape<'_> {
@@ -161,7 +159,7 @@ impl StageTape for LinearTape<'_> {
     }
 }
 
-/// Runs a stage that is one linear.
+/// Runs a single-linear stage.
 fn run_linear<'m>(
     linear: &'m Linear,
     input: &Rows,
@@ -172,7 +170,7 @@ fn run_linear<'m>(
 }
 
 /// Any mixer.
-// One value per mixer of a loaded layer: a box would save nothing.
+// Unboxed: a loaded layer holds few mixers.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone)]
 pub(super) enum AnyMixer {

@@ -1,4 +1,4 @@
-//! A mixture of experts, of which a token sees a few, and perhaps one that sees every token.
+//! A mixture of experts with optional shared expert.
 
 use super::ffn::{Ffn, GateTape};
 use super::{BoxedTape, Mixer, Stage, StageTape};
@@ -9,60 +9,60 @@ use crate::model::rows::Rows;
 use crate::model::{Result, Routed};
 
 /// ```text
-/// stage 0    input -> scores -> the chosen experts and their weights
-///            input, or a matrix of it -> the chosen experts, weighed and added -> perhaps a matrix of that;
-///            or what they read is weighed
-///            input -> the shared expert, perhaps weighed
+/// stage 0    input -> scores -> chosen experts and their weights
+///            input, or its projection -> chosen experts, weighted sum -> optional projection back;
+///            or the experts' inputs are weighted
+///            input -> shared expert, optionally weighted
 /// ```
 ///
-/// One stage, since which experts a token sees follows from the input.
+/// All of it is one stage, since the routing follows from the input.
 #[derive(Clone)]
 pub(in crate::model) struct Moe {
     pub scores: Linear,
     pub router: Router,
     pub latent: Option<Latent>,
-    /// Each linear is one per expert.
+    /// Each linear holds one matrix per expert.
     pub experts: Ffn,
     pub shared: Option<Shared>,
-    /// What all of them make is multiplied by this.
+    /// Factor of the output.
     pub scale: f32,
 }
 
-/// The matrices around experts that read and write rows of another length.
+/// The projections around experts of another row length.
 #[derive(Clone)]
 pub(in crate::model) struct Latent {
-    /// In front of them.
+    /// Before the experts.
     pub down: Linear,
-    /// Behind them.
+    /// After the experts.
     pub up: Linear,
 }
 
-/// The expert that sees every token, and the matrix of one row that weighs it, if there is one.
+/// The shared expert, and the one-row matrix of its weight, if there is one.
 #[derive(Clone)]
 pub(in crate::model) struct Shared {
     pub router: Option<Linear>,
     pub ffn: Ffn,
 }
 
-/// What the derivative needs.
+/// Values that the derivative needs.
 struct MoeTape<'m> {
     moe: &'m Moe,
     scores: Rows,
-    /// The experts of each position.
+    /// Chosen experts by position.
     chosen: Vec<Vec<usize>>,
-    /// Those that see a position, by number.
+    /// Experts with at least one position, by number.
     experts: Vec<ExpertTape<'m>>,
     shared: Option<SharedTape<'m>>,
 }
 
-/// What an expert made of its positions.
+/// The tape of one expert.
 struct ExpertTape<'m> {
     expert: usize,
     positions: Vec<u32>,
     gate: GateTape<'m>,
-    /// What is weighed: its output, or what it reads.
+    /// The weighted quantity before its weights: the expert's output or its input.
     weighed: Rows,
-    /// By position.
+    /// By routed position.
     weights: Vec<f32>,
 }
 
@@ -74,18 +74,18 @@ struct SharedTape<'m> {
     weights: Option<Vec<f32>>,
 }
 
-/// Which experts see which positions.
+/// Routing of positions to experts.
 struct Routes {
     /// By position.
     chosen: Vec<Vec<usize>>,
     /// By expert.
     positions: Vec<Vec<u32>>,
-    /// `[positions, experts]`; only those of the chosen experts mean something.
+    /// `[positions, experts]`; only entries of chosen experts are meaningful.
     weights: Rows,
 }
 
 impl Moe {
-    /// Sends every position to its experts.
+    /// Routes every position to its experts.
     fn route(&self, scores: &Rows) -> Routes {
         let mut weights = scores.clone();
         let mut positions = vec![Vec::new(); scores.columns()];
@@ -104,7 +104,7 @@ impl Moe {
         }
     }
 
-    /// What an expert makes of its positions of what experts read, weighed.
+    /// Weighted output of an expert for its routed positions of `rows`.
     fn run_expert<'m>(
         &'m self,
         rows: &Rows,
@@ -138,7 +138,7 @@ impl Moe {
         Ok((output, tape))
     }
 
-    /// Shows an expert the positions that are not routed to it.
+    /// Shows the linears of an expert the positions not routed to it.
     fn show_others(
         &self,
         expert: usize,
@@ -314,8 +314,8 @@ impl Mixer for Moe {
 }
 
 impl StageTape for MoeTape<'_> {
-    /// The shared expert, then the others from the last to the first, the router before the first
-    /// one: an order of sums, which results depend on.
+    /// The shared expert, then the others from last to first, with the router before the first:
+    /// results depend on the order of summation.
     fn backward(&self, input: &Rows, mut dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
         scale(dy.numbers_mut(), self.moe.scale);
         if let Some(shared) = &self.shared {
@@ -360,7 +360,7 @@ impl StageTape for MoeTape<'_> {
 }
 
 impl MoeTape<'_> {
-    /// From the gradients of the weights, which become those of the scores.
+    /// From the gradients of the weights, which are overwritten by those of the scores.
     fn router_backward(&self, g: &mut Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
         for ((g, scores), chosen) in g.iter_mut().zip(self.scores.iter()).zip(&self.chosen) {
             self.moe.router.derivative(scores, chosen, g);
@@ -368,7 +368,7 @@ impl MoeTape<'_> {
         pass.back(&self.moe.scores, g, dx)
     }
 
-    /// From the gradient of an expert's output to that of what it reads.
+    /// From the gradient of an expert's output to that of its input.
     fn expert_backward(&self, expert: &ExpertTape<'_>, g: &Rows, pass: &Pass<'_>) -> Result<Rows> {
         let routed = Some(self.moe.routed(expert.expert, &expert.positions));
         let rows = expert.positions.len();
@@ -381,7 +381,7 @@ impl MoeTape<'_> {
 }
 
 impl ExpertTape<'_> {
-    /// The gradients of its weights, from that of what is weighed, behind the weights.
+    /// The gradients of the weights, given the gradient of the weighted quantity.
     fn of_weights(&self, g: &Rows, of_weights: &mut Rows) {
         let columns = of_weights.columns();
         let dots = dots(self.weighed.numbers(), g.numbers(), g.len());

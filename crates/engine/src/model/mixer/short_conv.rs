@@ -1,4 +1,4 @@
-//! A short convolution between two gates (Liquid AI 2025).
+//! Gated short convolution (Liquid AI 2025).
 
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::Result;
@@ -8,19 +8,19 @@ use crate::model::ops::elementwise::multiply;
 use crate::model::rows::Rows;
 
 /// ```text
-/// stage 0    input -> b, c and x -> the causal convolution of b x -> times c
-/// stage 1    that -> the output matrix
+/// stage 0    input -> b, c and x -> causal convolution of b x -> times c
+/// stage 1    -> output matrix
 /// ```
 #[derive(Clone)]
 pub(in crate::model) struct ShortConv {
-    /// The rows of b before those of c before those of x.
+    /// Rows of b, then of c, then of x.
     pub input: Linear,
     /// `[channels, kernel]`.
     pub kernels: Vec<f32>,
     pub output: Linear,
 }
 
-/// What the derivative of the first stage needs.
+/// Values that the derivative of the first stage needs.
 struct GatesTape<'m> {
     mixer: &'m ShortConv,
     /// b, c and x.
@@ -28,7 +28,7 @@ struct GatesTape<'m> {
     convolved: Rows,
 }
 
-/// Every number of `x` times that of `y`.
+/// Elementwise product.
 fn product(x: &Rows, y: &Rows) -> Rows {
     let mut product = x.clone();
     multiply(product.numbers_mut(), y.numbers());

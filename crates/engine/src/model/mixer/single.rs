@@ -1,4 +1,4 @@
-//! One linear in place of a mixer.
+//! A single linear as a mixer.
 
 use super::{BoxedTape, Mixer, Stage, run_linear};
 use crate::model::Result;

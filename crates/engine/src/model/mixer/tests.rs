@@ -1,6 +1,5 @@
-//! What holds for every mixer: its derivative is the one that differences show, its forward pass is
-//! the fold of its stages, and where it looks back only, a cut sequence is the beginning of the
-//! whole one.
+//! Properties of every mixer: derivatives match finite differences, the forward pass equals the
+//! sequence of stages, and the output of a causal mixer for a prefix is the prefix of its output.
 
 use super::{
     AnyMixer, Apart, Attention, ChannelMix, Decay, DeltaNet, Factored, Factors, Ffn, First, Gate,
@@ -64,7 +63,7 @@ fn gated_ffn() -> Ffn {
     })
 }
 
-/// Products that are multiplied by a number, before the bias.
+/// Products with a scale before the bias.
 fn scaled_ffn() -> Ffn {
     let scaled = |rows, seed, scale| Linear {
         scales: Some(vec![scale]),
@@ -97,7 +96,7 @@ fn angles(pairs: usize) -> Arc<Angles> {
 fn attention(projections: Projections, window: Option<usize>) -> Attention {
     Attention {
         projections,
-        // Of all heads, and of one.
+        // Over all heads, and per head.
         query_norm: Some(norm(4 * 6, 21)),
         key_norm: Some(norm(6, 22)),
         norms_rotated: false,
@@ -127,7 +126,7 @@ fn attention(projections: Projections, window: Option<usize>) -> Attention {
     }
 }
 
-/// Gates of the given rows, norms of heads behind the rotation, a norm in front of the output matrix, ALiBi.
+/// Gates of the given rows, head norms after the rotation, a norm before the output matrix, ALiBi.
 fn gated_attention(gate_rows: usize) -> AnyMixer {
     AnyMixer::Attention(Attention {
         query_norm: Some(norm(6, 21)),
@@ -146,7 +145,7 @@ fn gated_attention(gate_rows: usize) -> AnyMixer {
     })
 }
 
-/// Every head of queries and of keys has its own weights of a layer norm.
+/// Layer norms with separate weights for every query and key head.
 fn normed_heads() -> AnyMixer {
     let norm = |heads: usize, seed: u32| Norm {
         kind: NormKind::Layer,
@@ -160,7 +159,7 @@ fn normed_heads() -> AnyMixer {
     })
 }
 
-/// Attention with gates among the queries, whose values are as long as its keys.
+/// Gates fused with the queries; values as long as keys.
 fn attention_with_gates() -> AnyMixer {
     let projections = [
         linear(1, 2 * 4 * 6, HIDDEN, 16),
@@ -253,7 +252,7 @@ fn mamba(is_normalized: bool) -> AnyMixer {
     })
 }
 
-/// Two of four experts, and one that sees every token if there is a matrix that weighs it.
+/// Two of four experts; a shared expert if there is a router for it.
 fn moe(normalized: bool, shared_router: Option<Linear>) -> Moe {
     Moe {
         scores: linear(1, 4, HIDDEN, 41),
@@ -285,8 +284,8 @@ fn moe(normalized: bool, shared_router: Option<Linear>) -> Moe {
     }
 }
 
-/// Experts of one matrix on either side of their activation, between two matrices; logistic
-/// functions choose them with a bias; a shared one without a weight.
+/// Ungated experts between two projections, chosen by sigmoid scores with a bias; an unweighted
+/// shared expert.
 fn latent_moe() -> AnyMixer {
     const LATENT: usize = 4;
     let mut moe = moe(true, None);
@@ -310,8 +309,8 @@ fn latent_moe() -> AnyMixer {
     })
 }
 
-/// Experts and a router with biases, weights that are a softmax of those of the chosen, a limit in
-/// front of the activation.
+/// Experts and a router with biases, weights from a softmax over the chosen scores, a limit before
+/// the activation.
 fn biased_moe() -> AnyMixer {
     let biased = |rows: usize, columns: usize, seed: u32| Linear {
         bias: Some(random(4 * rows, seed + 100)),
@@ -322,7 +321,7 @@ fn biased_moe() -> AnyMixer {
     moe.experts = Ffn {
         down: biased(HIDDEN, 6, 44),
         activation: Activation::QuickGelu,
-        // No number is near it, where differences show no slope.
+        // No value is near the limit, where the derivative is discontinuous.
         limit: Some(Limit::InFront {
             limit: 0.9,
             offset: 1.0,
@@ -335,7 +334,7 @@ fn biased_moe() -> AnyMixer {
     AnyMixer::Moe(moe)
 }
 
-/// Sinks of about the size of the scores, and a window.
+/// Sinks of the scores' magnitude, and a window.
 fn attention_with_sinks() -> AnyMixer {
     let plain = attention(Projections::Fused(linear(1, 42, HIDDEN, 15)), Some(3));
     AnyMixer::Attention(Attention {
@@ -347,7 +346,7 @@ fn attention_with_sinks() -> AnyMixer {
     })
 }
 
-/// Parts of two tokens, queries and keys without weights of norms, a softplus gate, a norm with a bias.
+/// Parts of two tokens, query and key norms without weights, a softplus gate, a norm with a bias.
 fn attention_within_parts() -> AnyMixer {
     let unit = || Norm {
         weight: vec![1.0; 6],
@@ -374,8 +373,7 @@ fn attention_within_parts() -> AnyMixer {
     })
 }
 
-/// Experts that are chosen by scores and whose inputs are weighed, and a shared one; their sum is
-/// halved.
+/// Experts chosen by scores, with weighted inputs, and a shared expert; their sum is halved.
 fn weighed_inputs(latent: Option<usize>) -> AnyMixer {
     let mut weighed = moe(false, Some(linear(1, 1, HIDDEN, 45)));
     weighed.router.routing.gating = Gating::Sigmoid;
@@ -395,7 +393,7 @@ fn weighed_inputs(latent: Option<usize>) -> AnyMixer {
     AnyMixer::Moe(weighed)
 }
 
-/// A state space with a bias of the convolution and a norm, or with neither.
+/// With a convolution bias and a norm, or with neither.
 fn mamba2(plain: bool) -> AnyMixer {
     let numbers = Mamba2Numbers {
         groups: 2,
@@ -415,7 +413,7 @@ fn mamba2(plain: bool) -> AnyMixer {
         step_bias: random(heads, 74),
         decay: random(heads, 75).iter().map(|x| -0.3 - x.abs()).collect(),
         skip: random(heads, 76),
-        // Each group of heads has weights of its own.
+        // Separate weights per group of heads.
         norm: (!plain).then(|| Norm {
             len: 2 * 3,
             ..norm(4 * 3, 77)
@@ -424,7 +422,7 @@ fn mamba2(plain: bool) -> AnyMixer {
     })
 }
 
-/// A state space whose keys, queries and steps are made of its values.
+/// With keys, queries and steps computed from the values.
 fn factored_mamba2() -> AnyMixer {
     const RANK: usize = 4;
     let AnyMixer::Mamba2(plain) = mamba2(true) else {
@@ -469,7 +467,7 @@ fn below_zero(heads: usize) -> Vec<f32> {
     random(heads, 66).iter().map(|x| -0.3 - x.abs()).collect()
 }
 
-/// A matrix, or its factors with an inner length of 3.
+/// A matrix, or factors with an inner length of 3.
 fn factored(low_rank: Option<Option<Norm>>, rows: usize, seed: u32) -> Factored {
     match low_rank {
         None => Factored::Whole(linear(1, rows, HIDDEN, seed)),
@@ -482,7 +480,7 @@ fn factored(low_rank: Option<Option<Norm>>, rows: usize, seed: u32) -> Factored 
     }
 }
 
-/// Kimi Delta Attention: every head has its own keys, and every channel its own decay.
+/// Kimi Delta Attention: keys per head, decays per channel.
 fn channel_net(low_rank: bool) -> AnyMixer {
     let numbers = DeltaNumbers {
         key_heads: 3,
@@ -523,7 +521,7 @@ fn channel_net(low_rank: bool) -> AnyMixer {
     })
 }
 
-/// The factors of a matrix of low rank, with an activation between them.
+/// The factors of a low-rank matrix with an activation between them.
 fn ranks(activation: Option<Activation>, seed: u32) -> Factored {
     Factored::LowRank(Box::new(LowRank {
         first: linear(1, 3, HIDDEN, seed),
@@ -533,7 +531,7 @@ fn ranks(activation: Option<Activation>, seed: u32) -> Factored {
     }))
 }
 
-/// A layer norm of each of two heads, with weights of their own.
+/// A layer norm for each of two heads, with separate weights.
 fn norm_of_two(seed: u32) -> Norm {
     Norm {
         kind: NormKind::Layer,
@@ -543,7 +541,7 @@ fn norm_of_two(seed: u32) -> Norm {
     }
 }
 
-/// RWKV 6, or with its heads of keys shared, gated linear attention.
+/// RWKV 6, or with shared key heads gated linear attention.
 fn wkv6(kind: Wkv, kv_heads: usize) -> AnyMixer {
     let numbers = WkvNumbers {
         kind,
@@ -573,7 +571,7 @@ fn wkv6(kind: Wkv, kv_heads: usize) -> AnyMixer {
     })
 }
 
-/// RWKV 7 in the first layer, which makes values for the others, or in one of these.
+/// RWKV 7 in the first layer, which outputs its values for the others, or in a later one.
 fn wkv7(is_first: bool, gated: bool) -> AnyMixer {
     let numbers = WkvNumbers {
         kind: Wkv::Seven,
@@ -664,7 +662,7 @@ fn latent_attention(gated: bool, heads: usize) -> AnyMixer {
     })
 }
 
-/// Of five tokens a query sees two, which an indexer of three heads chooses.
+/// Five tokens; each query sees two, chosen by an indexer of three heads.
 fn sparse_attention() -> AnyMixer {
     let AnyMixer::LatentAttention(dense) = latent_attention(true, 2) else {
         unreachable!("another mixer");
@@ -751,7 +749,7 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
         (
             "with a limit",
             AnyMixer::Ffn(Ffn {
-                // No number is near it, where differences show no slope.
+                // No value is near the limit, where the derivative is discontinuous.
                 limit: Some(Limit::Behind(0.9)),
                 ..gated_ffn()
             }),
@@ -791,7 +789,7 @@ fn input(mixer: &AnyMixer) -> Rows {
 }
 
 #[test]
-fn derivatives_are_those_that_differences_show() {
+fn derivatives_match_finite_differences() {
     for (name, mixer) in mixers() {
         let at = input(&mixer);
         let rows = |x: &[Vec<f32>]| Rows::new(x[0].clone(), at.columns());
@@ -813,7 +811,7 @@ fn derivatives_are_those_that_differences_show() {
 }
 
 #[test]
-fn the_forward_pass_is_the_fold_of_the_stages() {
+fn forward_equals_the_sequence_of_stages() {
     for (name, mixer) in mixers() {
         let mut x = input(&mixer);
         let whole = mixer.forward(&x, &pass(), None).unwrap();
@@ -829,7 +827,7 @@ fn the_forward_pass_is_the_fold_of_the_stages() {
 }
 
 #[test]
-fn a_cut_sequence_is_the_beginning_of_the_whole_one() {
+fn output_of_a_prefix_is_the_prefix_of_the_output() {
     for (name, mixer) in mixers() {
         let input = input(&mixer);
         let whole = mixer.forward(&input, &pass(), None).unwrap();

@@ -1,4 +1,4 @@
-//! The states of RWKV 6 (Peng et al. 2024), and of Qwen 2 with them in place of attention.
+//! RWKV 6 time mixing (Peng et al. 2024), and its variant with gated linear attention for Qwen 2.
 
 use super::factored::{Factored, FactoredTape};
 use super::front::{add_columns, beside, parts, run_front};
@@ -14,16 +14,15 @@ use crate::model::rows::Rows;
 use quantier_arch::Activation;
 use quantier_arch::hyper::WkvNumbers;
 
-/// Mixes of a position with the one before: of decay, key, value, receptance and gate.
+/// Token-shift mixes: of decay, key, value, receptance and gate.
 const MIXES: usize = 5;
 
 /// ```text
-/// stage 0      input -> a mix of each position with the one before -> hyperbolic tangent of a matrix
-///              -> one matrix for each of five -> how much of the position before each mix has
-///              the mix of decays -> factors -> exp(-exp()): what a step keeps
-/// stage 1-4    the mixes of receptances, keys, values and gates -> their matrices
-/// stage 5      the states of all heads -> norm -> times activation of the gate
-/// stage 6      that -> the output matrix
+/// stage 0      input -> token shift -> matrix -> tanh -> one matrix per mix -> weights of the mixes
+///              mix of decays -> factors -> exp(-exp()): decay factors of the states
+/// stage 1-4    mixes of receptances, keys, values and gates -> their matrices
+/// stage 5      states of all heads -> norm -> times the activated gate
+/// stage 6      -> output matrix
 /// ```
 #[derive(Clone)]
 pub(in crate::model) struct Wkv6 {
@@ -32,11 +31,11 @@ pub(in crate::model) struct Wkv6 {
     /// `[5, channels]`.
     pub mixes: Vec<f32>,
     pub mix_factor: Linear,
-    /// One matrix for each of five.
+    /// One matrix per mix.
     pub mix_outputs: Linear,
     pub decay: Factored,
     pub decay_bias: Vec<f32>,
-    /// None for gated linear attention, whose keys are held back by what is kept.
+    /// None for gated linear attention, whose keys are multiplied by 1 - decay factor.
     pub bonus: Option<Vec<f32>>,
     /// The matrices of receptances, keys, values and gates.
     pub projections: Box<[Linear; 4]>,
@@ -44,32 +43,32 @@ pub(in crate::model) struct Wkv6 {
     pub output: Linear,
 }
 
-/// What the derivative of the first stage needs.
+/// Values that the derivative of the first stage needs.
 struct ShiftTape<'m> {
     mixer: &'m Wkv6,
     differences: Rows,
-    /// In front of the hyperbolic tangent.
+    /// Before tanh.
     factors: Rows,
-    /// How much of the position before each mix has.
+    /// Weights of the previous position in each mix.
     weights: Vec<Rows>,
-    /// The logarithms of how fast states forget.
+    /// Logarithms of the decay rates.
     rates: Rows,
     kept: Rows,
     decay: FactoredTape<'m>,
 }
 
-/// What that of the states needs.
+/// Values that the derivative of the states needs.
 struct StatesTape<'m> {
     mixer: &'m Wkv6,
     wkv: Wkv,
-    /// Keys in front of what holds them back.
+    /// Keys before their multiplication by 1 - decay factor.
     keys: Rows,
     outputs: Rows,
     normalized: Rows,
     gates: Rows,
 }
 
-/// The positions of all rows.
+/// All positions.
 fn all(rows: usize) -> Vec<u32> {
     (0..rows as u32).collect()
 }
@@ -83,7 +82,7 @@ fn routed(mix: usize, positions: &[u32]) -> Option<Routed<'_>> {
 }
 
 impl Wkv6 {
-    /// The weights of one of five mixes that no position changes.
+    /// The position-independent weights of one mix.
     fn mix(&self, number: usize) -> &[f32] {
         let channels = self.numbers.channels();
         &self.mixes[number * channels..][..channels]
@@ -96,7 +95,7 @@ impl Wkv6 {
         }
     }
 
-    /// Outputs of states are multiplied by this.
+    /// Factor of the states' outputs.
     fn scale(&self) -> f32 {
         match self.bonus {
             Some(_) => 1.0,
@@ -104,7 +103,7 @@ impl Wkv6 {
         }
     }
 
-    /// Heads of keys or values, each as often as heads of receptances share it.
+    /// Repeats key or value heads for all receptance heads that share them.
     fn shared(&self, rows: &Rows) -> Rows {
         let WkvNumbers {
             heads,
@@ -121,7 +120,7 @@ impl Wkv6 {
         Rows::new(shared.copied().collect(), self.numbers.channels())
     }
 
-    /// The derivative of [`Wkv6::shared`].
+    /// Derivative of [`Wkv6::shared`].
     fn shared_derivative(&self, g: &Rows) -> Rows {
         let WkvNumbers {
             heads,
@@ -138,13 +137,13 @@ impl Wkv6 {
         sums
     }
 
-    /// The lengths of what goes from stage 0 to stage 1: mixes of receptances, keys, values, gates; what
-    /// is kept.
+    /// Column counts of stage 0's output: mixes of receptances, keys, values and gates; decay
+    /// factors.
     fn mixed(&self) -> [usize; 5] {
         [self.numbers.channels(); 5]
     }
 
-    /// The lengths of what the states read: what is kept, receptances, keys, values, gates.
+    /// Column counts of the states' input: decay factors, receptances, keys, values, gates.
     fn read(&self) -> [usize; 5] {
         let (channels, keys) = (self.numbers.channels(), self.numbers.keys());
         [channels, channels, keys, keys, channels]
@@ -186,7 +185,7 @@ impl Mixer for Wkv6 {
         let (mixed, read) = (self.mixed(), self.read());
         Some(match stage {
             0 | 6 => self.numbers.channels(),
-            // What is not read yet, and what was made of what was.
+            // Columns not yet read, followed by the outputs of earlier stages.
             stage => {
                 mixed[stage - 1..].iter().sum::<usize>() + read[1..stage].iter().sum::<usize>()
             }
@@ -219,7 +218,7 @@ impl Wkv6 {
         let rank = self.mix_outputs.columns;
         let (mut weights, mut mixes) = (Vec::new(), Vec::new());
         for (number, part) in parts(&bent, &[rank; MIXES]).iter().enumerate() {
-            // Not shown: llama-imatrix does not see products with a tensor of another shape than the file's.
+            // Not shown to the tap: llama-imatrix does not record products with a reshaped tensor.
             let mut of_mix = pass.times_expert(&self.mix_outputs, number, part)?;
             add_bias(&mut of_mix, self.mix(number));
             let mut mix = of_mix.clone();
@@ -294,13 +293,13 @@ impl StageTape for ShiftTape<'_> {
         let mixer = self.mixer;
         let mut of_mixes = parts(&dy, &mixer.mixed());
         let mut of_rates = of_mixes.remove(4);
-        // The slope of exp(-exp(x)).
+        // Derivative of exp(-exp(x)).
         let places = of_rates.numbers_mut().iter_mut().zip(self.kept.numbers());
         let places = places.zip(self.rates.numbers());
         places.for_each(|((g, kept), rate)| *g *= -kept * rate.exp());
         let mut of_decay = Rows::zeros(input.len(), input.columns());
         self.decay.backward(input, of_rates, pass, &mut of_decay)?;
-        // In the order of the five: decay, key, value, receptance, gate.
+        // In the order of the mixes: decay, key, value, receptance, gate.
         let receptance = of_mixes.remove(0);
         of_mixes.insert(0, of_decay);
         of_mixes.insert(3, receptance);

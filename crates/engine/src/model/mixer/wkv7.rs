@@ -1,4 +1,4 @@
-//! The states of RWKV 7 (Peng et al. 2025), and of Qwen 2 with them in place of attention.
+//! RWKV 7 time mixing (Peng et al. 2025), also in place of Qwen 2's attention.
 
 use super::factored::{Factored, FactoredTape};
 use super::front::{add_columns, beside, parts, run_front};
@@ -13,20 +13,20 @@ use crate::model::ops::wkv::Wkv;
 use crate::model::rows::Rows;
 use quantier_arch::hyper::WkvNumbers;
 
-/// The logarithm of the least that a step keeps: -exp(-1/2), as llama.cpp writes it.
+/// Lower bound of log decays: -exp(-1/2), rounded as in llama.cpp.
 const LEAST: f32 = -0.606_531;
 
 /// ```text
-/// stage 0      input -> mixes of each position with the one before, of receptance, decay, key,
-///              value, rate and gate; the factors of decays, rates, gates, and of how much of the
-///              first layer's values is mixed in
-/// stage 1-3    the mixes of receptances, keys and values -> their matrices
-/// stage 4      values mixed with the first layer's -> the states of all heads -> norm, plus the
-///              values times what receptances find in keys, times the gate
-/// stage 5      that -> the output matrix
+/// stage 0      input -> token shifts of receptance, decay, key, value, rate and gate;
+///              low-rank products of decays, rates, gates and the share of the first layer's values
+/// stage 1-3    mixes of receptances, keys and values -> their matrices
+/// stage 4      values blended with the first layer's -> states of all heads -> norm, plus values
+///              times the bonus-weighted receptance-key products, times the gate
+/// stage 5      -> output matrix
 /// ```
 ///
-/// The first layer puts its values in front of its output; in all others they stand behind the input.
+/// The first layer outputs its values before its output columns; the others read them after the
+/// input columns.
 #[derive(Clone)]
 pub(in crate::model) struct Wkv7 {
     pub numbers: WkvNumbers,
@@ -42,13 +42,13 @@ pub(in crate::model) struct Wkv7 {
     pub bonus: Vec<f32>,
     /// The matrices of receptances, keys and values.
     pub projections: Box<[Linear; 3]>,
-    /// Makes a head of keys one of length 1.
+    /// Scales a key head to unit length.
     pub unit: Norm,
     pub norm: Option<Norm>,
     pub output: Linear,
 }
 
-/// A matrix of low rank, and what is added to its product.
+/// A low-rank matrix and the bias of its product.
 #[derive(Clone)]
 pub(in crate::model) struct Rank {
     pub factors: Factored,
@@ -56,7 +56,7 @@ pub(in crate::model) struct Rank {
 }
 
 impl Rank {
-    /// The logistic function of the product.
+    /// The sigmoid of the product plus bias.
     fn run<'m>(&'m self, input: &Rows, pass: &Pass<'_>) -> Result<(Rows, FactoredTape<'m>)> {
         pass.input(&[self.factors.outer()], None, input)?;
         let (mut y, tape) = self.factors.run(input, pass)?;
@@ -66,13 +66,13 @@ impl Rank {
     }
 }
 
-/// Turns gradients of logistic functions into those of what they are of.
+/// Turns gradients of sigmoid values into those of its arguments.
 fn sigmoid_derivative(g: &mut Rows, values: &Rows) {
     let places = g.numbers_mut().iter_mut().zip(values.numbers());
     places.for_each(|(g, value)| *g *= sigmoid_slope(*value));
 }
 
-/// Mixes, by their place.
+/// Indices of the mixes.
 const RECEPTANCE: usize = 0;
 const DECAY: usize = 1;
 const KEY: usize = 2;
@@ -80,7 +80,7 @@ const VALUE: usize = 3;
 const RATE: usize = 4;
 const GATE: usize = 5;
 
-/// What the derivative of the first stage needs.
+/// Values that the derivative of the first stage needs.
 struct ShiftTape<'m> {
     mixer: &'m Wkv7,
     decays: Rows,
@@ -92,12 +92,12 @@ struct ShiftTape<'m> {
     shares: Option<(Rows, FactoredTape<'m>)>,
 }
 
-/// What the states read.
+/// Input of the states.
 struct Read {
     kept: Rows,
     rates: Rows,
     gates: Rows,
-    /// How much of the first layer's values is mixed in.
+    /// Share of the first layer's values.
     shares: Rows,
     first_values: Rows,
     receptances: Rows,
@@ -105,18 +105,18 @@ struct Read {
     values: Rows,
 }
 
-/// What the derivative of the states needs.
+/// Values that the derivative of the states needs.
 struct StatesTape<'m> {
     mixer: &'m Wkv7,
     read: Read,
     wkv: Wkv,
-    /// Keys times their scale, in front of the norm, and behind it.
+    /// Scaled keys before and after normalization to unit length.
     scaled: Rows,
     units: Rows,
     outputs: Rows,
-    /// What receptances find in keys, by position and head.
+    /// Bonus-weighted dot products of receptances and keys, by position and head.
     found: Vec<f32>,
-    /// In front of the gate.
+    /// Output before the gate.
     ungated: Rows,
 }
 
@@ -126,8 +126,8 @@ impl Wkv7 {
         &self.mixes[number * channels..][..channels]
     }
 
-    /// The lengths of what stage 0 makes behind the mixes of receptances, keys and values: what is
-    /// kept, rates, gates, shares and values of the first layer.
+    /// Column counts of stage 0's output after the mixes of receptances, keys and values: decay
+    /// factors, rates, gates, shares and values of the first layer.
     fn made(&self) -> [usize; 5] {
         let channels = self.numbers.channels();
         let values = match self.values {
@@ -167,7 +167,7 @@ impl Wkv7 {
         }
     }
 
-    /// What receptances find in keys, by position and head.
+    /// Bonus-weighted dot products of receptances and keys, by position and head.
     fn found(&self, receptances: &Rows, keys: &Rows) -> Vec<f32> {
         let mut x = receptances.clone();
         x.iter_mut().for_each(|row| multiply(row, &self.bonus));
@@ -226,7 +226,7 @@ impl Mixer for Wkv7 {
         Some(match stage {
             0 => 2 * channels - carried,
             5 => channels + carried,
-            // Of the mixes and of what is made of them there are three at a time.
+            // At any stage, mixes and products of mixes are three in total.
             _ => 3 * channels + self.made().iter().sum::<usize>(),
         })
     }
@@ -421,7 +421,7 @@ impl StageTape for StatesTape<'_> {
             multiply(of_gates.numbers_mut(), self.ungated.numbers());
             multiply(of_ungated.numbers_mut(), read.gates.numbers());
         }
-        // What receptances find in keys, times the values.
+        // Bonus-weighted products of receptances and keys, times the values.
         let g = of_ungated.numbers();
         let of_found = dots(g, wkv.value.numbers(), dy.len() * heads);
         let found_part = |other: &Rows| {
@@ -446,7 +446,7 @@ impl StageTape for StatesTape<'_> {
         }
         let [take, put] = gradient.moved.unwrap_or_default();
 
-        // Rates, and keys by way of what is moved.
+        // Gradients of the rates and unit keys, through `take` and `put`.
         let mut of_rates = put.clone();
         multiply(of_rates.numbers_mut(), self.units.numbers());
         let mut of_units = put;
