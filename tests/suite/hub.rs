@@ -542,7 +542,7 @@ fn cache_suffices_without_the_network() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("no connection to 127.0.0.1:9") && error.contains("HTTPS_PROXY"),
+        error.contains("no stable connection to 127.0.0.1:9") && error.contains("HTTPS_PROXY"),
         "{error}"
     );
 
