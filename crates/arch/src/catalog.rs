@@ -1,12 +1,11 @@
 //! The catalog of a model: its tensors, linears, inputs and layers, as small integers.
 //!
-//! It is built once, when a model is opened, from the names and shapes of the file's tensors. All
-//! later questions (which layer, which role, whose input, how many experts) are asked of it and
-//! never of a name.
+//! Built once, when a model is opened, from the names and shapes of the file's tensors. Later
+//! lookups (layer, role, input, experts) use the catalog and never parse a name.
 //!
 //! ```text
 //! TensorId     position in the file
-//! LinearId     position in model order: layer by layer, as the forward pass meets them; output last
+//! LinearId     position in model order: layer by layer, in forward order; output last
 //! InputId      activations that one or more linears read
 //! LayerId      number of the layer
 //! ```
@@ -23,7 +22,7 @@ macro_rules! id {
         pub struct $name(pub u32);
 
         impl $name {
-            /// As an index into a list of all of them.
+            /// Index into a list of all ids.
             pub fn index(self) -> usize {
                 self.0 as usize
             }
@@ -40,7 +39,7 @@ id! {
     LinearId
 }
 id! {
-    /// The activations that one or more linears read: their position in model order.
+    /// The activations read by one or more linears: their position in model order.
     InputId
 }
 id! {
@@ -51,54 +50,53 @@ id! {
 /// The entry of a tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// Its position in the file.
+    /// Position in the file.
     pub id: TensorId,
-    /// Its name in the file.
+    /// Name in the file.
     pub name: Box<str>,
-    /// Its dimensions, row length first, missing ones 1.
+    /// Dimensions, row length first, missing ones 1.
     pub dims: [u64; 4],
-    /// What the reference's quantizer reads out of its name.
+    /// Properties that the reference's quantizer derives from the name.
     pub facts: Facts,
-    /// The layer that it belongs to.
+    /// The layer, if any.
     pub layer: Option<LayerId>,
-    /// Whether its rows are looked up by number: embeddings and position tables. A tied embedding
-    /// is a linear too.
+    /// True for lookup tables: embeddings and position tables. A tied embedding is also a linear.
     pub is_table: bool,
-    /// The linear whose weight it is.
+    /// The linear with this weight.
     pub linear: Option<LinearId>,
-    /// Where in the name its short name stands.
+    /// Byte range of the short name in the name.
     label: Range<usize>,
 }
 
-/// A weight matrix that multiplies activations, or several of one shape.
+/// A weight matrix that multiplies activations, or several matrices of one shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
-    /// Its position in model order.
+    /// Position in model order.
     pub id: LinearId,
-    /// Its weight.
+    /// The weight.
     pub tensor: TensorId,
-    /// What its products are multiplied by, before the bias: a number for each matrix.
+    /// Factor of the products, before the bias: one number per matrix.
     pub scale: Option<TensorId>,
-    /// What is added to its output.
+    /// The bias of the output.
     pub bias: Option<TensorId>,
-    /// Its activations.
+    /// The input.
     pub input: InputId,
-    /// What it does in the model.
+    /// The role.
     pub role: Role,
-    /// The layer that it belongs to; `None` for the output.
+    /// The layer; `None` for the output.
     pub layer: Option<LayerId>,
-    /// What the third dimension of its weight counts.
+    /// Meaning of the weight's third dimension.
     pub grouping: Grouping,
 }
 
-/// What the third dimension of a linear's weight counts.
+/// Meaning of the third dimension of a linear's weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grouping {
-    /// Nothing: one matrix.
+    /// None: a single matrix.
     Whole,
-    /// So many experts, each of which reads the tokens that are routed to it.
+    /// This many experts; each reads the tokens routed to it.
     Experts(usize),
-    /// So many heads, all of which read every token: the absorbed matrices of multi-head latent
+    /// This many heads, all reading every token: the absorbed matrices of multi-head latent
     /// attention.
     Heads(usize),
 }
@@ -112,7 +110,7 @@ impl Grouping {
         }
     }
 
-    /// The number of experts; `None` for all else.
+    /// The number of experts; `None` without experts.
     pub fn experts(self) -> Option<usize> {
         match self {
             Grouping::Experts(count) => Some(count),
@@ -121,7 +119,7 @@ impl Grouping {
     }
 }
 
-/// Every tensor and linear of a model.
+/// All tensors and linears of a model.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     tensors: Vec<Entry>,
@@ -130,28 +128,27 @@ pub struct Catalog {
     linears: Vec<Linear>,
     /// Linears of each input.
     inputs: Vec<Vec<LinearId>>,
-    /// Where in `linears` those of each layer stand.
+    /// Ranges of `linears`, by layer.
     layers: BTreeMap<LayerId, Range<usize>>,
     output: Option<LinearId>,
 }
 
-/// Linears of a layer that read the same activations.
+/// Linears of a layer with the same input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Slot {
-    /// Behind the norm in front of attention.
+    /// After the attention norm.
     Attention,
-    /// Behind the norm in front of a dense feed-forward network.
+    /// After the norm of a dense feed-forward network.
     Ffn,
-    /// What routers and shared experts read.
+    /// Input of routers and shared experts.
     Router,
-    /// What is routed to experts.
+    /// Input of routed experts.
     Experts,
-    /// An input that no other linear reads.
+    /// An input with a single reader.
     Own,
 }
 
-/// Linears of a layer in the order of the forward pass, by the part of their names behind the
-/// layer.
+/// Linears of a layer in the order of the forward pass, by the part of their names after the layer.
 const ORDER: &[(&str, Slot)] = &[
     ("attn_q", Slot::Attention),
     ("attn_k", Slot::Attention),
@@ -215,13 +212,13 @@ const ORDER: &[(&str, Slot)] = &[
     ("ffn_down_shexp", Slot::Own),
 ];
 
-/// The short name of the matrix that chooses experts.
+/// The short name of routers.
 const ROUTER: &str = "ffn_gate_inp";
 
-/// Ends of the short names of weights whose third dimension counts experts.
+/// Suffix of the short names of expert weights.
 pub(crate) const OF_EXPERTS: &str = "exps";
 
-/// Tables whose rows are looked up.
+/// Lookup tables.
 const TABLES: &[&str] = &[
     EMBEDDING,
     role::PER_LAYER_EMBEDDING,
@@ -231,17 +228,17 @@ const TABLES: &[&str] = &[
 
 /// The token embedding.
 pub(crate) const EMBEDDING: &str = "token_embd.weight";
-/// The matrix that makes logits, where it is not the token embedding.
+/// The output matrix, if not tied to the token embedding.
 pub(crate) const OUTPUT: &str = "output.weight";
 
-/// The names that a weight may have, by that of its matrix or norm: a few norms have no ending.
+/// Candidate names of a weight, by the name of its matrix or norm: a few norms have no suffix.
 pub(crate) fn weight_names(stem: &str) -> impl Iterator<Item = Cow<'_, str>> {
     [Cow::Owned(format!("{stem}.weight")), Cow::Borrowed(stem)].into_iter()
 }
 
 impl Catalog {
-    /// The catalog of a model of this architecture whose tensors have these names and dimensions
-    /// (row length first), in the order of the file.
+    /// The catalog of a model from the names and dimensions (row length first) of its tensors, in
+    /// file order.
     pub(crate) fn new<'n>(
         architecture: &str,
         tensors: impl IntoIterator<Item = (&'n str, [u64; 4])>,
@@ -274,7 +271,7 @@ impl Catalog {
         catalog
     }
 
-    /// The weight that makes logits: the token embedding, unless the file has another.
+    /// The weight of the output: the output matrix if present, otherwise the token embedding.
     fn output_place(&self) -> Option<Place> {
         let named = |name| self.tensor_named(name);
         let tensor = named(OUTPUT).or_else(|| named(EMBEDDING))?;
@@ -290,7 +287,7 @@ impl Catalog {
         let id = LinearId(self.linears.len() as u32);
         let tensor = &self.tensors[place.tensor.index()];
         let Entry { dims, layer, .. } = *tensor;
-        // Rows of another length, in a damaged file, cannot be the same activations.
+        // In a damaged file, rows of a different length cannot share an input.
         let shared = Shared {
             layer,
             slot: place.slot,
@@ -329,9 +326,8 @@ impl Catalog {
         self.tensors[place.tensor.index()].linear = Some(id);
     }
 
-    /// The scale of a linear's products: one number, or one for each of its matrices. A router has
-    /// none (Gemma 4's tensor of that name scales what it reads), nor has a table, whose rows are
-    /// looked up without it.
+    /// The scale of a linear's products: one number, or one per matrix. None for routers (Gemma 4's
+    /// tensor of that name scales the router's input) and tables, whose lookups ignore it.
     fn scale_of(&self, weight: TensorId) -> Option<TensorId> {
         let weight = self.tensor(weight);
         if weight.is_table || &weight.name[weight.label.clone()] == ROUTER {
@@ -340,7 +336,7 @@ impl Catalog {
         self.tensor_named(&role::scale_of(&weight.name)?)
     }
 
-    /// Every tensor, in the order of the file.
+    /// All tensors, in file order.
     pub fn tensors(&self) -> &[Entry] {
         &self.tensors
     }
@@ -369,15 +365,15 @@ impl Catalog {
             .map_or(Role::Other, |id| self.tensor(id).facts.role)
     }
 
-    /// The tensors as llama-quantize goes through them: those outside of layers, then by layer, and
-    /// by name.
+    /// The tensors in llama-quantize's order: those outside layers first, then by layer, each
+    /// sorted by name.
     pub fn quantizer_order(&self) -> Vec<TensorId> {
         let mut all = self.by_name.clone();
         all.sort_by_key(|id| self.tensor(*id).facts.layer.unwrap_or(-1));
         all
     }
 
-    /// Every linear, in model order.
+    /// All linears, in model order.
     pub fn linears(&self) -> &[Linear] {
         &self.linears
     }
@@ -387,12 +383,12 @@ impl Catalog {
         &self.linears[id.index()]
     }
 
-    /// The linear whose weight this tensor is.
+    /// The linear with this weight tensor.
     pub fn linear_of(&self, tensor: TensorId) -> Option<&Linear> {
         self.tensor(tensor).linear.map(|id| self.linear(id))
     }
 
-    /// The linear whose weight has this name.
+    /// The linear with a weight of this name.
     pub fn linear_named(&self, name: &str) -> Option<&Linear> {
         self.linear_of(self.tensor_named(name)?)
     }
@@ -402,12 +398,12 @@ impl Catalog {
         self.tensor(self.linear(id).tensor)
     }
 
-    /// The linear that makes logits.
+    /// The output linear.
     pub fn output(&self) -> Option<&Linear> {
         self.output.map(|id| self.linear(id))
     }
 
-    /// Whether the token embedding makes logits too.
+    /// True if the token embedding is also the output matrix.
     pub fn is_tied(&self) -> bool {
         self.output()
             .is_some_and(|output| self.tensor(output.tensor).is_table)
@@ -440,14 +436,14 @@ impl Catalog {
         &self.inputs[input.index()]
     }
 
-    /// Whether llama-imatrix collects the input of a linear: those of layers, and with
-    /// `process_output` (its `--process-output`) that of an output matrix of its own.
+    /// True if llama-imatrix collects the input of a linear: linears of layers, and with
+    /// `process_output` (its `--process-output`) an untied output matrix.
     pub fn in_imatrix(&self, id: LinearId, process_output: bool) -> bool {
         self.linear(id).layer.is_some() || process_output && !self.is_tied()
     }
 
-    /// Whether the input Hessian of a linear is collected: its name is none that the quantizer
-    /// leaves alone, as routers are, or with `with_output` it makes logits.
+    /// True if the input Hessian of a linear is collected: linears of layers except those that the
+    /// quantizer skips by name, such as routers; the output with `with_output`.
     pub fn in_hessians(&self, id: LinearId, with_output: bool) -> bool {
         match self.linear(id).layer {
             Some(_) => !self.weight(id).facts.left_alone,
@@ -462,17 +458,17 @@ impl Entry {
         &self.name[self.label.clone()]
     }
 
-    /// Weights in a row.
+    /// Weights per row.
     pub fn row_len(&self) -> u64 {
         self.dims[0]
     }
 
-    /// The number of its matrices, each of which has importance weights of its own.
+    /// The number of matrices, each with its own importance weights.
     pub fn matrices(&self) -> u64 {
         self.dims[2]
     }
 
-    /// Whether it has more than one dimension.
+    /// True with more than one dimension.
     pub fn is_matrix(&self) -> bool {
         self.dims[1..].iter().any(|dim| *dim > 1)
     }
@@ -488,7 +484,7 @@ impl Entry {
     }
 }
 
-/// Where a linear stands in model order.
+/// Position of a linear in model order.
 struct Place {
     layer: Option<LayerId>,
     /// Within the layer.
@@ -497,7 +493,7 @@ struct Place {
     tensor: TensorId,
 }
 
-/// What tells the inputs of linears apart.
+/// Identity of a shared input.
 #[derive(PartialEq, Eq, Hash)]
 struct Shared {
     layer: Option<LayerId>,
@@ -506,8 +502,8 @@ struct Shared {
 }
 
 impl Place {
-    /// The place of a layer's tensor, if it is the weight of a linear: one that [`ORDER`] knows, or
-    /// one that may be quantized.
+    /// The place of a layer's tensor, if it is the weight of a linear: listed in [`ORDER`], or
+    /// quantizable.
     fn of(tensor: &Entry) -> Option<Place> {
         let layer = Some(tensor.layer?);
         let known = ORDER.iter().position(|(label, _)| tensor.label() == *label);
@@ -524,7 +520,7 @@ impl Place {
         })
     }
 
-    /// Layer by layer, the output last; weights of unknown names as they stand in the file.
+    /// By layer, the output last; weights of unknown names in file order.
     fn key(&self) -> impl Ord + use<> {
         (self.layer.is_none(), self.layer, self.order, self.tensor)
     }
@@ -542,7 +538,7 @@ mod tests {
         )
     }
 
-    /// A dense layer, a layer with experts, and the ends of a model, not in model order.
+    /// A dense layer, a layer with experts, embedding and output, in scrambled order.
     const MODEL: &[(&str, &[u64])] = &[
         ("output.weight", &[64, 100]),
         ("token_embd.weight", &[64, 100]),
@@ -570,7 +566,7 @@ mod tests {
     ];
 
     #[test]
-    fn linears_stand_in_model_order_and_share_inputs() {
+    fn linears_in_model_order_share_inputs() {
         let catalog = catalog(MODEL);
         let rows: Vec<_> = catalog
             .linears()
@@ -634,7 +630,7 @@ mod tests {
     }
 
     #[test]
-    fn the_output_is_the_embedding_where_it_has_no_matrix() {
+    fn output_defaults_to_the_embedding() {
         for (tensors, output, tied) in [
             (&MODEL[..2], Some("output.weight"), false),
             (&MODEL[1..2], Some("token_embd.weight"), true),
@@ -649,7 +645,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_collected() {
+    fn collected_inputs_of_imatrix_and_hessians() {
         for (tensors, label, imatrix, hessians) in [
             (MODEL, "attn_q", [true, true], [true, true]),
             (MODEL, "ffn_gate_inp", [true, true], [false, false]),
@@ -679,7 +675,7 @@ mod tests {
     }
 
     #[test]
-    fn the_third_dimension_counts_experts_or_heads() {
+    fn third_dimension_is_experts_or_heads() {
         for (name, dims, grouping) in [
             (
                 "blk.0.ffn_up_exps.weight",
@@ -701,7 +697,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_files_and_unknown_names_have_a_catalog() {
+    fn damaged_files_and_unknown_names() {
         let catalog = catalog(&[
             ("blk.0.attn_q.weight", &[64, 64]),
             ("blk.0.attn_k.weight", &[32, 64]),
@@ -726,7 +722,7 @@ mod tests {
     }
 
     #[test]
-    fn the_quantizer_goes_by_layer_and_name() {
+    fn quantizer_order_is_by_layer_and_name() {
         let catalog = catalog(&[
             ("blk.10.a", &[]),
             ("blk.2.b", &[]),

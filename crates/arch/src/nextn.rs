@@ -1,67 +1,65 @@
-//! Blocks behind the last layer that predict tokens beyond the next one (NextN, multi-token
-//! prediction, MTP): how checkpoints name them.
+//! Blocks after the last layer that predict tokens beyond the next one (NextN, multi-token
+//! prediction, MTP), and their names in checkpoints.
 //!
-//! A GGUF counts them as layers and says in `nextn_predict_layers` how many of its last layers they
-//! are. So do the checkpoints of some families; those of others number them from 0 and keep them
-//! apart from the layers.
+//! A GGUF counts these blocks as layers; `nextn_predict_layers` is their number, at the end of the
+//! layers. Some families' checkpoints do the same; others number the blocks separately from 0.
 
 use super::config::{Config, Result};
 use super::recipes::Size::{Any, Hidden, Number, Product};
 use super::{Architecture, Parameter, Recipe};
 use quantier_gguf::gguf::Value;
 
-/// What is converted of a model with such blocks.
+/// Treatment of multi-token prediction blocks in a conversion.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Nextn {
-    /// Everything that the files hold, whatever config.json promises.
+    /// Everything in the files, whatever config.json promises.
     #[default]
     IfThere,
-    /// Everything, as the reference has it: what config.json promises must be there.
+    /// Everything, as in the reference: blocks promised by config.json are required.
     Kept,
-    /// The blocks, and what they share with the layers: a draft model (`--mtp`).
+    /// The blocks and the tensors shared with the layers: a draft model (`--mtp`).
     Alone,
-    /// Everything but the blocks (`--no-nextn`).
+    /// Everything except the blocks (`--no-nextn`).
     LeftOut,
 }
 
-/// The names of a family's blocks.
+/// Block names of a family.
 #[derive(Debug)]
 pub struct Names {
-    /// The names of its architectures in a GGUF.
+    /// GGUF names of the family's architectures.
     architectures: &'static [&'static str],
-    /// The classes of them that have such blocks; all if none is listed, but for `without`.
+    /// Classes with such blocks; if empty, all classes except `without`.
     classes: &'static [&'static str],
-    /// A class of one of them that has none.
+    /// A class without such blocks.
     without: Option<&'static str>,
-    /// The field of config.json with their number.
+    /// The field of config.json with the number of blocks.
     pub field: &'static str,
-    /// Their number where config.json does not say it.
+    /// The number of blocks if config.json has no field.
     number: Option<u32>,
-    /// The field that says that one block's tensors are those of all.
+    /// The field that makes all blocks share one block's tensors.
     repeats: Option<&'static str>,
-    /// What the names begin with.
+    /// Prefix of names.
     prefix: &'static str,
-    /// What the names of one block's tensors begin with, in front of its number.
+    /// Prefix of numbered names, before the block number.
     layers: &'static str,
-    /// Numbers that belong to one block.
+    /// Numbers per block.
     parts: u32,
-    /// Whether the numbers go on from those of the layers.
+    /// True if block numbers continue those of the layers.
     goes_on: bool,
-    /// What the names of layers begin with, in front of their number.
+    /// Prefix of layer names, before the layer number.
     within: &'static str,
-    /// Tensors of the first block that have no number, or other names within a layer: their names,
-    /// and their names within a layer.
+    /// Tensors of the first block without a number, or with different names within a layer: names
+    /// in the block, and names in the layer.
     first: &'static [(&'static str, &'static str)],
-    /// Whether every block has a copy of those.
+    /// True if every block has a copy of the `first` tensors.
     copied: bool,
-    /// Whether every model has such blocks.
+    /// True if every model has such blocks.
     always: bool,
-    /// Whether config.json alone tells their number.
+    /// True if config.json alone decides the number of blocks.
     by_field: bool,
-    /// Whether the reference gives draft models a name of their own.
+    /// True if the reference names draft models differently.
     pub names_drafts: bool,
-    /// Tensors that the blocks share with the layers in a draft model; none if there are no draft
-    /// models of the family.
+    /// Tensors of a draft model shared with the layers; empty for families without draft models.
     shared: &'static [&'static str],
 }
 
@@ -117,7 +115,7 @@ const QWEN: Names = Names {
     ],
 };
 
-/// Attention and experts are two layers of one block.
+/// Attention and experts are two numbered layers of one block.
 const NEMOTRON_H: Names = Names {
     architectures: &["nemotron_h_moe"],
     without: Some("NemotronHPuzzleForCausalLM"),
@@ -137,7 +135,7 @@ const NEMOTRON_H: Names = Names {
     ..QWEN
 };
 
-/// Every block has what is not numbered, and may have the tensors of one.
+/// Unnumbered tensors are copied to every block; `mtp_share_layers` copies the numbered ones too.
 const EXAONE: Names = Names {
     architectures: &["exaone4"],
     classes: &["Exaone4_5_ForConditionalGeneration"],
@@ -162,7 +160,7 @@ const GLM_OCR: Names = Names {
     ..QWEN
 };
 
-/// Numbered apart from the layers.
+/// Blocks are numbered separately from the layers.
 const MIMO: Names = Names {
     architectures: &["mimo2"],
     names_drafts: true,
@@ -185,7 +183,7 @@ const NORTH: Names = Names {
     ..GLM_OCR
 };
 
-/// What the bare names stand for is in every block.
+/// Unnumbered tensors are copied to every block.
 const K_EXAONE: Names = Names {
     architectures: &["exaone-moe"],
     classes: &[],
@@ -260,7 +258,7 @@ const GLM_MOE_LITE: Names = Names {
     ..GLM_MOE
 };
 
-/// Their number, if there are any.
+/// The number of blocks, if any.
 pub(super) const PREDICT_LAYERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     if config.nextn() > 0 {
         keys.set("nextn_predict_layers", Value::U32(config.nextn()));
@@ -268,7 +266,7 @@ pub(super) const PREDICT_LAYERS: &[Parameter] = &[Parameter::Computed(|config, k
     Ok(())
 })];
 
-/// What a block has beside the tensors of a layer.
+/// Tensors of a block in addition to those of a layer.
 pub(super) const NEXTN: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.eh_proj",
@@ -295,7 +293,7 @@ pub(super) const NEXTN: &[Recipe] = &[
 ];
 
 impl Architecture {
-    /// How its checkpoints name blocks for further tokens; None if it has none.
+    /// Block names in checkpoints of the architecture; None if it has no such blocks.
     pub fn nextn(&self) -> Option<&'static Names> {
         let has = |names: &&Names| {
             let is_own = |class: &str| self.classes.contains(&class);
@@ -307,12 +305,10 @@ impl Architecture {
         FAMILIES.iter().find(has)
     }
 
-    /// The number of such blocks in a conversion of `nextn`, of a checkpoint with tensors of these
-    /// names.
+    /// The number of such blocks in a conversion, given the names of the checkpoint's tensors.
     ///
-    /// # Errors
-    /// If neither config.json nor a tensor tells how many there are, as the reference wants; if the
-    /// architecture has none, and `nextn` asks for them or for their absence.
+    /// If neither config.json nor a tensor gives the number, as the reference requires; if the
+    /// architecture has no such blocks, and `nextn` asks for them or for their absence.
     pub fn nextn_blocks<'n>(
         &self,
         nextn: Nextn,
@@ -336,7 +332,7 @@ impl Architecture {
             ));
         }
         let layers = config.layers()?;
-        // Some classes have them, and leave them out.
+        // Some classes have these tensors and leave them out.
         let is_kept = |name: &str| {
             let recipe = self.recipe(name, config);
             recipe.is_none_or(|(recipe, _)| !recipe.outputs().is_empty())
@@ -373,7 +369,7 @@ impl Architecture {
 }
 
 impl Names {
-    /// The same name without the model's, which some checkpoints put in front of the blocks'.
+    /// The name without the `model.` that some checkpoints prepend.
     fn own<'n>(&self, name: &'n str) -> Option<&'n str> {
         let name = match name.strip_prefix("model.") {
             Some(rest) if rest.starts_with(self.prefix) => rest,
@@ -382,14 +378,14 @@ impl Names {
         Some(name).filter(|name| name.starts_with(self.prefix))
     }
 
-    /// The number of the block or layer that a tensor belongs to, if its name has one.
+    /// The number of a tensor's block or layer, if any.
     fn block(&self, name: &str) -> Option<u32> {
         let (number, _) = self.own(name)?.strip_prefix(self.layers)?.split_once('.')?;
         let number: u32 = number.parse().ok()?;
         Some(number / self.parts)
     }
 
-    /// Whether a tensor belongs to one of the blocks, which stand behind so many layers.
+    /// True for a tensor of one of the blocks, which follow this many layers.
     pub fn has(&self, name: &str, layers: u32) -> bool {
         match self.goes_on {
             true => self.block(name).is_some_and(|block| block >= layers),
@@ -397,7 +393,7 @@ impl Names {
         }
     }
 
-    /// Whether a conversion of a model of so many layers has a tensor of this name.
+    /// True if a conversion of a model with this many layers includes the tensor.
     pub fn keeps(&self, name: &str, nextn: Nextn, layers: u32) -> bool {
         match nextn {
             Nextn::IfThere | Nextn::Kept => true,
@@ -406,8 +402,8 @@ impl Names {
         }
     }
 
-    /// The names that a tensor of a block has as one of the layers that the blocks become: several
-    /// if all of them have a copy.
+    /// The names of a block's tensor in the layers that the blocks become: several if all blocks
+    /// have a copy.
     ///
     /// # Errors
     /// A config without a number of layers.
@@ -455,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_become_layers_behind_the_others() {
+    fn blocks_become_layers_after_the_others() {
         let names = qwen().nextn().unwrap();
         let config = config(json!({ "num_hidden_layers": 4 })).with_nextn(2);
         for (name, layer) in [
@@ -480,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn two_layers_are_one_block_of_nemotron() {
+    fn two_numbered_layers_are_one_block_of_nemotron() {
         for (name, layer) in [
             (
                 "mtp.layers.0.norm.weight",
@@ -504,7 +500,7 @@ mod tests {
             let within = NEMOTRON_H.within_layers(name, &config).unwrap();
             assert_eq!(within, Vec::from_iter(layer), "{name}");
         }
-        // Its models may have none.
+        // Nemotron models may have no blocks.
         let moe = json!({ "architectures": ["NemotronHForCausalLM"], "num_experts_per_tok": 2,
             "num_hidden_layers": 9 });
         let config = config(moe);
@@ -521,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn some_families_copy_what_all_blocks_share() {
+    fn some_families_copy_shared_tensors_to_all_blocks() {
         let exaone = Architecture::of_class("Exaone4_5_ForConditionalGeneration").unwrap();
         let names = exaone.nextn().unwrap();
         let within = |fields, name| {
@@ -568,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_model_are_chosen() {
+    fn nextn_options_select_tensors() {
         let names = qwen().nextn().unwrap();
         let kept = |nextn| {
             let all = [
@@ -584,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_blocks_is_the_configs_or_the_tensors() {
+    fn block_count_from_config_or_tensors() {
         let blocks = |mut fields: serde_json::Value, nextn, tensors: &[&str]| {
             fields["num_hidden_layers"] = 4.into();
             qwen().nextn_blocks(nextn, &config(fields), tensors.iter().copied())

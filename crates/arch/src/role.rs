@@ -1,4 +1,4 @@
-//! What a tensor does in a model, told from its name, as llama.cpp's quantizer tells it.
+//! The role of a tensor, determined by its name as in llama.cpp's quantizer.
 
 use std::ops::Range;
 
@@ -17,19 +17,19 @@ pub enum Role {
     FfnUp,
     FfnGate,
     FfnDown,
-    /// The gate of attention, or of a delta net.
+    /// The output gate of attention, or of a delta net.
     AttentionGate,
-    /// What a state space reads: gates, values, keys, queries and steps.
+    /// Input projection of a state space: gates, values, keys, queries and steps.
     StateInput,
-    /// Keys, queries and steps that a state space makes of its values.
+    /// Projection of a state space's values to keys, queries and steps.
     StateParameters,
-    /// The steps of a state space's channels, of fewer numbers.
+    /// Projection of a state space's low-rank factors to the steps of its channels.
     StateStep,
-    /// How much a delta net forgets.
+    /// Decay of a delta net.
     StateAlpha,
-    /// How much a delta net learns.
+    /// Learning rate of a delta net.
     StateBeta,
-    /// Both in one matrix.
+    /// Both alpha and beta in one matrix.
     StateRates,
     StateOutput,
     ConvolutionInput,
@@ -43,11 +43,11 @@ pub enum Role {
     ChannelKey,
     ChannelValue,
     Output,
-    /// No role of these. llama.cpp's quantizer treats all roles of recurrent layers so.
+    /// Any other role. llama.cpp's quantizer treats all roles of recurrent layers this way.
     Other,
 }
 
-/// Parts of names and the roles they mean; the first that occurs in a name decides.
+/// Parts of names and their roles; the first match wins.
 const PARTS: &[(&str, Role)] = &[
     ("attn_qkv.weight", Role::AttentionQkv),
     ("attn_kv_b.weight", Role::AttentionKvB),
@@ -79,7 +79,7 @@ const PARTS: &[(&str, Role)] = &[
 ];
 
 impl Role {
-    /// The role that a tensor's name tells.
+    /// The role of a tensor by name.
     pub fn of(name: &str) -> Role {
         match name {
             "output.weight" => Role::Output,
@@ -91,7 +91,7 @@ impl Role {
         }
     }
 
-    /// Whether the tensor carries attention values, which suffer most from few bits.
+    /// True for attention values, which are most sensitive to few bits.
     pub fn carries_values(self) -> bool {
         matches!(
             self,
@@ -141,7 +141,7 @@ impl Role {
     }
 }
 
-/// Every role.
+/// All roles.
 const ALL: [Role; 30] = [
     Role::TokenEmbedding,
     Role::AttentionQ,
@@ -175,28 +175,28 @@ const ALL: [Role; 30] = [
     Role::Other,
 ];
 
-/// Gemma's second embedding table, which follows the first in everything but an explicit override.
+/// Gemma's second embedding table, treated as the first except for explicit overrides.
 pub(crate) const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
 
-/// What llama.cpp's quantizer reads out of a tensor's name.
+/// Properties that llama.cpp's quantizer derives from a tensor's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// What the tensor does.
+    /// The role.
     pub role: Role,
-    /// Its layer, as the quantizer reads it: it may be negative or outside of the model.
+    /// The layer as parsed by the quantizer: may be negative or outside the model.
     pub layer: Option<i32>,
-    /// Whether the quantizer touches it, `--leave-output-tensor` aside.
+    /// True if the quantizer quantizes the tensor, apart from `--leave-output-tensor`.
     pub quantizable: bool,
-    /// Whether the quantizer leaves tensors of this name alone, whatever their dimensions.
+    /// True if the quantizer skips tensors of this name, whatever their dimensions.
     pub left_alone: bool,
-    /// Whether mixtures give it Q8_0.
+    /// True if mixtures use Q8_0.
     pub keeps_q8: bool,
-    /// Whether it is Gemma's second embedding table.
+    /// True for Gemma's second embedding table.
     pub is_per_layer_embedding: bool,
 }
 
 impl Facts {
-    /// Those of a tensor with these dimensions, row length first, missing ones 1.
+    /// The facts of a tensor with these dimensions, row length first, missing ones 1.
     pub fn new(architecture: &str, name: &str, dims: [u64; 4]) -> Facts {
         let dimensions = dims.iter().rposition(|&d| d > 1).unwrap_or(0) + 1;
         Facts {
@@ -211,13 +211,12 @@ impl Facts {
     }
 }
 
-/// The block that a tensor belongs to, as llama-imatrix reads it: 3 of `blk.3.attn_q.weight`.
+/// The block of a tensor, as parsed by llama-imatrix: 3 for `blk.3.attn_q.weight`.
 pub fn block_of(name: &str) -> Option<u32> {
     name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
 }
 
-/// Whether a tensor is the matrix of a single expert, as files of Mixtral had them at first:
-/// `blk.3.ffn_gate.7.weight`.
+/// True for the matrix of a single expert, as in early files of Mixtral: `blk.3.ffn_gate.7.weight`.
 pub fn is_single_expert(name: &str) -> bool {
     let parts: Vec<_> = name.split('.').collect();
     let is_number = |part: &str| part.parse::<u32>().is_ok();
@@ -233,15 +232,15 @@ pub fn is_single_expert(name: &str) -> bool {
     }
 }
 
-/// The name of the tensor that does the same one layer before, as llama-imatrix looks for it.
+/// The name of the same tensor in the previous layer, as in llama-imatrix.
 pub fn one_block_before(name: &str) -> Option<String> {
     let block = block_of(name)?;
     let before = block.checked_sub(1)?;
     Some(name.replacen(&format!("blk.{block}."), &format!("blk.{before}."), 1))
 }
 
-/// The kind of a tensor, as llama-imatrix's statistics group them: `ffn_up` of
-/// `blk.0.ffn_up.weight`; the whole name where there is no such part.
+/// The kind of a tensor, as grouped in llama-imatrix's statistics: `ffn_up` of
+/// `blk.0.ffn_up.weight`; the whole name if there is no such part.
 pub fn kind_of(name: &str) -> &str {
     let parts: Vec<_> = name.split('.').collect();
     let weight = parts.iter().skip(1).position(|part| *part == "weight");
@@ -249,7 +248,7 @@ pub fn kind_of(name: &str) -> &str {
     kind.unwrap_or(name)
 }
 
-/// Where the number of a layer stands in a name (`blk.N.` anywhere in it), and the number.
+/// The layer number of a name (`blk.N.` anywhere in it) and its byte range.
 pub fn layer_number(name: &str) -> Option<(Range<usize>, u32)> {
     name.match_indices("blk.").find_map(|(at, part)| {
         let start = at + part.len();
@@ -259,23 +258,23 @@ pub fn layer_number(name: &str) -> Option<(Range<usize>, u32)> {
     })
 }
 
-/// Whether a name is that of a weight.
+/// True for the name of a weight.
 pub(crate) fn is_weight(name: &str) -> bool {
     name.ends_with(WEIGHT)
 }
 
-/// The name of the bias beside a weight.
+/// The name of a weight's bias.
 pub(crate) fn bias_of(weight: &str) -> Option<String> {
     Some(format!("{}.bias", weight.strip_suffix(WEIGHT)?))
 }
 
-/// The name of the scale beside a weight: what its products are multiplied by.
+/// The name of a weight's scale, a factor of its products.
 pub(crate) fn scale_of(weight: &str) -> Option<String> {
     Some(format!("{}.scale", weight.strip_suffix(WEIGHT)?))
 }
 
-/// Where a tensor's short name stands in its name: the role of embeddings and the output, else what
-/// is between the layer and `.weight`.
+/// Byte range of the short name: the role for embeddings and the output, otherwise the part between
+/// the layer and `.weight`.
 pub(crate) fn label_range(name: &str) -> Range<usize> {
     let label = Role::of(name).label();
     let of_layer = name
@@ -293,8 +292,7 @@ pub(crate) fn label_range(name: &str) -> Range<usize> {
 
 const WEIGHT: &str = ".weight";
 
-/// The number of the layer that a tensor belongs to (`blk.7.attn_q.weight` -> 7), read as C's
-/// `scanf("blk.%d.")` reads it.
+/// The layer number of a tensor (`blk.7.attn_q.weight` -> 7), parsed as by C's `scanf("blk.%d.")`.
 fn layer_of(name: &str) -> Option<i32> {
     let digits = name
         .strip_prefix("blk.")?
@@ -308,8 +306,7 @@ fn layer_of(name: &str) -> Option<i32> {
     if end == sign {
         return None;
     }
-    // A number too large for an int cannot be a layer; any value outside the model serves to say
-    // so.
+    // A number too large for an int cannot be a layer; any value outside the model works.
     Some(
         digits[..end]
             .parse::<i64>()
@@ -319,12 +316,12 @@ fn layer_of(name: &str) -> Option<i32> {
     )
 }
 
-/// Whether llama.cpp's quantizer touches the tensor at all, by its name and number of dimensions
+/// True if llama.cpp's quantizer may quantize the tensor, by its name and number of dimensions
 /// (trailing ones not counted).
 ///
-/// `quantize_output` is false under `--leave-output-tensor`. The list is the reference's: norms,
-/// gates that choose experts, position tables, small state-space and RWKV matrices, parts of vision
-/// and audio towers.
+/// `quantize_output` is false under `--leave-output-tensor`. The excluded tensors are the
+/// reference's: norms, expert routers, position tables, small state-space and RWKV matrices, parts
+/// of vision and audio towers.
 fn may_be_quantized(
     architecture: &str,
     name: &str,
@@ -343,7 +340,7 @@ fn may_be_quantized(
             && GLM5_NEXT_PARTS_KEPT.iter().any(|part| name.contains(part)))
 }
 
-/// The architecture with rules of its own.
+/// The architecture with separate rules.
 const GLM5_NEXT: &str = "glm5-next";
 
 const WHOLE_NAMES_KEPT: &[&str] = &["position_embd.weight", "token_types.weight"];
@@ -410,7 +407,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_tell_roles() {
+    fn roles_by_name() {
         for (name, role) in [
             ("output.weight", Role::Output),
             ("blk.3.attn_output.weight", Role::AttentionOutput),
@@ -430,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_are_read_as_scanf_reads_them() {
+    fn layers_are_parsed_like_scanf() {
         for (name, layer) in [
             ("blk.12.x", Some(12)),
             ("blk.12", Some(12)),
@@ -464,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_layers_stand_anywhere() {
+    fn layer_numbers_anywhere_in_a_name() {
         for (name, number) in [
             ("v.blk.12.x", Some((6..8, 12))),
             ("blk.x.blk.3.y", Some((10..11, 3))),
@@ -475,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_alone() {
+    fn excluded_tensors() {
         assert!(may_be_quantized("llama", "blk.0.attn_q.weight", 2, true));
         assert!(!may_be_quantized("llama", "blk.0.attn_q.weight", 1, true));
         assert!(!may_be_quantized(
