@@ -1,7 +1,7 @@
-//! Recipes that make a GGUF's tensors of a checkpoint's: names, sizes and operations, as rows of a
+//! Recipes from a checkpoint's tensors to a GGUF's: names, sizes and operations, as rows of a
 //! table.
 //!
-//! A recipe takes one tensor or several and makes none, one or several of them:
+//! A recipe maps one or more tensors to none, one or more:
 //!
 //! ```text
 //! rename        q_norm                     attn_q_norm
@@ -12,40 +12,41 @@
 //! none          rotary_emb.inv_freq
 //! ```
 //!
-//! Operations name dimensions and sizes, never the bytes of one tensor, so that the same row also
-//! says what becomes of a low-rank pair: an operation on rows is one on the rows of B, an operation
-//! on columns is one on the columns of A.
+//! Operations name dimensions and sizes, never the bytes of one tensor. The same row thus also
+//! converts a low-rank pair (LoRA): an operation on rows applies to the rows of B, an operation on
+//! columns to the columns of A.
 
 use super::config::{Config, Result, TIED};
 use quantier_gguf::types::GgmlType;
 
 /// A row of the table.
 ///
-/// In names, `{}` stands for a number, which in `to` is the layer's, and `*` for any text. In the
-/// names of inputs the first number is the layer's, the second one counts tensors that are stacked,
-/// such as experts. An input whose name ends neither in `.weight` nor in `.bias` stands for both,
-/// and the ending is carried over to the outputs that have none.
+/// In names, `{}` is a number, in `to` the layer's, and `*` any text. In input names the first
+/// number is the layer's; the second counts stacked tensors, such as experts. An input name with
+/// neither `.weight` nor `.bias` covers both, and the suffix is carried over to outputs without
+/// one.
 #[derive(Clone, Copy, Debug)]
 pub struct Recipe {
     from: Few<Input>,
     to: Few<Output>,
     when: When,
-    /// What the tensors belong to, if they are left out and the user should know.
+    /// The part of the model with these tensors, if they are left out and the user should know.
     pub left_out: Option<&'static str>,
-    /// The key that becomes of the numbers of a tensor.
+    /// The key set from a tensor's numbers.
     pub key: Option<ToKey>,
-    /// Whether a conversion refuses outputs with numbers that are not finite.
+    /// True if a conversion rejects outputs with non-finite numbers.
     pub is_finite: bool,
-    /// Names of a tensor; if it came before and has the same weights, this one is left out.
+    /// Names of earlier tensors; the input is left out if one of them has the same weights.
     pub unless_equal: &'static [&'static str],
 }
 
-/// A tensor that becomes metadata: one number, or, of tensors of layers, a list with one for each.
+/// A tensor that becomes metadata: one number, or, for tensors of layers, a list with one per
+/// layer.
 #[derive(Clone, Copy, Debug)]
 pub struct ToKey {
-    /// The key, in which `{}` stands for the architecture.
+    /// The key; `{}` is the architecture.
     pub key: &'static str,
-    /// Its value, from the tensor's numbers.
+    /// The value, from the tensor's numbers.
     pub value: fn(&Config, &[f32]) -> Result<f32>,
 }
 
@@ -54,8 +55,7 @@ pub struct ToKey {
 pub struct Input {
     /// Its name.
     pub name: &'static str,
-    /// The weight's dimensions, outermost first, where they are known. A bias has the first of
-    /// them.
+    /// The weight's dimensions, outermost first, if known. A bias has the first of them.
     pub dims: &'static [Size],
 }
 
@@ -64,42 +64,42 @@ pub struct Input {
 pub struct Output {
     /// Its name.
     pub name: &'static str,
-    /// The inputs that it is made of, as indices; [`Op::Concat`] joins several.
+    /// Indices of the inputs; [`Op::Concat`] joins several.
     pub inputs: &'static [usize],
-    /// What is done to them, in order.
+    /// Operations, in order.
     pub ops: &'static [Op],
 }
 
-/// One step from a checkpoint's tensors to a GGUF's. Dimensions are counted from the outermost.
+/// One operation from a checkpoint's tensors to a GGUF's. Dimensions are counted from the
+/// outermost.
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
-    /// One of the consecutive parts of a dimension. One size may be [`Size::Any`]: what the others
-    /// leave.
+    /// One of the consecutive parts of a dimension. One size may be [`Size::Any`]: the rest.
     Split {
         /// The dimension.
         axis: usize,
         /// The sizes of all parts.
         sizes: &'static [Size],
-        /// Which part.
+        /// Index of the part.
         part: usize,
     },
-    /// At most so many rows; those behind them are left out.
+    /// At most this many leading rows.
     First(Size),
     /// The rows of these tokens, in this order.
     Rows(&'static [&'static str]),
-    /// The two halves of the rows of each of so many heads are interleaved, which is how llama.cpp
-    /// rotates them.
+    /// Interleaves the two halves of each head's rows, as llama.cpp's RoPE expects; the number of
+    /// heads is given.
     Interleave(Size),
-    /// The same with as many heads as the layer has.
+    /// As [`Op::Interleave`], with the layer's number of heads.
     InterleaveBy(fn(&Config, u32) -> Result<u64>),
-    /// The reverse, for the first rows of each head, those that are rotated: even rows, then odd ones.
+    /// The inverse for the rotated rows at the start of each head: even rows, then odd ones.
     Deinterleave {
         /// The number of heads.
         heads: Size,
-        /// How many rows of a head are rotated.
+        /// Number of rotated rows per head.
         rotated: fn(&Config) -> Result<u64>,
     },
-    /// Blocks of a dimension that are grouped (a0 a1 b0 b1 c0 c1) are tiled (a0 b0 c0 a1 b1 c1).
+    /// Grouped blocks of a dimension (a0 a1 b0 b1 c0 c1) are tiled (a0 b0 c0 a1 b1 c1).
     Tile {
         /// The dimension.
         axis: usize,
@@ -108,70 +108,70 @@ pub enum Op {
         /// The number of blocks in a group.
         members: Size,
     },
-    /// The same of the rows behind the first ones, which stay.
+    /// As [`Op::Tile`] on rows, after the first ones, which stay.
     TileBehind {
-        /// The number of rows that stay.
+        /// The number of rows in place.
         first: Size,
         /// The number of groups.
         groups: Size,
         /// The number of blocks in a group.
         members: Size,
     },
-    /// Rows in so many groups, each of parts of these sizes (q0 k0 v0 q1 k1 v1), with equal parts
-    /// put together (q0 q1 k0 k1 v0 v1). One size may be [`Size::Any`].
+    /// Groups of rows, each with parts of these sizes (q0 k0 v0 q1 k1 v1), reordered by part (q0 q1
+    /// k0 k1 v0 v1). One size may be [`Size::Any`].
     Ungroup {
         /// The number of groups.
         groups: Size,
         /// The sizes of a group's parts.
         sizes: &'static [Size],
     },
-    /// The rows in as many equal parts as these numbers, in the order of the numbers.
+    /// Reorders the rows in equal parts by these indices.
     Order(&'static [usize]),
-    /// The last two dimensions are exchanged.
+    /// Swaps the last two dimensions.
     Transpose,
-    /// Other dimensions for the same elements. One size may be [`Size::Any`].
+    /// Changes the dimensions of the same elements. One size may be [`Size::Any`].
     Reshape(&'static [Size]),
-    /// A dimension of size 1 is left out.
+    /// Removes a dimension of size 1.
     Squeeze(usize),
-    /// So many tensors, told apart by the second number of their names, become one with another
-    /// dimension before all others.
+    /// Stacks this many tensors, numbered by the second number of their names, along a new
+    /// outermost dimension.
     Stack(Size),
-    /// The inputs become one along this dimension.
+    /// Concatenates the inputs along this dimension.
     Concat(usize),
-    /// 1 is added to every weight.
+    /// Adds 1 to every weight.
     AddOne,
-    /// This is added to every weight.
+    /// Adds this to every weight.
     AddNumber(f64),
-    /// Every weight x becomes exp(x).
+    /// Replaces every weight x by exp(x).
     Exp,
-    /// Every weight x becomes -exp(x).
+    /// Replaces every weight x by -exp(x).
     NegExp,
-    /// Every weight becomes the nearest of 0 and plus and minus the mean of all magnitudes (BitNet b1.58,
-    /// Ma et al. 2024). The tensor is a whole one of the checkpoint.
+    /// Rounds every weight to 0 or plus or minus the mean magnitude of the whole checkpoint tensor
+    /// (BitNet b1.58, Ma et al. 2024).
     Ternary,
-    /// A tensor that the checkpoint does not have: one dimension of this size, filled with what the
-    /// config says. The only operation of an output without inputs.
+    /// A tensor missing in the checkpoint: one dimension of this size, filled with a constant from
+    /// the config. The only operation of an output without inputs.
     Fill {
         /// The number of weights.
         len: Size,
-        /// Each of them.
+        /// The constant.
         value: fn(&Config) -> Result<f64>,
     },
-    /// Every weight is multiplied by what the config says.
+    /// Multiplies every weight by a factor from the config.
     Scale(fn(&Config) -> Result<f64>),
-    /// The same by what the config says of the layer.
+    /// As [`Op::Scale`], with a factor per layer.
     ScaleBy(fn(&Config, u32) -> Result<f64>),
-    /// Consecutive parts of the rows are multiplied each by what the config says of it. One size may
-    /// be [`Size::Any`].
+    /// Multiplies each of consecutive parts of the rows by its own factor from the config. One size
+    /// may be [`Size::Any`].
     ScaleParts {
         /// The sizes of all parts.
         sizes: &'static [Size],
-        /// The factor of a part, by its number.
+        /// The factor of a part, by index.
         factor: fn(&Config, usize) -> Result<f64>,
     },
-    /// The type does not follow from the file type.
+    /// A fixed type, independent of the file type.
     Cast(GgmlType),
-    /// The type follows from the file type, whatever the name.
+    /// The type of the file type, whatever the name.
     CastByFile,
 }
 
@@ -182,10 +182,10 @@ impl Op {
     }
 }
 
-/// A size that the config determines.
+/// A size given by the config.
 #[derive(Clone, Copy, Debug)]
 pub enum Size {
-    /// Whatever is there.
+    /// Any size.
     Any,
     /// The hidden size.
     Hidden,
@@ -209,41 +209,41 @@ pub enum Size {
     Vocabulary,
     /// This number.
     Number(u64),
-    /// The number under the first of these names that the config has.
+    /// The field under the first of these names in the config.
     Field(&'static [&'static str]),
-    /// What a function makes of the config.
+    /// A function of the config.
     Computed(fn(&Config) -> Result<u64>),
-    /// The product of these.
+    /// The product of these sizes.
     Product(&'static [Size]),
-    /// The quotient of these, which leaves no rest.
+    /// The quotient of two sizes, without remainder.
     Quotient(&'static Size, &'static Size),
 }
 
-/// When a row applies; else later rows are tried.
+/// Condition of a recipe; if false, later recipes are tried.
 #[derive(Clone, Copy, Debug)]
 pub enum When {
     /// Always.
     Always,
-    /// If the config has this field, and it is neither null nor false.
+    /// If the config has this field, neither null nor false.
     Set(&'static str),
-    /// If the config does not have this field, or it is null or false.
+    /// If the config lacks this field, or it is null or false.
     Unset(&'static str),
-    /// If the config has this number, and it is not 0.
+    /// If the config has this number, not 0.
     Counted(&'static str),
-    /// If the rotation of heads has sections for pictures.
+    /// If RoPE has sections for images.
     Sections,
-    /// If the model is a reranker, and its embeddings serve as output matrix or not.
+    /// For rerankers with tied or untied embeddings.
     Reranker {
-        /// Whether they do.
+        /// True for tied embeddings.
         tied: bool,
     },
-    /// If the model has at least so many layers.
+    /// If the model has at least this many layers.
     Deep(u32),
-    /// In layers before the one with this number; in all of them if the config does not say it.
+    /// In layers below this number; in all if the config does not have it.
     LayersBefore(Size),
-    /// In layers from the one with this number on; in none if the config does not say it.
+    /// In layers from this number on; in none if the config does not have it.
     LayersFrom(Size),
-    /// In layers that this holds for.
+    /// In layers for which this is true.
     Layers(fn(&Config, u32) -> bool),
 }
 
@@ -263,19 +263,19 @@ impl<T> Few<T> {
     }
 }
 
-/// The endings that a name without one of them stands for.
+/// The suffixes covered by a name without one.
 const ENDINGS: [&str; 2] = [".weight", ".bias"];
 
-/// How a tensor's name matched a recipe.
+/// A match of a tensor's name with a recipe.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Match {
-    /// Which of the recipe's inputs it is, as an index.
+    /// Index of the recipe's input.
     pub input: usize,
-    /// The layer, where the recipe is for layers.
+    /// The layer, for recipes of layers.
     pub layer: Option<u32>,
-    /// The place in the stack, where tensors are stacked.
+    /// The index in the stack, for stacked tensors.
     pub index: Option<u32>,
-    /// The ending that is carried over.
+    /// The suffix carried over.
     pub ending: &'static str,
 }
 
@@ -285,19 +285,19 @@ impl Input {
         Input { name, dims }
     }
 
-    /// Whether the name stands for tensors that are stacked.
+    /// True if the name covers stacked tensors.
     pub fn is_stacked(&self) -> bool {
         self.name.matches("{}").count() > 1
     }
 }
 
 impl Output {
-    /// A tensor that is made of the first input.
+    /// A tensor from the first input.
     pub(crate) const fn new(name: &'static str, ops: &'static [Op]) -> Output {
         Output::of(&[0], name, ops)
     }
 
-    /// A tensor that is made of these inputs.
+    /// A tensor from these inputs.
     pub(crate) const fn of(
         inputs: &'static [usize],
         name: &'static str,
@@ -306,7 +306,7 @@ impl Output {
         Output { name, inputs, ops }
     }
 
-    /// Its name for a tensor that matched.
+    /// The output's name for a matching tensor.
     pub fn name(&self, matched: &Match) -> String {
         let name = match matched.layer {
             Some(layer) => self.name.replacen("{}", &layer.to_string(), 1),
@@ -320,7 +320,7 @@ impl Output {
 }
 
 impl Recipe {
-    /// A tensor that is only renamed.
+    /// Renames a tensor.
     pub(crate) const fn rename(
         from: &'static str,
         to: &'static str,
@@ -329,7 +329,7 @@ impl Recipe {
         Recipe::with(from, to, dims, &[])
     }
 
-    /// A tensor that is renamed and changed.
+    /// Renames and changes a tensor.
     pub(crate) const fn with(
         from: &'static str,
         to: &'static str,
@@ -347,7 +347,7 @@ impl Recipe {
         }
     }
 
-    /// Tensors that become others, in this order, once all of them have been seen.
+    /// Converts several tensors to others, in this order, once all of them are available.
     pub(crate) const fn new(from: &'static [Input], to: &'static [Output]) -> Recipe {
         Recipe {
             from: Few::Several(from),
@@ -360,7 +360,7 @@ impl Recipe {
         }
     }
 
-    /// A tensor that no GGUF needs: it follows from the config.
+    /// Drops a tensor redundant with the config.
     pub(crate) const fn skip(from: &'static str) -> Recipe {
         Recipe {
             from: Few::One(Input::new(from, &[])),
@@ -373,7 +373,7 @@ impl Recipe {
         }
     }
 
-    /// A tensor whose numbers become the value of a key.
+    /// Turns a tensor's numbers into the value of a key.
     pub(crate) const fn to_key(
         from: &'static str,
         key: &'static str,
@@ -385,7 +385,7 @@ impl Recipe {
         }
     }
 
-    /// A tensor of a part of the model that is left out, with the name of that part for the user.
+    /// Drops a tensor of an unsupported part of the model; the user sees the name of the part.
     pub const fn leave_out(from: &'static str, part: &'static str) -> Recipe {
         Recipe {
             left_out: Some(part),
@@ -393,7 +393,7 @@ impl Recipe {
         }
     }
 
-    /// The same, left out if a tensor of one of these names came before and has the same weights.
+    /// Drops the tensor if an earlier one with one of these names has the same weights.
     pub(crate) const fn unless_equal(self, names: &'static [&'static str]) -> Recipe {
         Recipe {
             unless_equal: names,
@@ -401,13 +401,13 @@ impl Recipe {
         }
     }
 
-    /// The same under a condition.
+    /// Adds a condition.
     pub const fn when(self, when: When) -> Recipe {
         Recipe { when, ..self }
     }
 
-    /// A small tensor with which a model makes nothing but NaN if one of its numbers is not finite:
-    /// such as how fast a state forgets.
+    /// Requires finite numbers: for small tensors such as decays, which make all activations NaN if
+    /// one is not finite.
     pub(crate) const fn finite(self) -> Recipe {
         Recipe {
             is_finite: true,
@@ -420,18 +420,18 @@ impl Recipe {
         self.from.as_slice()
     }
 
-    /// The GGUF's tensors; none if the inputs are left out.
+    /// The GGUF's tensors; none if the inputs are dropped.
     pub fn outputs(&self) -> &[Output] {
         self.to.as_slice()
     }
 
-    /// Whether the recipe is for its names in every model.
+    /// True if the recipe applies to all models.
     pub(crate) fn is_unconditional(&self) -> bool {
         matches!(self.when, When::Always)
     }
 
-    /// Whether the recipe is for this layer, or for what stands outside of layers. Without a config,
-    /// only recipes without a condition are.
+    /// True if the recipe applies to this layer, or outside of layers. Without a config, only
+    /// unconditional recipes apply.
     pub(crate) fn applies(&self, layer: Option<u32>, config: Option<&Config>) -> bool {
         let matched = Match {
             input: 0,
@@ -445,7 +445,7 @@ impl Recipe {
         }
     }
 
-    /// The number of tensors that are stacked, where some are.
+    /// The number of stacked tensors, if any.
     pub fn stacked(&self) -> Option<Size> {
         let mut ops = self.outputs().iter().flat_map(|output| output.ops);
         ops.find_map(|op| match op {
@@ -454,7 +454,7 @@ impl Recipe {
         })
     }
 
-    /// Whether the recipe is for this name, and how.
+    /// The match of a name, if the recipe applies.
     pub(crate) fn matches(&self, name: &str, config: &Config) -> Option<Match> {
         let mut inputs = self.inputs().iter().enumerate();
         let matched = inputs.find_map(|(input, tensor)| {
@@ -506,7 +506,7 @@ impl When {
     }
 }
 
-/// The numbers that stand in a name where a pattern has `{}`; `None` if the name does not fit.
+/// The numbers in a name in place of a pattern's `{}`; `None` without a match.
 fn numbers(pattern: &str, name: &str) -> Option<Vec<u32>> {
     let literal = pattern.find(['{', '*']).unwrap_or(pattern.len());
     let rest = name.strip_prefix(&pattern[..literal])?;
@@ -519,7 +519,7 @@ fn numbers(pattern: &str, name: &str) -> Option<Vec<u32>> {
         return rest.is_empty().then(Vec::new);
     };
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-    // Another spelling of the same number would be another tensor of the same name.
+    // Another spelling of the number would give two tensors the same name.
     if digits == 0 || (digits > 1 && rest.starts_with('0')) {
         return None;
     }
@@ -530,7 +530,7 @@ fn numbers(pattern: &str, name: &str) -> Option<Vec<u32>> {
 }
 
 impl Size {
-    /// The size by the config; `None` where the config does not say it.
+    /// The size by the config; `None` if the config does not have it.
     ///
     /// # Errors
     /// If a field has the wrong kind, or the size does not fit into 64 bits.
@@ -569,7 +569,7 @@ impl Size {
         }
     }
 
-    /// The size by the config, which must say it.
+    /// The size by the config, which must have it.
     ///
     /// # Errors
     /// As [`Size::of`], and if a field is missing.
@@ -580,7 +580,7 @@ impl Size {
         }
     }
 
-    /// The names of the field that is missing where the size is not known.
+    /// The names of the missing field of an unknown size.
     fn missing(self, config: &Config) -> &'static [&'static str] {
         match self {
             Size::Queries => Size::QueryHeads.fields(config),
@@ -597,9 +597,9 @@ impl Size {
         }
     }
 
-    /// The names that the config may have the size under.
+    /// The possible names of the size's field.
     fn fields(self, config: &Config) -> &'static [&'static str] {
-        /// The names from the first one on that is not null.
+        /// The names from the first non-null field on.
         fn set(names: &'static [&'static str], config: &Config) -> &'static [&'static str] {
             let first = names.iter().position(|name| config.get(name).is_some());
             first.map_or(names, |first| &names[first..])
@@ -635,7 +635,7 @@ mod tests {
     }
 
     #[test]
-    fn names_give_layer_and_place_in_the_stack() {
+    fn names_give_layer_and_stack_index() {
         let recipe = Recipe::rename("m.{}.e.{}.w", "blk.{}.w_exps", &[]);
         let none = config(json!({}));
         let matched = recipe.matches("m.12.e.3.w.bias", &none).unwrap();
@@ -653,7 +653,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_an_ending_is_for_that_ending_only() {
+    fn a_name_with_a_suffix_matches_only_that_suffix() {
         let recipe = Recipe::rename("h.{}.c.weight", "blk.{}.c.weight", &[]);
         let none = config(json!({}));
         let matched = recipe.matches("h.0.c.weight", &none).unwrap();
@@ -662,7 +662,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_any_text() {
+    fn a_star_matches_any_text() {
         let none = config(json!({}));
         let matches = |pattern, name| Recipe::skip(pattern).matches(name, &none).is_some();
         assert!(matches("visual.*", "visual.blocks.0.attn.bias"));
@@ -672,7 +672,7 @@ mod tests {
     }
 
     #[test]
-    fn the_inputs_of_a_recipe_are_told_apart() {
+    fn recipe_inputs_are_distinguished() {
         const INPUTS: &[Input] = &[Input::new("l.{}.gate", &[]), Input::new("l.{}.up", &[])];
         const OUTPUTS: &[Output] = &[Output::of(&[0, 1], "blk.{}.ffn_up", &[Op::Concat(0)])];
         let recipe = Recipe::new(INPUTS, OUTPUTS);
@@ -682,7 +682,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_are_on_fields_and_layers() {
+    fn conditions_on_fields_and_layers() {
         let config = config(
             json!({ "first_k_dense": 2, "fused": true, "tied": false, "no": null,
                 "num_hidden_layers": 3 }),
@@ -715,7 +715,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_the_configs() {
+    fn sizes_from_the_config() {
         let config = config(json!({
             "hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": null, "n_kv_heads": 2,
             "intermediate_size": "wide"
