@@ -1,47 +1,45 @@
-//! A checkpoint's config.json as the reference sees it: with the defaults that transformers fills
-//! in.
+//! A checkpoint's config.json as read by the reference: with the defaults of transformers' classes.
 
 use super::{deepseek, defaults, nemotron_h, wrapper};
 use quantier_gguf::json::kind;
 use serde_json::{Map, Value};
 
-/// What is wrong with a field; names the field.
+/// The error names the field.
 pub(crate) type Result<T> = std::result::Result<T, String>;
 
 /// The fields of config.json and the defaults of its class.
 #[derive(Clone, Debug)]
 pub struct Config {
     fields: Map<String, Value>,
-    /// Scaling of rotary embeddings: `rope_parameters` or `rope_scaling`, with what stands beside
-    /// them mixed in.
+    /// Scaling of rotary embeddings: `rope_parameters` or `rope_scaling`, merged with related
+    /// fields at the root.
     rope: Map<String, Value>,
     /// The first of `architectures`.
     class: Option<String>,
-    /// `model_type` of the whole checkpoint; that of its text model is among the fields.
+    /// `model_type` of the whole checkpoint; `fields` has the text model's.
     model_type: Option<String>,
-    /// Whether the embeddings serve as output matrix, by the fields of the text model and those
-    /// around it; true if any of them says so.
+    /// True if embeddings are tied by the fields of the text model or by the outer ones.
     is_tied: Option<bool>,
     pooling: Result<Option<Pooling>>,
     is_reranker: bool,
-    /// Whether a matrix stands behind the pooling, in a file of its own.
+    /// True if a projection in a separate file follows the pooling.
     has_projection: bool,
-    /// Blocks for further tokens behind the last layer.
+    /// Number of multi-token prediction blocks after the last layer.
     nextn: u32,
 }
 
-/// How a sentence-transformers model makes one vector of all activations, as a GGUF numbers it.
+/// Pooling of a sentence-transformers model, numbered as in GGUF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {
-    /// Their mean.
+    /// Mean of all tokens.
     Mean = 1,
-    /// The first.
+    /// First token.
     Cls = 2,
-    /// The last.
+    /// Last token.
     Last = 3,
 }
 
-/// Fields that hold the number of layers.
+/// Names of the field with the number of layers.
 const LAYERS: &[&str] = &[
     "n_layers",
     "num_hidden_layers",
@@ -50,7 +48,7 @@ const LAYERS: &[&str] = &[
     "num_transformer_layers",
 ];
 
-/// Whether the embeddings serve as output matrix.
+/// The field of tied embeddings.
 pub(crate) const TIED: &str = "tie_word_embeddings";
 
 impl Config {
@@ -84,7 +82,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The name of the model's class, which decides the architecture.
+    /// The name of the model's class, which determines the architecture.
     pub fn class(&self) -> Option<&str> {
         self.class.as_deref()
     }
@@ -95,12 +93,12 @@ impl Config {
         [self.model_type.as_deref(), text]
     }
 
-    /// A field that is there and not null.
+    /// A field, if present and not null.
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.fields.get(name).filter(|value| !value.is_null())
     }
 
-    /// The first of several names for one thing that is there at all; nothing if that one is null.
+    /// The first present field of several alternative names; None if its value is null.
     pub(crate) fn first<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &Value)> {
         let (name, value) = names
             .iter()
@@ -108,73 +106,73 @@ impl Config {
         (!value.is_null()).then_some((name, value))
     }
 
-    /// How many layers there are.
+    /// Number of layers.
     ///
     /// # Errors
-    /// A missing field, or a value that is no whole number.
+    /// A missing field, or a value that is not an integer.
     pub fn layers(&self) -> Result<u32> {
         self.u32(LAYERS)
     }
 
-    /// How many blocks for further tokens stand behind the layers.
+    /// Number of multi-token prediction blocks after the layers.
     pub fn nextn(&self) -> u32 {
         self.nextn
     }
 
-    /// The same config with so many blocks for further tokens.
+    /// The config with this many multi-token prediction blocks.
     pub fn with_nextn(self, nextn: u32) -> Config {
         Config { nextn, ..self }
     }
 
-    /// The layers and the blocks for further tokens, which a GGUF counts together.
+    /// Number of layers and multi-token prediction blocks, counted together in a GGUF.
     ///
     /// # Errors
-    /// As [`Config::layers`], and if they do not fit into 32 bits.
+    /// As [`Config::layers`], and if the sum does not fit into 32 bits.
     pub fn blocks(&self) -> Result<u32> {
         let blocks = self.layers()?.checked_add(self.nextn);
         blocks.ok_or_else(|| "there are more than 2^32 layers".into())
     }
 
-    /// A whole number under the first of these names; it must be there.
+    /// A required integer, under the first present name.
     ///
     /// # Errors
-    /// A missing field, or a value that is no whole number.
+    /// A missing field, or a value that is not an integer.
     pub fn u32(&self, names: &[&str]) -> Result<u32> {
         self.optional_u32(names)?.ok_or_else(|| missing(names))
     }
 
-    /// A whole number under the first of these names.
+    /// An optional integer, under the first present name.
     ///
     /// # Errors
-    /// A value that is no whole number.
+    /// A value that is not an integer.
     pub fn optional_u32(&self, names: &[&str]) -> Result<Option<u32>> {
         self.first(names)
             .map(|(name, value)| as_u32(name, value))
             .transpose()
     }
 
-    /// A number under the first of these names; it must be there.
+    /// A required number, under the first present name.
     ///
     /// # Errors
-    /// A missing field, or a value that is no number.
+    /// A missing field, or a value that is not a number.
     pub(crate) fn f64(&self, names: &[&str]) -> Result<f64> {
         self.optional_f64(names)?.ok_or_else(|| missing(names))
     }
 
-    /// A number under the first of these names.
+    /// An optional number, under the first present name.
     ///
     /// # Errors
-    /// A value that is no number.
+    /// A value that is not a number.
     pub(crate) fn optional_f64(&self, names: &[&str]) -> Result<Option<f64>> {
         self.first(names)
             .map(|(name, value)| as_f64(name, value))
             .transpose()
     }
 
-    /// An object under this name.
+    /// An optional object.
     ///
     /// # Errors
-    /// A value that is no object.
+    /// A value that is not an object.
     pub(crate) fn optional_object(&self, name: &str) -> Result<Option<&Map<String, Value>>> {
         self.get(name)
             .map(|value| {
@@ -185,10 +183,10 @@ impl Config {
             .transpose()
     }
 
-    /// A whole number in an object of this name.
+    /// An integer in an object.
     ///
     /// # Errors
-    /// A value that is no object, a number that is no whole one.
+    /// A value that is not an object, or a number that is not an integer.
     pub(crate) fn number_of(&self, object: &str, name: &str) -> Result<Option<u32>> {
         let object = self.optional_object(object)?;
         let value = object.and_then(|object| object.get(name));
@@ -196,10 +194,10 @@ impl Config {
         value.map(|value| as_u32(name, value)).transpose()
     }
 
-    /// Length of a head's queries and keys: `head_dim`, or the heads' share of the hidden size.
+    /// Length of a head's queries and keys: `head_dim`, or the hidden size per head.
     ///
     /// # Errors
-    /// A missing field, a value that is no whole number, no attention heads.
+    /// A missing field, a value that is not an integer, no attention heads.
     pub(crate) fn head_len(&self) -> Result<u32> {
         if let Some(len) = self.optional_u32(&["head_dim"])? {
             return Ok(len);
@@ -207,10 +205,10 @@ impl Config {
         self.share_of_head()
     }
 
-    /// A head's share of the hidden size.
+    /// The hidden size per head.
     ///
     /// # Errors
-    /// A missing field, a value that is no whole number, no attention heads.
+    /// A missing field, a value that is not an integer, no attention heads.
     pub(crate) fn share_of_head(&self) -> Result<u32> {
         match self.u32(&["num_attention_heads"])? {
             0 => Err("field 'num_attention_heads' is 0".into()),
@@ -218,7 +216,7 @@ impl Config {
         }
     }
 
-    /// Parameters of the rotary embedding, those of full attention where several kinds have their
+    /// Parameters of the rotary embedding; those of full attention if each kind of layer has its
     /// own.
     pub(crate) fn rope(&self) -> &Map<String, Value> {
         self.rope
@@ -227,16 +225,15 @@ impl Config {
             .unwrap_or(&self.rope)
     }
 
-    /// The parts of a head that are rotated by time, height and width, where there are several, and
-    /// a fourth.
+    /// RoPE sections of a head for time, height, width and a fourth dimension, if any.
     ///
     /// # Errors
-    /// A value that is no list of whole numbers.
+    /// A value that is not a list of integers.
     pub(crate) fn rope_sections(&self) -> Result<Option<[u32; 4]>> {
         self.sections_in(&["mrope_section"])
     }
 
-    /// The same under the first of these names.
+    /// RoPE sections under the first of these names.
     ///
     /// # Errors
     /// As [`Config::rope_sections`].
@@ -255,31 +252,30 @@ impl Config {
         Ok(Some(sections))
     }
 
-    /// Whether the embeddings serve as output matrix; `None` if the config does not say.
+    /// True for tied embeddings; `None` if the config does not say.
     pub fn is_tied(&self) -> Option<bool> {
         self.is_tied
     }
 
-    /// How a sentence-transformers model makes one vector of all activations.
+    /// Pooling of a sentence-transformers model.
     ///
     /// # Errors
-    /// What is wrong with the files that say it.
+    /// Errors in the files of the pooling.
     pub(crate) fn pooling(&self) -> Result<Option<Pooling>> {
         self.pooling.clone()
     }
 
-    /// The same config for a model with this pooling. What is wrong with it matters only to
-    /// architectures whose metadata hold it.
+    /// The config with this pooling. Its errors matter only to architectures with a pooling key.
     pub fn with_pooling(self, pooling: std::result::Result<Option<Pooling>, String>) -> Config {
         Config { pooling, ..self }
     }
 
-    /// Whether the model ranks texts by the logits of two tokens.
+    /// True for rerankers, which score by the logits of two tokens.
     pub(crate) fn is_reranker(&self) -> bool {
         self.is_reranker
     }
 
-    /// The same config for a model that ranks texts by the logits of two tokens.
+    /// The config as that of a reranker, which scores by the logits of two tokens.
     pub fn as_reranker(self, is_reranker: bool) -> Config {
         Config {
             is_reranker,
@@ -287,12 +283,12 @@ impl Config {
         }
     }
 
-    /// Whether a matrix stands behind the pooling, in a file of its own.
+    /// True if a projection in a separate file follows the pooling.
     pub(crate) fn has_projection(&self) -> bool {
         self.has_projection
     }
 
-    /// The same config for a model with a matrix behind the pooling, in a file of its own.
+    /// The config with a projection after the pooling, in a separate file.
     pub fn with_projection(self, has_projection: bool) -> Config {
         Config {
             has_projection,
@@ -300,10 +296,10 @@ impl Config {
         }
     }
 
-    /// Base frequency of layers with a sliding window, where it is given.
+    /// RoPE base of layers with a sliding window, if present.
     ///
     /// # Errors
-    /// A value that is no number.
+    /// A value that is not a number.
     pub(crate) fn sliding_rope_theta(&self) -> Result<Option<f64>> {
         let theta = self
             .rope
@@ -318,7 +314,7 @@ impl Config {
     /// A list of numbers among the rope parameters; `None` if it is missing or null.
     ///
     /// # Errors
-    /// A value that is no list of numbers.
+    /// A value that is not a list of numbers.
     pub(crate) fn rope_numbers(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let Some(value) = self.rope.get(name).filter(|value| !value.is_null()) else {
             return Ok(None);
@@ -329,16 +325,16 @@ impl Config {
         numbers.map(Some).ok_or_else(wrong)
     }
 
-    /// Which layers see only the last tokens, by `layer_types`.
+    /// Layers with a sliding window, by `layer_types`.
     pub(crate) fn sliding_layers(&self) -> Option<Vec<bool>> {
         let kinds = self.get("layer_types")?.as_array()?.iter();
         Some(kinds.map(|kind| kind == "sliding_attention").collect())
     }
 
-    /// The part of a head that layers of one kind rotate, as `rope_parameters` says for each kind.
+    /// The rotated fraction of a head in one kind of layer, by `rope_parameters`.
     ///
     /// # Errors
-    /// If it is missing.
+    /// If the fraction is missing.
     pub(crate) fn rope_part_of(&self, kind: &str) -> Result<f64> {
         const PART: &str = "partial_rotary_factor";
         let parameters = self.rope.get(kind).and_then(Value::as_object);
@@ -347,10 +343,11 @@ impl Config {
         part.ok_or_else(|| format!("'{PART}' of '{kind}' is missing in 'rope_parameters'"))
     }
 
-    /// The same, or this where the kind does not say it; None if there is no such kind.
+    /// The rotated fraction of a head in one kind of layer, or `by_default`; None if there is no
+    /// such kind.
     ///
     /// # Errors
-    /// If it is no number.
+    /// If the fraction is not a number.
     pub(crate) fn rope_part_or(&self, kind: &str, by_default: f64) -> Result<Option<f64>> {
         let parameters = self.rope.get(kind).and_then(Value::as_object);
         let part = parameters.map(|parameters| number_in(parameters, "partial_rotary_factor"));
@@ -358,7 +355,7 @@ impl Config {
         Ok(part.map(|part| part.unwrap_or(by_default)))
     }
 
-    /// `rope_parameters` (or `rope_scaling`) with the parameters that older files keep at the root.
+    /// `rope_parameters` (or `rope_scaling`) with the parameters found at the root in older files.
     fn rope_parameters(&self) -> Result<Map<String, Value>> {
         const THETA: &[&str] = &[
             "global_rope_theta",
@@ -387,7 +384,7 @@ impl Config {
             return Ok(rope);
         }
         let at_root = |names| self.first(names).map(|(_, value)| value.clone());
-        // Of layers that see everything, then of layers with windows.
+        // Base of full-attention layers, then of windowed layers.
         let theta = at_root(THETA);
         let (theta, windowed) = match theta.as_ref().and_then(Value::as_array).map(Vec::as_slice) {
             Some([all, windowed, ..]) => (Some(all.clone()), Some(windowed.clone())),
@@ -418,7 +415,7 @@ impl Config {
     }
 }
 
-/// A number in an object; `None` if it is not there or null.
+/// A number in an object; `None` if missing or null.
 pub(super) fn number_in(object: &Map<String, Value>, name: &str) -> Result<Option<f64>> {
     object
         .get(name)
@@ -437,7 +434,7 @@ fn as_u32(name: &str, value: &Value) -> Result<u32> {
 }
 
 fn as_f64(name: &str, value: &Value) -> Result<f64> {
-    // Python writes numbers that JSON does not know.
+    // Python writes non-finite numbers, which JSON does not have.
     let not_finite = match value.as_str() {
         Some("Infinity") => Some(f64::INFINITY),
         Some("-Infinity") => Some(f64::NEG_INFINITY),
@@ -447,7 +444,7 @@ fn as_f64(name: &str, value: &Value) -> Result<f64> {
     let number = not_finite
         .or(value.as_f64())
         .ok_or_else(|| wrong_kind(name, value, "a number"))?;
-    // The reference packs numbers into 32 bits and fails on those that become infinite.
+    // The reference packs numbers into 32 bits and fails if they overflow to infinity.
     match (number as f32).is_finite() || not_finite.is_some() {
         true => Ok(number),
         false => Err(format!(

@@ -1,11 +1,11 @@
 //! Model families as data: one table, and one small file per family.
 //!
-//! An [`Architecture`] names the classes of transformers that it is for, its name in a GGUF, the
-//! metadata that its config.json becomes, and the [`recipes`] for its tensors. All of it is data;
-//! only what data cannot say is a function.
+//! An [`Architecture`] has its classes in transformers, its name in a GGUF, the metadata from
+//! config.json, and the [`recipes`] of its tensors. All of it is data, with functions only where
+//! data does not suffice.
 //!
 //! An opened model ([`Input`]) has a [`Catalog`]: ids of its tensors, linears, inputs and layers.
-//! [`role`] holds the reference's rules over tensor names, which nothing else reads.
+//! [`role`] has the reference's rules on tensor names; no other module reads names.
 
 #![warn(unreachable_pub)]
 
@@ -103,34 +103,34 @@ pub use parameters::{Keys, Parameter};
 pub use recipes::Recipe;
 pub use role::{Facts, Role};
 
-/// Everything that converting a model of one architecture needs to know.
+/// The data for converting models of one architecture.
 pub struct Architecture {
-    /// Names of its classes in transformers, as `architectures` in config.json has them.
+    /// Names of its classes in transformers, as in `architectures` of config.json.
     pub classes: &'static [&'static str],
-    /// Its name in a GGUF.
+    /// Name in a GGUF.
     pub name: &'static str,
-    /// Where its vocabulary is looked for.
+    /// Source of the vocabulary.
     pub vocabulary: VocabKind,
-    /// Its metadata, in the order of the file.
+    /// Metadata, in file order.
     pub parameters: &'static [&'static [Parameter]],
-    /// Its tensors; the first recipe that matches a name decides.
+    /// Tensors; the first recipe that matches a name applies.
     pub tensors: &'static [&'static [Recipe]],
-    /// Tensors that are computed from the config, and the keys that come with them.
+    /// Tensors computed from the config, and their keys.
     pub generated: fn(&Config, &mut Keys) -> config::Result<Vec<Generated>>,
-    /// Its forward pass.
+    /// The forward pass.
     pub decoder: Decoder,
 }
 
-/// A tensor that no checkpoint holds.
+/// A tensor without a source in the checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
-    /// Its name in the GGUF.
+    /// Name in the GGUF.
     pub name: &'static str,
-    /// Its weights, in one dimension.
+    /// Weights, in one dimension.
     pub weights: Vec<f32>,
 }
 
-/// Every architecture that can be converted.
+/// All architectures that can be converted.
 pub static ARCHITECTURES: &[&Architecture] = &[
     &llama::LLAMA,
     &llama::INTERNLM3,
@@ -258,10 +258,10 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &granite::GRANITE_SWA,
 ];
 
-/// What a config decides on, beside its class.
+/// Choice of an architecture by other fields than the class.
 type Choice = fn(&Config) -> config::Result<&'static Architecture>;
 
-/// Classes that become one architecture or another.
+/// Classes with several architectures.
 const CHOICES: &[(&str, Choice)] = &[
     ("GraniteMoeHybridForCausalLM", granite::of_hybrid),
     ("BambaForCausalLM", granite::of_hybrid),
@@ -270,12 +270,12 @@ const CHOICES: &[(&str, Choice)] = &[
 ];
 
 impl Architecture {
-    /// The architecture of a checkpoint, by its class, and where several are the same class by what
-    /// else the config says.
+    /// The architecture of a checkpoint, by its class and, where a class has several architectures,
+    /// by other fields of the config.
     ///
     /// # Errors
-    /// A missing or unsupported class; the message says what is known of it. Fields that decide and
-    /// are missing or of the wrong kind.
+    /// A missing or unsupported class; the message has known details about it. Missing fields, or
+    /// fields of the wrong kind, that the choice depends on.
     pub fn of(config: &Config) -> Result<&'static Architecture, String> {
         let class = config.class();
         let class = class.ok_or("field 'architectures' is missing or empty")?;
@@ -292,7 +292,7 @@ impl Architecture {
     /// The architecture of a class in config.json.
     ///
     /// # Errors
-    /// An unsupported class; the message names a supported one of nearly the same name.
+    /// An unsupported class; the message suggests a supported one with a similar name.
     fn of_class(class: &str) -> Result<&'static Architecture, String> {
         let mut classes = ARCHITECTURES
             .iter()
@@ -321,13 +321,13 @@ impl Architecture {
         })
     }
 
-    /// Whether models of this `general.architecture` are known.
+    /// True if this `general.architecture` is supported.
     pub fn is_known(name: &str) -> bool {
         ARCHITECTURES.iter().any(|a| a.name == name)
     }
 
-    /// The recipe for a tensor of the checkpoint, and how the tensor's name matches it. A model
-    /// without a head (`LlamaModel`, `BloomModel`) has names without the first part.
+    /// The recipe of a checkpoint tensor, and the match of its name. Models without a head
+    /// (`LlamaModel`, `BloomModel`) omit the first part of names.
     pub fn recipe(&self, name: &str, config: &Config) -> Option<(&'static Recipe, recipes::Match)> {
         let find = |name: &str| {
             self.recipes()
@@ -342,15 +342,15 @@ impl Architecture {
     }
 }
 
-/// Whether a class is another one with a wrong letter, or with letters of another case. Another
-/// number is another model.
+/// True if a class is another one with a wrong letter or different case. Different numbers are
+/// different models.
 fn is_misspelt(class: &str, known: &str) -> bool {
     let numbers = |name: &str| {
         name.chars()
             .filter(char::is_ascii_digit)
             .collect::<String>()
     };
-    /// In a shorter name, one letter is another family: OPT, MPT.
+    /// In a shorter name, a different letter means a different family: OPT, MPT.
     const SHORTEST: usize = 5;
     let own = class.split("For").next().unwrap_or_default();
     let [a, b] = [class, known].map(str::to_ascii_lowercase);
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_class_of_nearly_the_same_name_is_proposed() {
+    fn only_similar_classes_are_suggested() {
         let error = |class: &str| Architecture::of_class(class).err().unwrap();
         assert!(error("LLamaForCausalLM").ends_with("is it LlamaForCausalLM?"));
         assert!(error("Qwen2MoEForCausalLM").ends_with("is it Qwen2MoeForCausalLM?"));
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn popular_models_that_cannot_be_converted_are_known_by_their_type() {
+    fn popular_unsupported_models_are_recognized_by_type() {
         let error = |fields: serde_json::Value| {
             let config = Config::new(fields.as_object().unwrap().clone()).unwrap();
             Architecture::of(&config).err().unwrap()
@@ -407,7 +407,7 @@ mod tests {
         use serde_json::json;
         let opt = error(json!({ "architectures": ["OPTForCausalLM"], "model_type": "opt" }));
         assert!(opt.starts_with("OPT (model type 'opt'"), "{opt}");
-        // The text model within has another type.
+        // The inner text model has another type.
         let inkling = error(
             json!({ "architectures": ["InklingForConditionalGeneration"],
             "model_type": "inkling_mm_model", "text_config": { "model_type": "inkling_text" } }),
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn recipes_lead_to_one_tensor_each() {
+    fn recipe_names_match_stacks_and_joins() {
         for recipe in ARCHITECTURES.iter().flat_map(|a| a.recipes()) {
             let numbers = |name: &str| name.matches("{}").count();
             for output in recipe.outputs() {

@@ -1,12 +1,12 @@
-//! Tensors that a model of an architecture must have: the weights that its recipes lead to, and the
-//! biases that it names, but for those that it may lack ([`crate::Needs`]).
+//! Required tensors of an architecture: the weights reached by its recipes and the biases listed,
+//! except the optional ones ([`crate::Needs`]).
 
 use super::catalog::{OF_EXPERTS, weight_names};
 use super::hyper::Hyper;
 use super::{Architecture, Catalog, Config, Recipe, Recurrence, deci, role};
 
-/// Two ways in which a layer may have the same. The first is a layer's if it has anything of it, the
-/// second is that of all other layers.
+/// Two alternatives for the same part of a layer. A layer with any tensor of the first has the
+/// first; all other layers have the second.
 struct Ways {
     first: fn(&str) -> bool,
     second: fn(&str) -> bool,
@@ -31,11 +31,11 @@ const WAYS: [Ways; 3] = [
     },
 ];
 
-/// Ends of the names of what every token sees beside experts.
+/// Suffix of the names of shared experts.
 const SHARED: &str = "_shexp";
-/// The output matrix, which is absent where the embeddings serve as both.
+/// The output matrix, absent with tied embeddings.
 const OUTPUT: &str = "output";
-/// What blocks for further tokens have beside the tensors of a layer, and what they may lack of it.
+/// Tensors of multi-token prediction blocks in addition to those of a layer, and the optional ones.
 const NEXTN: &str = "nextn.";
 const OPTIONAL_NEXTN: [&str; 3] = [
     "nextn.embed_tokens",
@@ -47,35 +47,35 @@ const STEP: &str = "ssm_dt";
 const WEIGHT: &str = ".weight";
 const BIAS: &str = ".bias";
 
-/// A tensor that is needed and not there.
+/// A required tensor that is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
-    /// Its name in the GGUF.
+    /// Name in the GGUF.
     pub name: String,
-    /// The name of the checkpoint's tensor that it is made of, or of the first if there are several.
+    /// Name of the checkpoint tensor that it comes from, or of the first of several.
     pub source: String,
 }
 
-/// A weight that an architecture's recipes lead to.
+/// A weight reached by an architecture's recipes.
 struct Weight {
-    /// Its name in the GGUF, `blk.{}.` in front of it if it belongs to a layer, without an ending.
+    /// Name in the GGUF without suffix, with the prefix `blk.{}.` for weights of layers.
     name: &'static str,
-    /// All that lead to it.
+    /// All recipes of the weight.
     recipes: Vec<&'static Recipe>,
-    /// The first of the recipe's inputs that it is made of.
+    /// The recipe's first input for it.
     source: &'static str,
-    /// The tensor of its bias in a checkpoint, of recipes of their own.
+    /// The checkpoint tensor of its bias, if the bias has separate recipes.
     bias_source: Option<&'static str>,
-    /// Whether the ending of its name is that of the input's.
+    /// True if its name has the input's suffix.
     carries_ending: bool,
-    /// Which of the architecture's tables of recipes lead to it.
+    /// Indices of the architecture's recipe tables with the weight.
     tables: Vec<usize>,
-    /// Whether it is a bias of no weight.
+    /// True for a bias without a weight.
     is_bias: bool,
 }
 
 impl Weight {
-    /// Its name without layer and ending.
+    /// The name without layer and suffix.
     fn stem(&self) -> &'static str {
         self.name.strip_prefix("blk.{}.").unwrap_or(self.name)
     }
@@ -84,12 +84,12 @@ impl Weight {
         self.name.contains("{}")
     }
 
-    /// Whether only blocks for further tokens have it.
+    /// True for weights of multi-token prediction blocks only.
     fn is_of_nextn(&self) -> bool {
         self.stem().starts_with(NEXTN)
     }
 
-    /// Whether there is a tensor of this name.
+    /// True if the tensor exists.
     fn is_there(&self, layer: Option<u32>, has: &dyn Fn(&str) -> bool) -> bool {
         weight_names(&self.name(layer, "")).any(|name| has(&name))
     }
@@ -116,14 +116,14 @@ impl Weight {
 }
 
 impl Hyper {
-    /// The names of tensors that the model needs and its file lacks.
+    /// The names of required tensors missing in the model's file.
     pub fn missing(&self, catalog: &Catalog) -> Vec<String> {
         let Ok(architecture) = Architecture::of_gguf(&self.architecture) else {
             return Vec::new();
         };
         let layers: Vec<u32> = (0..self.layers as u32).collect();
         let has = |name: &str| catalog.tensor_named(name).is_some();
-        // Some models have layers without attention or without a network.
+        // Some models have layers without attention or without a feed-forward network.
         let is_mixed = self.decoder.has_several_mixers();
         let is_of_missing_part = |name: &str| {
             let layer = role::block_of(name).map_or(usize::MAX, |layer| layer as usize);
@@ -138,9 +138,9 @@ impl Hyper {
 }
 
 impl Architecture {
-    /// The tensors that a model needs and lacks, outside of layers and in these layers. `config` is
-    /// that of a checkpoint; without it, recipes under a condition say nothing, and no layer is a block
-    /// for further tokens. `has` says whether a tensor of this name is there.
+    /// The required tensors missing outside of layers and in these layers. `config` is the
+    /// checkpoint's; without it, conditional recipes are ignored, and no layer is a multi-token
+    /// prediction block. `has` is true for names of existing tensors.
     pub fn missing(
         &'static self,
         layers: &[u32],
@@ -171,7 +171,7 @@ impl Architecture {
                 look(weight, None);
             }
         }
-        // Layers of some models have nothing at all, as the config says.
+        // Some models have empty layers, as given in the config.
         let layers = match (self.decoder.linear_layers, config) {
             (true, None) => &layers[..0],
             _ => layers,
@@ -202,7 +202,8 @@ impl Architecture {
                     has_both && other(weight.stem())
                 })
             };
-            // A layer of several kinds of mixers has those whose tables it has anything of.
+            // With several kinds of mixers, a layer has a mixer if it has a tensor of that mixer's
+            // table only.
             let is_other_mixer = |weight: &Weight| {
                 let has = |table: &usize| present.iter().any(|other| other.tables == [*table]);
                 !weight.tables.iter().any(has)
@@ -221,7 +222,7 @@ impl Architecture {
         missing
     }
 
-    /// Whether a model may have an output matrix of its own.
+    /// True if a model may have an untied output matrix.
     pub fn has_output(&self) -> bool {
         let outputs = |recipe: &'static Recipe| recipe.outputs().iter();
         let name = |name: &str| name.strip_suffix(WEIGHT).unwrap_or(name) == OUTPUT;
@@ -230,8 +231,8 @@ impl Architecture {
             .any(|output| name(output.name))
     }
 
-    /// Every weight that the recipes lead to, and every bias of no weight. A recipe for a name that
-    /// an earlier one always takes leads to nothing.
+    /// All weights reached by the recipes, and all biases without a weight. A recipe is ignored if
+    /// an earlier unconditional one has one of its names.
     fn weights(&'static self) -> Vec<Weight> {
         let mut weights: Vec<Weight> = Vec::new();
         let mut taken: Vec<&str> = Vec::new();
@@ -288,7 +289,7 @@ impl Architecture {
 mod tests {
     use super::*;
 
-    /// The tensors of a model, and what is missing when those that begin so are left out.
+    /// The missing tensors of a model after removal of those with this prefix.
     fn without(
         architecture: &'static Architecture,
         tensors: &[&str],
@@ -314,7 +315,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_tensor_of_a_llama_is_needed() {
+    fn all_tensors_of_a_llama_are_required() {
         let llama = Architecture::of_gguf("llama").unwrap();
         assert!(without(llama, &LLAMA, "-").is_empty());
         for name in LLAMA {
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_has_experts_or_a_network() {
+    fn layers_have_experts_or_a_dense_ffn() {
         let llama = Architecture::of_gguf("llama").unwrap();
         let experts = [
             "blk.0.ffn_gate_inp.weight",
@@ -347,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bias_for_the_choice_is_needed_where_there_are_experts() {
+    fn selection_bias_is_required_with_experts() {
         let lfm2 = Architecture::of_gguf("lfm2moe").unwrap();
         let tensors = [
             "blk.0.ffn_gate_inp.weight",
@@ -367,12 +368,12 @@ mod tests {
         };
         assert!(missing(0).contains(&"blk.0.exp_probs_b.bias".to_owned()));
         assert!(!missing(1).iter().any(|name| name.starts_with("blk.")));
-        // Neither attention nor a convolution: no layer is without both, which loading it says.
+        // Neither attention nor a convolution: loading reports layers without both.
         assert!(!missing(0).iter().any(|name| name.contains("attn_q")));
     }
 
     #[test]
-    fn norms_are_optional_where_the_family_has_none() {
+    fn norms_are_optional_in_families_without_them() {
         let missing = |name: &str| {
             let architecture = Architecture::of_gguf(name).unwrap();
             let missing = architecture.missing(&[0], None, &|_| false);
@@ -380,11 +381,11 @@ mod tests {
         };
         let norms = |name: &str| missing(name).iter().filter(|n| n.contains("norm")).count();
         assert_eq!((norms("olmo"), norms("llama"), norms("gemma2")), (0, 3, 5));
-        // Of two recipes for one name, the first decides what it becomes.
+        // Of two recipes for one name, the first decides the output.
         let seed = missing("seed_oss");
         assert!(seed.contains(&"blk.0.post_attention_norm.weight".to_owned()));
         assert!(!seed.contains(&"blk.0.ffn_norm.weight".to_owned()));
-        // Attention and network side by side have one norm, one after the other two.
+        // Parallel attention and feed-forward networks share one norm, sequential ones have two.
         assert!(!missing("stablelm").contains(&"blk.0.ffn_norm.weight".to_owned()));
         assert!(missing("stablelm").contains(&"blk.0.attn_norm.bias".to_owned()));
         assert!(missing("gpt2").contains(&"blk.0.attn_qkv.bias".to_owned()));
@@ -396,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_matrix_is_needed_where_embeddings_do_not_serve_as_one() {
+    fn output_matrix_is_required_without_tied_embeddings() {
         for (name, needed) in [
             ("llama", false),
             ("phi2", true),
@@ -414,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn biases_are_needed_where_the_loader_wants_them() {
+    fn biases_required_by_the_loader() {
         let biases = |name: &str| {
             let architecture = Architecture::of_gguf(name).unwrap();
             let missing = architecture.missing(&[0], None, &|_| false);
@@ -429,7 +430,7 @@ mod tests {
             ["output_norm.bias", "blk.0.attn_norm.bias"]
         );
         assert!(biases("bloom").contains(&"token_embd_norm.bias".to_owned()));
-        // A bias of queries, keys and values in one matrix is needed; of codeshell's it is not.
+        // A bias of fused queries, keys and values is required, except in codeshell.
         let of_qkv = |name| biases(name).contains(&"blk.0.attn_qkv.bias".to_owned());
         assert_eq!(
             ["gptneox", "jais", "starcoder", "codeshell"].map(of_qkv),
@@ -440,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_for_further_tokens_need_more_than_a_layer() {
+    fn prediction_blocks_require_more_than_a_layer() {
         let glm = Architecture::of_class("GlmOcrForConditionalGeneration").unwrap();
         let config = serde_json::json!({ "num_hidden_layers": 1, "num_nextn_predict_layers": 1 });
         let config = Config::new(config.as_object().unwrap().clone()).unwrap();
@@ -460,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_searched_layer_needs_what_the_config_gives_it() {
+    fn searched_layers_require_tensors_by_config() {
         let deci = Architecture::of_gguf("deci").unwrap();
         let fields = serde_json::json!({
             "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 256, "block_configs": [
@@ -485,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_are_the_checkpoints_names() {
+    fn sources_are_checkpoint_names() {
         let qwen = Architecture::of_gguf("qwen3moe").unwrap();
         let missing = qwen.missing(&[2], None, &|name| !name.contains("ffn_"));
         let sources: Vec<_> = missing.iter().map(|m| &*m.source).collect();

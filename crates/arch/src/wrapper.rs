@@ -1,13 +1,13 @@
-//! Models within models: the text model of a checkpoint that also sees or hears, and what else its
-//! files hold.
+//! Models within models: the text model of a multimodal checkpoint, and the other parts in its
+//! files.
 //!
-//! config.json of such a checkpoint keeps the text model's fields in an object of their own, and the
-//! names of its tensors have a part in front.
+//! config.json of such a checkpoint has the text model's fields in a separate object, and tensor
+//! names have a prefix.
 
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 
-/// Names of the text model's object; all stand for the first.
+/// Names of the text model's object; the first is canonical.
 const TEXT_CONFIGS: [&str; 5] = [
     "text_config",
     "llm_config",
@@ -15,9 +15,9 @@ const TEXT_CONFIGS: [&str; 5] = [
     "language_config",
     "lfm",
 ];
-/// The object of an omni model's text and vision part, which has a text model in turn.
+/// The object of an omni model's text and vision part, which contains a text model.
 const THINKER: &str = "thinker_config";
-/// Classes that are chosen although the text model names another.
+/// Classes that take precedence over the text model's class.
 const OUTER: [&str; 5] = [
     "StepVLForConditionalGeneration",
     "Sarashina2VisionForCausalLM",
@@ -26,7 +26,7 @@ const OUTER: [&str; 5] = [
     "KimiK3ForConditionalGeneration",
 ];
 
-/// Moves the object of the text model to `text_config`, whatever it is called.
+/// Renames the object of the text model to `text_config`.
 pub(super) fn rename_text_config(fields: &mut Map<String, Value>) {
     let [text, others @ ..] = TEXT_CONFIGS;
     let thinker = fields.get(THINKER).and_then(|thinker| thinker.get(text));
@@ -39,7 +39,7 @@ pub(super) fn rename_text_config(fields: &mut Map<String, Value>) {
     }
 }
 
-/// The class that decides the architecture: the text model's own, if it names one.
+/// The class that determines the architecture: the text model's, if present.
 pub(super) fn class(fields: &Map<String, Value>) -> Option<String> {
     let first = |fields: &Map<String, Value>| {
         let class = fields.get("architectures")?.get(0)?.as_str()?;
@@ -53,33 +53,33 @@ pub(super) fn class(fields: &Map<String, Value>) -> Option<String> {
     text.and_then(first).or(own)
 }
 
-/// The class of a checkpoint of Mamba's authors, which names none.
+/// The class of a checkpoint by Mamba's authors, which has none.
 fn mamba(fields: &Map<String, Value>) -> Option<String> {
     let layer = fields.get("ssm_cfg")?.get("layer");
     let layer = layer.and_then(Value::as_str).unwrap_or("Mamba");
     Some(format!("{layer}ForCausalLM"))
 }
 
-/// The fields of the text model, before those that stand around it.
+/// Merges the text model's fields with the outer ones; the text model's take precedence.
 pub(super) fn flatten(fields: &mut Map<String, Value>) {
     if let Some(Value::Object(text)) = fields.get(TEXT_CONFIGS[0]).cloned() {
         fields.extend(text);
     }
 }
 
-/// What a tensor of a checkpoint belongs to.
+/// The part of a model that a tensor belongs to.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Part<'n> {
-    /// The text model, under this name.
+    /// The text model, with the tensor's name in it.
     Text(Cow<'n, str>),
-    /// A part of the model that a text model does not have.
+    /// A part outside the text model.
     Other(&'static str),
 }
 
 const VISION: &str = "the vision part";
 const AUDIO: &str = "the audio part";
 
-/// What names begin with, and what they have anywhere, by the part of the model.
+/// Prefixes of names, and pieces anywhere in names, with their parts of the model.
 const BEGINNINGS: &[(&str, &str)] = &[
     ("mlp", VISION),
     ("vit.", VISION),
@@ -115,17 +115,17 @@ const PIECES: &[(&str, &str)] = &[
     ("model.connector.", VISION),
 ];
 
-/// Names of ERNIE and of LFM2 Audio for what others call the model.
+/// Prefixes in ERNIE and LFM2 Audio that correspond to `model.`.
 const MODELS: [&str; 2] = ["ernie.", "lfm."];
 
-/// What the names of Mamba Codestral begin with, which others have without `model.`.
+/// Prefixes in Mamba Codestral that other models have without `model.`.
 const CODESTRAL: [&str; 2] = ["model.backbone", "model.lm_head"];
 
-/// What stands in front of the text model's names, or within them.
+/// Prefixes of the text model's names, also inside names.
 const PREFIXES: [&str; 3] = ["thinker.", "text_model.", "language_model."];
 
 impl Part<'_> {
-    /// The part that a tensor of this name belongs to.
+    /// The part with a tensor of this name.
     pub fn of(name: &str) -> Part<'_> {
         let begins = BEGINNINGS.iter().find(|(start, _)| name.starts_with(start));
         let has = || PIECES.iter().find(|(piece, _)| name.contains(piece));
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_models_fields_come_before_those_around_it() {
+    fn text_model_fields_take_precedence() {
         for name in TEXT_CONFIGS {
             let (class, fields) = flattened(json!({
                 "architectures": ["Outer"], "hidden_size": 1, "depth": 2,
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_of_other_parts_are_told_from_the_text_models() {
+    fn tensors_of_other_parts_are_distinguished() {
         let text = |name: &str| Part::Text(name.to_owned().into());
         for (name, part) in [
             (
