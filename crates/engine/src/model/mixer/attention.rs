@@ -15,8 +15,7 @@ use quantier_arch::{Activation, Rope};
 use std::sync::Arc;
 
 /// ```text
-/// stage 0    input -> queries, keys, values -> clamp, norms, rotation -> outputs of the heads ->
-/// gate, norm
+/// stage 0    input -> queries, keys, values -> clamp, norms, rotation -> heads' outputs -> gate, norm
 /// stage 1    -> output matrix
 /// ```
 #[derive(Clone)]

@@ -16,8 +16,7 @@ use quantier_arch::Activation;
 use quantier_arch::hyper::DeltaNumbers;
 
 /// ```text
-/// stage 0    input -> queries, keys, values -> convolution, SiLU -> queries and keys of unit
-/// length
+/// stage 0    input -> queries, keys, values -> convolution, SiLU -> unit queries and keys
 ///            input -> strength -> sigmoid
 ///            input -> step -> bias -> decays per head or channel
 ///            states of all heads -> norm, times the activated gate -> outputs of the heads

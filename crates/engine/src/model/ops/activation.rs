@@ -1,4 +1,4 @@
-//! What stands between the matrices of a feed-forward network.
+//! Activations of feed-forward networks.
 
 use super::elementwise::softplus;
 use quantier_arch::{Activation, Xielu};
@@ -6,10 +6,10 @@ use quantier_blocks::vector::{sigmoid, vectorized};
 
 const TWICE_ROOT: f32 = 1.595_769; // 2 sqrt(2 / pi)
 const CUBIC: f32 = 0.044_715;
-/// With which a logistic function is near the Gaussian integral.
+/// Slope factor of the sigmoid approximation of GELU.
 const QUICK: f32 = 1.702;
 
-/// The activation of each number.
+/// Applies the activation to each number.
 pub(crate) fn activate(x: &mut [f32], activation: Activation) {
     vectorized(|| match activation {
         Activation::Silu => x.iter_mut().for_each(|x| *x = silu(*x)),
@@ -23,7 +23,7 @@ pub(crate) fn activate(x: &mut [f32], activation: Activation) {
     });
 }
 
-/// Its derivative: `x` becomes the slope of the activation, times the gradient `g`.
+/// Derivative of [`activate`]: replaces `x` by the activation's slope times the gradient `g`.
 pub(crate) fn activate_derivative(x: &mut [f32], g: &[f32], activation: Activation) {
     let places = x.iter_mut().zip(g);
     vectorized(|| match activation {
@@ -38,7 +38,7 @@ pub(crate) fn activate_derivative(x: &mut [f32], g: &[f32], activation: Activati
     });
 }
 
-/// The activation of each number of `gate`, times that of `up`.
+/// Replaces each number of `gate` by its activation times that of `up`.
 pub(crate) fn gate(gate: &mut [f32], up: &[f32], activation: Activation) {
     let places = gate.iter_mut().zip(up);
     vectorized(|| match activation {
@@ -53,8 +53,9 @@ pub(crate) fn gate(gate: &mut [f32], up: &[f32], activation: Activation) {
     });
 }
 
-/// Its derivative for `gate`, which becomes the slope of the activation, times `up`, times the
-/// gradient `g`. That for `up` is [`gate`] of the gate and `g`.
+/// Derivative of [`gate`] with respect to `gate`, which it replaces by the activation's slope times
+/// `up` times the gradient `g`. The derivative with respect to `up` is [`gate`] of the gate and
+/// `g`.
 pub(crate) fn gate_derivative(gate: &mut [f32], up: &[f32], g: &[f32], activation: Activation) {
     let places = gate.iter_mut().zip(up.iter().zip(g));
     vectorized(|| match activation {
@@ -120,7 +121,7 @@ fn xielu(x: f32, p: Xielu) -> f32 {
 
 #[inline(always)]
 fn xielu_slope(x: f32, p: Xielu) -> f32 {
-    // Between the bound and 0 the exponential stands still.
+    // Between the bound and 0 the exponential is constant.
     let rising = if x < p.bound { x.exp() } else { 0.0 };
     let curved = match x > 0.0 {
         true => 2.0 * p.rise * x,
@@ -129,7 +130,7 @@ fn xielu_slope(x: f32, p: Xielu) -> f32 {
     curved + p.slope
 }
 
-/// The form with a hyperbolic tangent: x / 2 (1 + tanh u) = x sigmoid(2 u).
+/// The tanh form: x / 2 (1 + tanh u) = x sigmoid(2 u).
 #[inline(always)]
 fn gelu(x: f32) -> f32 {
     x * sigmoid(TWICE_ROOT * x * (1.0 + CUBIC * x * x))

@@ -1,5 +1,5 @@
-//! From queries, keys and values to the heads' outputs: scores, scale, soft cap, mask, softmax, the
-//! mix of values.
+//! Attention, from queries, keys and values to the heads' outputs: scores, scale, soft cap, mask,
+//! softmax, weighted sum of values.
 
 use super::elementwise::{add, soft_cap};
 use crate::model::rows::Rows;
@@ -8,29 +8,30 @@ use quantier_round::matrix::{View, multiply};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Queries that are taken together. Keys behind the last of them are never looked at.
+/// Queries per block. Keys after the block's last query are never read.
 const BLOCK: usize = 64;
 
-/// How attention scores become probabilities.
+/// Parameters of the map from scores to probabilities.
 #[derive(Clone, Debug)]
 pub(crate) struct Scores {
-    /// They are multiplied by this first.
+    /// Factor of the scores.
     pub scale: f32,
-    /// Then bent to stay below this.
+    /// Soft cap of the scaled scores.
     pub cap: Option<f32>,
-    /// A token sees so many tokens, itself among them.
+    /// Number of tokens visible to a query, including its own.
     pub window: Option<usize>,
-    /// By head: the score of a key that every query sees and that has no value (Xiao et al. 2023).
-    /// Neither scale nor cap touch it.
+    /// By head: score of a virtual key without a value, visible to all queries (attention sink,
+    /// Xiao et al. 2023). Scale and cap do not apply.
     pub sinks: Option<Arc<[f32]>>,
-    /// Whether those are the ones of its own part of the text, which is cut into parts of so many.
+    /// True if the text is split into chunks of `window` tokens and queries see only their own
+    /// chunk.
     pub is_chunked: bool,
-    /// By head: what is taken off for each token between a query and a key.
+    /// By head: penalty of the scores per token of distance (ALiBi).
     pub slopes: Option<Arc<[f32]>>,
 }
 
-/// The slopes of heads (ALiBi, Press et al. 2022): falling by equal factors to `2^-max_bias`; heads
-/// beyond a power of 2 stand between the others.
+/// ALiBi slopes of heads (Press et al. 2022): a geometric sequence down to `2^-max_bias`; heads
+/// beyond a power of 2 interpolate.
 pub(crate) fn alibi_slopes(heads: usize, max_bias: f32) -> Vec<f32> {
     let regular = 1 << heads.max(1).ilog2();
     let slope = |head: usize| {
@@ -43,8 +44,7 @@ pub(crate) fn alibi_slopes(heads: usize, max_bias: f32) -> Vec<f32> {
     (0..heads).map(slope).collect()
 }
 
-/// Queries, keys and values of a chunk. Every head of keys serves `heads / kv_heads` heads of
-/// queries.
+/// Queries, keys and values of a chunk. Each key head serves `heads / kv_heads` query heads.
 #[derive(Debug)]
 pub(crate) struct Heads {
     pub heads: usize,
@@ -55,21 +55,21 @@ pub(crate) struct Heads {
     pub key: Rows,
     /// `[positions, kv_heads * value_length]`.
     pub value: Rows,
-    /// Which keys queries do not see, of those that they may see; None if they see all.
+    /// Additional mask of keys; None without one.
     pub unseen: Option<Unseen>,
 }
 
-/// The keys that queries do not see, the same for all heads.
+/// Keys masked from queries, the same for all heads.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Unseen {
-    /// By query, then by key: `[positions, positions]`.
+    /// True if masked; by query, then by key: `[positions, positions]`.
     keys: Vec<bool>,
     positions: usize,
 }
 
 impl Unseen {
-    /// All but the `top_k` keys of the largest scores, of those that are not behind a query.
-    /// `scores` makes the scores of the keys `0..=query`.
+    /// Masks all keys but the `top_k` with the largest scores, for each query. `scores` returns the
+    /// scores of the keys `0..=query`.
     pub(crate) fn but_the_best(
         positions: usize,
         top_k: usize,
@@ -87,13 +87,13 @@ impl Unseen {
         Unseen { keys, positions }
     }
 
-    /// Of a query and the keys in a range.
+    /// The mask of a query for a range of keys.
     fn of(&self, query: usize, keys: std::ops::Range<usize>) -> &[bool] {
         &self.keys[query * self.positions..][keys]
     }
 }
 
-/// The parts of [`Heads`] that one head of queries reads.
+/// The parts of [`Heads`] that one query head reads.
 #[derive(Clone, Copy)]
 struct Head<'a> {
     number: usize,
@@ -108,7 +108,7 @@ impl Heads {
         self.value.columns() / self.kv_heads
     }
 
-    /// The head of keys and values that serves a head of queries.
+    /// The key and value head of a query head.
     fn shared(&self, head: usize) -> usize {
         head / (self.heads / self.kv_heads)
     }
@@ -131,8 +131,8 @@ impl Heads {
 }
 
 impl Scores {
-    /// The outputs of all heads, side by side: `[positions, heads * value_length]`. `split` is how
-    /// many threads may share the heads.
+    /// Outputs of all heads, side by side: `[positions, heads * value_length]`. `split` is the
+    /// number of threads for the heads.
     pub(crate) fn attend(&self, all: &Heads, split: usize) -> Rows {
         let (heads, positions, value_length) = (all.heads, all.value.len(), all.value_length());
         let mut mixed = vec![0.0f32; heads * positions * value_length];
@@ -151,7 +151,7 @@ impl Scores {
         out
     }
 
-    /// One head: `[positions, value_length]`.
+    /// Output of one head: `[positions, value_length]`.
     fn attend_head(&self, head: Head<'_>, out: &mut [f32]) {
         let Head {
             query, key, value, ..
@@ -161,7 +161,7 @@ impl Scores {
         let mut scores = vec![0.0f32; BLOCK.min(positions) * positions];
         for first in (0..positions).step_by(BLOCK) {
             let end = (first + BLOCK).min(positions);
-            // All that one of these queries sees.
+            // All keys visible to any query of the block.
             let keys = self.seen(first).start..end;
             let (rows, columns) = (end - first, keys.len());
             let scores = &mut scores[..rows * columns];
@@ -186,7 +186,7 @@ impl Scores {
         }
     }
 
-    /// The derivative of [`Scores::attend`]: the gradients of queries, keys and values.
+    /// Derivative of [`Scores::attend`]: the gradients of queries, keys and values.
     pub(crate) fn derivative(&self, all: &Heads, g: &Rows) -> Heads {
         let (heads, positions, value_length) = (all.heads, all.value.len(), all.value_length());
         let length = all.query.columns();
@@ -228,7 +228,7 @@ impl Scores {
         first..query + 1
     }
 
-    /// A query's scores of the keys from `first` on, to probabilities.
+    /// Turns a query's scores of the keys from `first` on into probabilities.
     fn probabilities(&self, head: &Head<'_>, query: usize, first: usize, row: &mut [f32]) {
         let keys = self.seen(query);
         let seen = keys.start - first..keys.end - first;
@@ -243,7 +243,7 @@ impl Scores {
         self.row(row, head.number);
     }
 
-    /// Scores of the keys that a query sees, to probabilities.
+    /// Turns the scores of a query's visible keys into probabilities.
     fn row(&self, scores: &mut [f32], head: usize) {
         vectorized(|| scores.iter_mut().for_each(|x| *x *= self.scale));
         if let Some(cap) = self.cap {
@@ -263,28 +263,28 @@ impl Scores {
     }
 }
 
-/// A head, and the gradient of its output.
+/// A head with the gradient of its output.
 struct HeadGradient<'a> {
     scores: &'a Scores,
     head: Head<'a>,
     gradient: View<'a>,
 }
 
-/// Where a head's gradients go.
+/// Gradients to which a head adds its own.
 struct Targets<'a> {
     query: &'a mut [f32],
     key: &'a mut [f32],
     value: &'a mut [f32],
-    /// From a position's values to the next's.
+    /// Distance between the values of consecutive positions.
     value_step: usize,
 }
 
 impl HeadGradient<'_> {
-    /// Adds this head's part to the gradients, block by block of queries, with the probabilities
-    /// computed anew.
+    /// Adds this head's gradients, block by block of queries, recomputing the probabilities.
     ///
-    /// With probabilities `p` and their gradients `d`, that of the scores is `p (d - sum of p d)`
-    /// times the slope of scale and cap. A sink has its part in that `p` do not sum up to 1.
+    /// With probabilities `p` and their gradients `d`, the gradient of the scores is `p (d - sum of
+    /// p d)` times the derivative of scale and cap. A sink contributes by `p` summing to less than
+    /// 1.
     fn add_to(&self, targets: Targets<'_>) {
         let HeadGradient { scores, head, .. } = self;
         let (positions, length) = (head.query.rows(), head.query.columns());
@@ -348,7 +348,7 @@ impl HeadGradient<'_> {
     }
 }
 
-/// Scores to probabilities beside a sink of this score; minus infinity for none.
+/// Softmax with a sink of this score; minus infinity for none.
 #[inline(always)]
 fn softmax_in_place(xs: &mut [f32], sink: f32) {
     let (chunks, rest) = xs.as_chunks::<LANES>();
@@ -362,7 +362,7 @@ fn softmax_in_place(xs: &mut [f32], sink: f32) {
     for x in lanes.iter().chain(rest) {
         max = if *x > max { *x } else { max };
     }
-    // What is not a number stays so, and spreads.
+    // NaN scores stay NaN and propagate.
     xs.iter_mut().for_each(|x| *x = exp(*x - max));
     let scale = (1.0 / (sum(xs) + f64::from(exp(sink - max)))) as f32;
     xs.iter_mut().for_each(|x| *x *= scale);
@@ -373,9 +373,9 @@ mod tests {
     use super::*;
     use crate::model::ops::tests::random;
 
-    /// Blocks and lanes against sums in f64, one at a time.
+    /// Compares blocks and lanes with sequential sums in f64.
     #[test]
-    fn every_query_sees_what_it_may() {
+    fn queries_attend_to_visible_keys_only() {
         let (heads, kv_heads, length, value_length) = (4, 2, 6, 5);
         for (positions, window, cap, alibi, sink) in [
             (1, None, None, None, None),
@@ -426,7 +426,7 @@ mod tests {
                         let score = dot.sum::<f64>() * f64::from(scores.scale);
                         let capped =
                             cap.map_or(score, |c| (score / f64::from(c)).tanh() * f64::from(c));
-                        // Four heads: 2 to the power of minus a quarter, a half ... of the bias.
+                        // Four heads: 2 to the power of -bias/4, -bias/2 and so on.
                         let slope = alibi.map_or(0.0, |bias: f32| {
                             (-f64::from(bias) * (head + 1) as f64 / 4.0).exp2()
                         });
@@ -461,9 +461,9 @@ mod tests {
         }
     }
 
-    /// Parts of 70 tokens are no multiple of the queries that are taken together.
+    /// The chunk length of 70 is not a multiple of the block size.
     #[test]
-    fn queries_see_their_own_part_of_a_text() {
+    fn queries_see_their_own_chunk_only() {
         let scores = |window: usize, is_chunked: bool| Scores {
             scale: 1.0,
             cap: None,
@@ -497,9 +497,9 @@ mod tests {
         }
     }
 
-    /// The published slopes of 8 heads, and how 12 heads take theirs from 16.
+    /// The published slopes of 8 heads, and the interpolation of 12 heads from 16.
     #[test]
-    fn slopes_fall_by_equal_factors() {
+    fn alibi_slopes_are_geometric() {
         let eight = alibi_slopes(8, 8.0);
         assert_eq!(
             eight,
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_shows() {
+    fn nan_scores_propagate() {
         let mut row = [0.5, f32::NAN, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
         softmax_in_place(&mut row, f32::NEG_INFINITY);
         assert!(row.iter().all(|x| x.is_nan()));

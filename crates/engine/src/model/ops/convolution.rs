@@ -1,9 +1,9 @@
-//! The causal convolution of every channel with a kernel of its own.
+//! Causal depthwise convolution.
 
 use crate::model::rows::Rows;
 use quantier_blocks::vector::vectorized;
 
-/// `y[t][c] = sum_k kernel[c][k] x[t - K + 1 + k][c]`, with zeros in front of the first row. `kernels`
+/// `y[t][c] = sum_k kernel[c][k] x[t - K + 1 + k][c]`, with zeros before the first row. `kernels`
 /// is `[columns, K]`.
 pub(crate) fn convolve(x: &Rows, kernels: &[f32]) -> Rows {
     let taps = taps(x.columns(), kernels);
@@ -18,7 +18,7 @@ pub(crate) fn convolve(x: &Rows, kernels: &[f32]) -> Rows {
     y
 }
 
-/// Its derivative for `x`, of the gradient `g` of the result.
+/// Derivative of [`convolve`] with respect to `x`, given the gradient `g` of the output.
 pub(crate) fn convolve_derivative(g: &Rows, kernels: &[f32]) -> Rows {
     let taps = taps(g.columns(), kernels);
     let mut x = Rows::zeros(g.len(), g.columns());
@@ -33,7 +33,7 @@ pub(crate) fn convolve_derivative(g: &Rows, kernels: &[f32]) -> Rows {
     x
 }
 
-/// The weights of every tap, one for each channel.
+/// Kernel weights by tap, one per channel.
 fn taps(channels: usize, kernels: &[f32]) -> Vec<Vec<f32>> {
     let len = kernels.len() / channels;
     let weights = |tap: usize| kernels.iter().skip(tap).step_by(len).copied().collect();

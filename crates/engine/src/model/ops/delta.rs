@@ -1,6 +1,6 @@
-//! The gated delta rule: each head has a state, a matrix from keys to values, that forgets and then
-//! learns what it got wrong. All of a state decays alike (Gated DeltaNet, Yang et al. 2025), or each
-//! channel of the keys by itself (Kimi Delta Attention, Kimi Team 2025).
+//! The gated delta rule: each head has a state, a matrix from keys to values, that decays and is
+//! then corrected by its prediction error. Decays are one per state (Gated DeltaNet, Yang et al.
+//! 2025) or one per key channel (Kimi Delta Attention, Kimi Team 2025).
 //!
 //! ```text
 //! S      <- exp(decay) S
@@ -9,8 +9,8 @@
 //! output =  S'q / sqrt(length of k)
 //! ```
 //!
-//! Steps are taken in blocks, as matrix products. Within a block let `c_i` be what is kept of the
-//! state in front of it after step `i`, and `r_ij = c_i / c_j`, both of each channel. Then the rows
+//! Steps are processed in blocks, as matrix products. Within a block, let `c_i` be the cumulative
+//! decay factor from its start through step `i`, and `r_ij = c_i / c_j`, both per channel. The rows
 //! `d_i` solve a triangular system:
 //!
 //! ```text
@@ -19,13 +19,13 @@
 //! S        <- c_last S + sum_j (r_last,j k_j) d_j'
 //! ```
 //!
-//! No ratio is computed as a quotient, which strong decays would make one of zeros, or of a
-//! difference of sums, in which they would drown the others. A block is halved again and again; the
-//! ratio of two steps is what is kept from the earlier one to the border between their halves, times
-//! what is kept from there to the later one. In parts of a few steps it is the product of what each
-//! step keeps.
+//! No ratio is computed as a quotient, which could be 0 / 0 under strong decays, or from a
+//! difference of log sums, where strong decays would cancel weak ones. Instead a block is halved
+//! recursively: the ratio of two steps is the decay factor from the earlier step to the border
+//! between their halves, times that from the border to the later step. In parts of a few steps it
+//! is the product of the steps' decay factors.
 //!
-//! The derivative goes through the blocks backwards, with the state in front of each kept.
+//! The derivative runs over the blocks in reverse; the state before each block is stored.
 
 use super::scan::{
     self, Lengths, Steps, add, columns_of, dot, each_head, number_of, place, product, put, scaled,
@@ -37,11 +37,10 @@ use quantier_blocks::vector::{exp, vectorized};
 use quantier_round::matrix::{View, add_product, multiply};
 use std::ops::Range;
 
-/// Steps of a part that is not halved any more.
+/// Maximum steps of a part that is not halved further.
 const FEW: usize = 8;
 
-/// What goes through the states of all heads. Heads of values outnumber those of keys, and share
-/// them.
+/// Inputs of all heads. Value heads may outnumber key heads and share them.
 #[derive(Debug)]
 pub(crate) struct Streams {
     pub numbers: DeltaNumbers,
@@ -51,10 +50,10 @@ pub(crate) struct Streams {
     pub key: Rows,
     /// `[positions, value_heads * value_length]`.
     pub value: Rows,
-    /// The logarithm of what is kept of a state: `[positions, value_heads]`, or of each of its
-    /// channels: `[positions, value_heads * key_length]`.
+    /// Log decay per state: `[positions, value_heads]`, or per channel: `[positions, value_heads *
+    /// key_length]`.
     pub decay: Rows,
-    /// How much of an error is learned: `[positions, value_heads]`.
+    /// Strength of the correction: `[positions, value_heads]`.
     pub strength: Rows,
 }
 
@@ -67,7 +66,7 @@ impl Streams {
         self.numbers.value_length
     }
 
-    /// Decays of a head at one step.
+    /// Number of decays per head and step.
     fn decays(&self) -> usize {
         self.decay.columns() / self.numbers.value_heads
     }
@@ -83,8 +82,8 @@ impl Streams {
         }
     }
 
-    /// The outputs of all heads, side by side, from states of zeros:
-    /// `[positions, value_heads * value_length]`.
+    /// Outputs of all heads, side by side, from zero initial states: `[positions, value_heads *
+    /// value_length]`.
     pub(crate) fn scan(&self, split: usize) -> Rows {
         let mut out = zeros(&self.value);
         each_head(
@@ -96,7 +95,8 @@ impl Streams {
         out
     }
 
-    /// The derivative of [`Streams::scan`]: the gradients of everything, of that of the outputs.
+    /// Derivative of [`Streams::scan`]: the gradients of all inputs, given the gradient `g` of the
+    /// outputs.
     pub(crate) fn derivative(&self, g: &Rows, split: usize) -> Streams {
         let value_length = self.value_length();
         let mut out = Streams {
@@ -121,15 +121,15 @@ impl Streams {
     }
 }
 
-/// The outputs of the states of all heads `[positions, value_heads * value_length]`, from states of
-/// zeros, on the calling thread: the recurrence alone, for measurements of it.
+/// Runs the recurrence alone, for benchmarks: the outputs `[positions, value_heads * value_length]`
+/// of all heads, from zero initial states, on the calling thread.
 ///
-/// In this order: queries and keys `[positions, key_heads * key_length]`, of length 1; values
-/// `[positions, value_heads * value_length]`; logarithms of what is kept of a state, at most 0,
-/// `[positions, decays]`; how much of an error is learned, `[positions, value_heads]`.
+/// `parts` in this order: queries and keys `[positions, key_heads * key_length]`, of unit length;
+/// values `[positions, value_heads * value_length]`; log decays, at most 0, `[positions, decays]`;
+/// strengths of the correction, `[positions, value_heads]`.
 ///
 /// # Panics
-/// If the lengths do not fit.
+/// If the lengths are inconsistent.
 pub fn delta_rule(numbers: DeltaNumbers, parts: [Vec<f32>; 5]) -> Vec<f32> {
     let (keys, heads) = (numbers.keys(), numbers.value_heads);
     let columns = [keys, keys, numbers.values(), numbers.decays(), heads];
@@ -149,7 +149,7 @@ pub fn delta_rule(numbers: DeltaNumbers, parts: [Vec<f32>; 5]) -> Vec<f32> {
     streams.scan(1).into_numbers()
 }
 
-/// The parts of [`Streams`] that one head of values reads.
+/// The parts of [`Streams`] that one value head reads.
 struct Head<'a> {
     query: View<'a>,
     key: View<'a>,
@@ -159,7 +159,7 @@ struct Head<'a> {
     strength: Vec<f32>,
 }
 
-/// Gradients of what one head reads, each as rows of its own.
+/// Gradients of one head's inputs, row by row.
 struct Gradient {
     query: Vec<f32>,
     key: Vec<f32>,
@@ -168,7 +168,7 @@ struct Gradient {
     strength: Vec<f32>,
 }
 
-/// The decays of a block's steps: one for all of a state, or one for each channel.
+/// Log decays of a block's steps, one per state or one per channel.
 #[derive(Clone, Copy)]
 struct Decays<'a> {
     /// `[steps, each]`.
@@ -176,13 +176,13 @@ struct Decays<'a> {
     each: usize,
 }
 
-/// What is computed of the steps of a block.
+/// Intermediate values of a block.
 struct Block<'a> {
     query: Vec<f32>,
     key: Vec<f32>,
     decays: Decays<'a>,
     strength: &'a [f32],
-    /// What each step keeps: `[steps, decays]`.
+    /// Decay factors: `[steps, decays]`.
     kept: Vec<f32>,
     /// `c_i`.
     kept_from_start: Vec<f32>,
@@ -204,16 +204,16 @@ struct Block<'a> {
     learned: Vec<f32>,
 }
 
-/// Two neighbouring parts of a block, with queries and keys as they meet at the border.
+/// Two adjacent parts of a block, with their queries and keys decayed to the border.
 struct Border {
     earlier: Range<usize>,
     later: Range<usize>,
-    /// What is kept from each earlier step to the border.
+    /// Decay factors from each earlier step to the border.
     until: Vec<f32>,
-    /// What is kept from the border to each later step.
+    /// Decay factors from the border to each later step.
     since: Vec<f32>,
     earlier_keys: Vec<f32>,
-    /// Keys, then queries: one product for both loses less than one each.
+    /// Keys, then queries: one product for both is faster than two.
     later_rows: Vec<f32>,
 }
 
@@ -222,7 +222,7 @@ fn exponentials(mut x: Vec<f32>) -> Vec<f32> {
     x
 }
 
-/// `x` times one number, or times one for each.
+/// Multiplies `x` by one number, or elementwise.
 fn times(x: &mut [f32], scales: &[f32]) {
     match scales {
         [scale] => x.iter_mut().for_each(|x| *x *= scale),
@@ -230,8 +230,8 @@ fn times(x: &mut [f32], scales: &[f32]) {
     }
 }
 
-/// A block of so many steps, halved again and again: pairs of neighbouring parts, and parts of a few
-/// steps. Any two steps are in the parts of one pair, or in one part of a few.
+/// Recursive halving of a block of `steps` steps: pairs of adjacent parts, and parts of a few
+/// steps. Any two steps are in the two parts of one pair, or in one part of a few steps.
 fn halves(steps: usize) -> (Vec<[Range<usize>; 2]>, Vec<Range<usize>>) {
     let (mut pairs, mut few) = (Vec::new(), Vec::new());
     let mut open: Vec<_> = std::iter::once(0..steps).collect();
@@ -252,7 +252,7 @@ impl Decays<'_> {
         &self.numbers[step * self.each..][..self.each]
     }
 
-    /// What is kept from the beginning of these steps to the end of each: `[steps, each]`.
+    /// Cumulative decay factors from the start of the range through each step: `[steps, each]`.
     fn since(&self, steps: Range<usize>) -> Vec<f32> {
         let mut kept = Vec::with_capacity(steps.len() * self.each);
         let mut sums = vec![0.0; self.each];
@@ -263,7 +263,7 @@ impl Decays<'_> {
         exponentials(kept)
     }
 
-    /// What is kept from the end of each of these steps to the end of all: `[steps, each]`.
+    /// Decay factors from after each step to the end of the range: `[steps, each]`.
     fn until(&self, steps: Range<usize>) -> Vec<f32> {
         let mut kept = vec![0.0; steps.len() * self.each];
         let mut sums = vec![0.0; self.each];
@@ -274,7 +274,7 @@ impl Decays<'_> {
         exponentials(kept)
     }
 
-    /// `gradient += x y`, with the products of a row summed if its channels share a decay.
+    /// `gradient += x y`, with the products summed over a row if its channels share a decay.
     fn add_products(&self, gradient: &mut [f32], x: &[f32], y: &[f32]) {
         let columns = x.len() / (gradient.len() / self.each);
         match self.each {
@@ -290,8 +290,8 @@ impl Decays<'_> {
         }
     }
 
-    /// The derivative of [`Decays::since`]: adds to the gradients `of_decays` of the decays of these steps,
-    /// of the gradients of the logarithms of what is kept.
+    /// Derivative of [`Decays::since`]: adds the gradients of the steps' log decays to `of_decays`,
+    /// given the gradients of the log cumulative factors.
     fn since_derivative(&self, of_decays: &mut [f32], of_logs: &[f32]) {
         let mut sums = vec![0.0; self.each];
         let rows = of_decays.chunks_exact_mut(self.each);
@@ -301,7 +301,7 @@ impl Decays<'_> {
         }
     }
 
-    /// The same of [`Decays::until`].
+    /// Derivative of [`Decays::until`], likewise.
     fn until_derivative(&self, of_decays: &mut [f32], of_logs: &[f32]) {
         let mut sums = vec![0.0; self.each];
         let rows = of_decays.chunks_exact_mut(self.each);
@@ -339,7 +339,7 @@ impl Steps for Head<'_> {
         let kept_from_start = decays.since(0..count);
         let keys_from_start = scaled(&key, key_length, &kept_from_start);
         let queries_from_start = scaled(&query, key_length, &kept_from_start);
-        // One product for keys and queries loses less than one each.
+        // One product for keys and queries is faster than two.
         let both = [&keys_from_start[..], &queries_from_start].concat();
         let mut recalled = product(whole(&both, key_length), whole(state, value_length));
         let read = recalled.split_off(count * value_length);
@@ -406,27 +406,27 @@ impl Block<'_> {
         self.errors.len() / self.count()
     }
 
-    /// Outputs are multiplied by this.
+    /// Factor of the outputs.
     fn scale(&self) -> f32 {
         1.0 / (self.key_length() as f32).sqrt()
     }
 
-    /// Where the rows of some steps stand.
+    /// Range of the rows of some steps.
     fn rows(&self, steps: &Range<usize>) -> Range<usize> {
         steps.start * self.key_length()..steps.end * self.key_length()
     }
 
-    /// The row of a step.
+    /// Row of a step.
     fn row<'x>(&self, x: &'x [f32], step: usize) -> &'x [f32] {
         &x[step * self.key_length()..][..self.key_length()]
     }
 
-    /// What a step keeps.
+    /// Decay factors of a step.
     fn kept(&self, step: usize) -> &[f32] {
         &self.kept[step * self.decays.each..][..self.decays.each]
     }
 
-    /// What is kept of the state in front of the block behind it.
+    /// Decay factors over the whole block.
     fn kept_to_end(&self) -> &[f32] {
         &self.kept_from_start[self.kept.len() - self.decays.each..]
     }
@@ -449,7 +449,7 @@ impl Block<'_> {
         }
     }
 
-    /// Makes overlaps and scores.
+    /// Computes overlaps and scores.
     fn meet(&mut self) {
         let (count, key_length) = (self.count(), self.key_length());
         let (pairs, few) = halves(count);
@@ -488,7 +488,7 @@ impl Block<'_> {
         (self.overlaps, self.scores) = (overlaps, scores);
     }
 
-    /// The derivative of [`Block::meet`]: adds to the gradients of queries, keys and decays.
+    /// Derivative of [`Block::meet`]: adds to the gradients of queries, keys and decays.
     fn meet_derivative(&self, of_overlaps: &[f32], of_scores: &[f32], gradient: &mut Gradient) {
         let (pairs, few) = halves(self.count());
         for pair in pairs {
@@ -499,7 +499,7 @@ impl Block<'_> {
         }
     }
 
-    /// The part of [`Block::meet_derivative`] of two neighbouring parts.
+    /// The part of [`Block::meet_derivative`] for two adjacent parts.
     fn border_derivative(&self, border: &Border, of_both: [&[f32]; 2], gradient: &mut Gradient) {
         let (count, key_length) = (self.count(), self.key_length());
         let each = self.decays.each;
@@ -550,8 +550,8 @@ impl Block<'_> {
         );
     }
 
-    /// The part of [`Block::meet_derivative`] of a few steps: from each, forwards with its key as it
-    /// is kept, then back with the gradient of what is kept of it.
+    /// The part of [`Block::meet_derivative`] for a few steps: for each step, forward with its
+    /// decayed key, then back with the gradient of the decayed key.
     fn few_derivative(
         &self,
         part: Range<usize>,
@@ -587,7 +587,7 @@ impl Block<'_> {
         });
     }
 
-    /// Solves for `d_i`.
+    /// Solves the triangular system for `d_i`.
     fn learn(&mut self) {
         let (count, value_length) = (self.count(), self.value_length());
         let mut learned = vec![0.0; count * value_length];
@@ -605,14 +605,14 @@ impl Block<'_> {
         self.learned = learned;
     }
 
-    /// A state, or its gradient, times what is kept of it to the end.
+    /// Decays a state or its gradient over the whole block.
     fn keep(&self, state: &mut [f32]) {
         let each = state.len() / self.decays.each;
         let parts = state.chunks_exact_mut(each).zip(self.kept_to_end());
         parts.for_each(|(part, kept)| part.iter_mut().for_each(|x| *x *= kept));
     }
 
-    /// The transposed triangular system, solved for the gradients of `strength_i errors_i`.
+    /// Solves the transposed triangular system for the gradients of `strength_i errors_i`.
     fn solve_back(&self, mut g: Vec<f32>) -> Vec<f32> {
         let (count, value_length) = (self.count(), self.value_length());
         vectorized(|| {
@@ -660,7 +660,7 @@ impl scan::Block for Block<'_> {
         outputs.iter_mut().for_each(|x| *x *= self.scale());
         let outputs_view = whole(&outputs, value_length);
 
-        // Of the learned rows: by the outputs and by the state behind the block.
+        // Gradients of the learned rows, from the outputs and the state after the block.
         let mut of_learned = product(whole(&self.scores, count).transposed(), outputs_view);
         let of_state_view = whole(of_state, value_length);
         add_product(
@@ -672,7 +672,7 @@ impl scan::Block for Block<'_> {
         );
         let of_keys_to_end = product(learned, of_state_view.transposed());
 
-        // Through the triangular system, from its last row up.
+        // Through the triangular system, starting from its last row.
         let of_errors = self.solve_back(of_learned);
         let of_values = scaled(&of_errors, value_length, self.strength);
         let of_scores = product(outputs_view, learned.transposed());
@@ -686,7 +686,7 @@ impl scan::Block for Block<'_> {
             of_row.iter_mut().for_each(|x| *x *= -self.strength[i]);
         }
 
-        // By the state in front of the block.
+        // Contributions through the state before the block.
         let of_queries_from_start = product(outputs_view, state_view.transposed());
         let mut of_keys_from_start =
             product(whole(&of_values, value_length), state_view.transposed());

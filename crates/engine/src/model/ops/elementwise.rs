@@ -3,29 +3,29 @@
 use crate::model::rows::Rows;
 use quantier_blocks::vector::vectorized;
 
-/// `x += scale y`. The derivative for `x` is the gradient, that for `y` is [`scale`] of it.
+/// `x += scale y`. Derivative: the gradient for `x`, and its [`scale`] for `y`.
 pub(crate) fn add_scaled(x: &mut [f32], y: &[f32], scale: f32) {
     vectorized(|| x.iter_mut().zip(y).for_each(|(x, y)| *x += y * scale));
 }
 
-/// `x += y`, as gradients of what is read twice are added.
+/// `x += y`, for the sum of gradients of a shared input.
 pub(crate) fn add(x: &mut [f32], y: &[f32]) {
     add_scaled(x, y, 1.0);
 }
 
-/// Every number times `scale`. The derivative is the same.
+/// Multiplies every number by `scale`. The derivative is the same operation.
 pub(crate) fn scale(x: &mut [f32], scale: f32) {
     if scale != 1.0 {
         vectorized(|| x.iter_mut().for_each(|x| *x *= scale));
     }
 }
 
-/// Every number times that of `y`. The derivative for either is the gradient times the other.
+/// `x *= y`, elementwise. Derivative for either: the gradient times the other.
 pub(crate) fn multiply(x: &mut [f32], y: &[f32]) {
     vectorized(|| x.iter_mut().zip(y).for_each(|(x, y)| *x *= y));
 }
 
-/// Every row plus `bias`. The derivative is the gradient.
+/// Adds `bias` to every row. The derivative is the identity.
 pub(crate) fn add_bias(x: &mut Rows, bias: &[f32]) {
     vectorized(|| {
         for row in x.iter_mut() {
@@ -34,9 +34,9 @@ pub(crate) fn add_bias(x: &mut Rows, bias: &[f32]) {
     });
 }
 
-/// Every group of numbers times its scale: rows, or heads, as many of equal length as there are
-/// scales. The derivative for the numbers is the same, that for the scales is [`dots`] of the
-/// numbers and the gradient.
+/// Multiplies every group of numbers by its scale. Groups are rows or heads, of equal length and as
+/// many as scales. Derivative: the same operation for the numbers, [`dots`] of numbers and gradient
+/// for the scales.
 pub(crate) fn scale_groups(x: &mut [f32], scales: &[f32]) {
     let length = x.len() / scales.len().max(1);
     vectorized(|| {
@@ -46,7 +46,7 @@ pub(crate) fn scale_groups(x: &mut [f32], scales: &[f32]) {
     });
 }
 
-/// `x += scales y`, with a scale for each group of numbers.
+/// `x += scales y`, with one scale per group of numbers.
 pub(crate) fn add_scaled_groups(x: &mut [f32], y: &[f32], scales: &[f32]) {
     let length = (x.len() / scales.len().max(1)).max(1);
     let groups = x.chunks_exact_mut(length).zip(y.chunks_exact(length));
@@ -55,7 +55,7 @@ pub(crate) fn add_scaled_groups(x: &mut [f32], y: &[f32], scales: &[f32]) {
     }
 }
 
-/// The dot product of each of so many groups of `x` with the same group of `y`.
+/// Dot products of corresponding groups of `x` and `y`.
 pub(crate) fn dots(x: &[f32], y: &[f32], groups: usize) -> Vec<f32> {
     let length = (x.len() / groups.max(1)).max(1);
     let dot = |(x, y): (&[f32], &[f32])| x.iter().zip(y).map(|(x, y)| x * y).sum();
@@ -65,7 +65,7 @@ pub(crate) fn dots(x: &[f32], y: &[f32], groups: usize) -> Vec<f32> {
         .collect()
 }
 
-/// Every number clamped to plus and minus `limit`.
+/// Clamps every number to plus and minus `limit`.
 pub(crate) fn clamp(x: &mut [f32], limit: f32) {
     let clamped = |x: f32| if x < -limit { -limit } else { x };
     x.iter_mut().for_each(|x| {
@@ -77,7 +77,7 @@ pub(crate) fn clamp(x: &mut [f32], limit: f32) {
     });
 }
 
-/// Its derivative: the gradient `g` where `x` is within the limit, else nothing.
+/// Derivative of [`clamp`]: sets the gradient `g` to 0 where `x` is outside the limit.
 pub(crate) fn clamp_derivative(x: &[f32], g: &mut [f32], limit: f32) {
     let outside = |x: &f32| x.abs() > limit;
     g.iter_mut()
@@ -86,24 +86,23 @@ pub(crate) fn clamp_derivative(x: &[f32], g: &mut [f32], limit: f32) {
         .for_each(|(g, _)| *g = 0.0);
 }
 
-/// Bends each number to stay below `cap` (soft-capping).
+/// Soft cap: bends each number to magnitudes below `cap`.
 pub(crate) fn soft_cap(x: &mut [f32], cap: f32) {
     x.iter_mut().for_each(|x| *x = (*x / cap).tanh() * cap);
 }
 
-/// The logarithm of 1 + e^x, above `LINEAR` x itself, as the reference has it. The slope is
-/// [`sigmoid`].
+/// ln(1 + e^x), or `x` itself above `LINEAR`, as in the reference. Its derivative is [`sigmoid`].
 pub(crate) fn softplus(x: f32) -> f32 {
     const LINEAR: f32 = 20.0;
     if x > LINEAR { x } else { x.exp().ln_1p() }
 }
 
-/// The logistic function.
+/// The logistic sigmoid.
 pub(crate) fn sigmoid(x: f32) -> f32 {
     ((-x).exp() + 1.0).recip()
 }
 
-/// Its slope, of its value.
+/// Derivative of [`sigmoid`], given its value.
 pub(crate) fn sigmoid_slope(value: f32) -> f32 {
     (1.0 - value) * value
 }

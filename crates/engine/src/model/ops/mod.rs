@@ -1,7 +1,7 @@
-//! The operations of a decoder on rows of f32, each with its derivative beside it.
+//! Operations of a decoder on rows of f32, each with its derivative.
 //!
-//! A derivative takes what the operation read and the gradient of what it made, and gives the
-//! gradient of what it read. `tests` compares every derivative with differences, in one table.
+//! A derivative takes the operation's inputs and the gradient of its output, and returns the
+//! gradients of the inputs. `tests` compares all derivatives with finite differences, in one table.
 
 pub(super) mod activation;
 pub(super) mod attention;

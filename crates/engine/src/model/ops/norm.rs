@@ -2,7 +2,8 @@
 
 use quantier_blocks::vector::{sum, sum_of_squares, vectorized};
 
-/// Every row divided by the root of its mean square, times `weight`, whose length is a row's.
+/// Divides every row by its root mean square and multiplies by `weight`, which has the row's
+/// length.
 pub(crate) fn rms_norm(x: &mut [f32], weight: &[f32], epsilon: f32) {
     let columns = weight.len();
     let normalize = |row: &mut [f32]| {
@@ -15,7 +16,7 @@ pub(crate) fn rms_norm(x: &mut [f32], weight: &[f32], epsilon: f32) {
     vectorized(|| x.chunks_exact_mut(columns).for_each(normalize));
 }
 
-/// Every row less its mean, divided by its standard deviation, times `weight`, plus `bias`.
+/// Centres every row, divides by its standard deviation, multiplies by `weight` and adds `bias`.
 pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], epsilon: f32) {
     let columns = weight.len();
     let normalize = |row: &mut [f32]| {
@@ -29,11 +30,11 @@ pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], epsilon: f
     vectorized(|| x.chunks_exact_mut(columns).for_each(normalize));
 }
 
-/// The derivative of [`rms_norm`], or of [`layer_norm`] if `centred`: `g` becomes the gradient of
-/// `x`.
+/// Derivative of [`rms_norm`], or of [`layer_norm`] if `centred`: turns the output gradient `g`
+/// into the gradient of `x`.
 ///
-/// With `c` the row, less its mean if that is taken off, `s` what it is multiplied by and `h` the
-/// gradient times the weight: `s (h - c s^2 mean(c h))`, less its mean if that is taken off.
+/// With the (centred) row `c`, its scale `s` and the weighted gradient `h`: `s (h - c s^2 mean(c
+/// h))`, centred if `centred`.
 pub(crate) fn derivative(x: &[f32], g: &mut [f32], weight: &[f32], epsilon: f32, centred: bool) {
     let columns = weight.len();
     let mean = |row: &[f32]| match centred {

@@ -1,11 +1,10 @@
-//! The matrix product, on one thread per call: chunks run side by side, which loses less than
-//! splitting each product does.
+//! Matrix products, on one thread per call by default: parallel chunks are more efficient than
+//! split products.
 
 use crate::model::rows::Rows;
 use quantier_round::matrix::{View, multiply};
 
-/// `x w^T`: rows times the rows of `w`, which has as many columns. `split` is how many threads one
-/// product may take.
+/// `x w^T`, for `w` with as many columns as `x`. `split` is the number of threads per product.
 pub(crate) fn product(x: &Rows, w: &[f32], split: usize) -> Rows {
     let columns = x.columns();
     let outputs = w.len() / columns;
@@ -15,7 +14,7 @@ pub(crate) fn product(x: &Rows, w: &[f32], split: usize) -> Rows {
     Rows::new(y, outputs)
 }
 
-/// Its derivative for `x`: `g w`, with the gradient `g` of the product.
+/// Derivative of [`product`] with respect to `x`: `g w`, for the gradient `g` of the product.
 pub(crate) fn product_derivative(g: &Rows, w: &[f32], split: usize) -> Rows {
     let columns = w.len() / g.columns();
     let mut x = vec![0.0f32; g.len() * columns];
@@ -26,8 +25,8 @@ pub(crate) fn product_derivative(g: &Rows, w: &[f32], split: usize) -> Rows {
 
 /// [`product_derivative`] for one row, as dot products with the columns of `w`.
 ///
-/// gemm adds up a single row in an order that depends on the layout of the matrix. This is the
-/// order that scores of experts with a single token have always had.
+/// gemm sums single rows in an order that depends on the matrix layout. Dot products keep the
+/// established order for expert scores of a single token.
 pub(crate) fn row_derivative(g: &Rows, w: &[f32]) -> Rows {
     let columns = w.len() / g.columns();
     let mut turned = Vec::with_capacity(w.len());
@@ -37,10 +36,10 @@ pub(crate) fn row_derivative(g: &Rows, w: &[f32]) -> Rows {
     product(g, &turned, 1)
 }
 
-/// `[m, k]` times the transpose of `[n, k]`, into `[m, n]`, on the calling thread.
+/// `[m, k]` times the transpose of `[n, k]` into `[m, n]`, on the calling thread.
 ///
 /// # Panics
-/// If the lengths do not fit the dimensions `[m, n, k]`.
+/// If the lengths do not match the dimensions `[m, n, k]`.
 pub fn rows_times_rows(a: &[f32], b: &[f32], [m, n, k]: [usize; 3], out: &mut [f32]) {
     multiply(
         View::new(a, m, k, k),

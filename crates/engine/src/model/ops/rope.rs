@@ -2,16 +2,16 @@
 
 use quantier_arch::Rope;
 
-/// Cosines and sines of every position, `[positions, pairs]`.
+/// Cosines and sines by position, `[positions, pairs]`.
 #[derive(Debug)]
 pub(crate) struct Angles {
     pub cosines: Vec<f32>,
     pub sines: Vec<f32>,
-    /// Pairs of numbers of a head that are rotated.
+    /// Number of rotated pairs per head.
     pub pairs: usize,
 }
 
-/// Which way to rotate.
+/// Direction of rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Forward,
@@ -20,7 +20,7 @@ pub(crate) enum Direction {
 }
 
 impl Angles {
-    /// Rotates heads `[heads, positions, length]` as far as the angles go.
+    /// Rotates the first `2 * pairs` numbers of heads `[heads, positions, length]`.
     pub(crate) fn rotate(&self, x: &mut [f32], length: usize, rope: Rope, direction: Direction) {
         let positions = self.cosines.len() / self.pairs.max(1);
         if self.pairs == 0 || positions == 0 {

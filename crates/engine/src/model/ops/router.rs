@@ -1,34 +1,33 @@
-//! Which experts see a token, and with which weights.
+//! Expert routing: the choice of experts per token, and their weights.
 //!
 //! ```text
 //! probabilities  = gating(scores)
-//! chosen         = the best by probabilities (or scores) + selection bias, of the best groups
-//! weights        = probabilities of the chosen, softmax of their scores where gating says so
-//!                  / max(their sum, 2^-14) where they are normalized
+//! chosen         = top experts by probability (or score) + selection bias, within the top groups
+//! weights        = probabilities of the chosen, or softmax of their scores (depends on the gating)
+//!                  / max(their sum, 2^-14) if normalized
 //!                  * scale
 //! ```
 //!
-//! The derivative goes through the weights, and not through the choice.
+//! The derivative covers the weights; the choice has none.
 
 use super::elementwise::{sigmoid, sigmoid_slope, softplus};
 use quantier_arch::Gating;
 use quantier_arch::hyper::{ExpertGroups, Routing};
 
-/// The least sum of weights that they are divided by: the smallest normal number of f16, as in
-/// llama.cpp.
+/// Lower bound of the sum that normalizes weights: the smallest normal f16 number, as in llama.cpp.
 const LEAST_SUM: f32 = 6.103_515_6e-5;
 
 /// Routes one token.
 #[derive(Clone, Debug)]
 pub(crate) struct Router {
     pub routing: Routing,
-    /// Added to probabilities where experts are chosen: `[experts]`.
+    /// Bias of the choice, added to the probabilities: `[experts]`.
     pub selection_bias: Option<Vec<f32>>,
 }
 
 impl Router {
-    /// Makes a token's scores `[experts]` weights, and returns the chosen experts, the best first.
-    /// Weights of the others mean nothing.
+    /// Turns a token's scores `[experts]` into weights and returns the chosen experts, best first.
+    /// Weights of other experts are meaningless.
     pub(crate) fn route(&self, row: &mut [f32]) -> Vec<usize> {
         let by_scores = self.routing.by_scores.then(|| self.choose(row));
         self.probabilities(row);
@@ -38,8 +37,8 @@ impl Router {
         chosen
     }
 
-    /// The derivative of [`Router::route`] at these scores and chosen experts: `g`, which is 0 but
-    /// for the chosen ones, becomes the gradient of the scores.
+    /// Derivative of [`Router::route`] for given scores and chosen experts: turns `g`, which is 0
+    /// except for the chosen, into the gradient of the scores.
     pub(crate) fn derivative(&self, scores: &[f32], chosen: &[usize], g: &mut [f32]) {
         let mut probabilities = scores.to_vec();
         self.probabilities(&mut probabilities);
@@ -55,14 +54,14 @@ impl Router {
                 softmax_derivative(&selected(scores, chosen), &mut of_chosen);
                 place(g, chosen, &of_chosen);
             }
-            // Where the root is 0, so is the slope of softplus, and faster.
+            // Where the root underflows to 0, the derivative tends to 0 as well.
             Gating::RootSoftplus => each
                 .filter(|(_, (_, root))| **root > 0.0)
                 .for_each(|(g, (score, root))| *g *= sigmoid(*score) / (2.0 * root)),
         }
     }
 
-    /// What experts are chosen by, in place of scores.
+    /// Turns scores into the probabilities that rank the experts.
     fn probabilities(&self, row: &mut [f32]) {
         match self.routing.gating {
             Gating::Softmax => softmax(row),
@@ -72,7 +71,7 @@ impl Router {
         }
     }
 
-    /// The experts that see a token of these probabilities, the best first.
+    /// Chosen experts for these probabilities, best first.
     fn choose(&self, probabilities: &[f32]) -> Vec<usize> {
         let mut values = probabilities.to_vec();
         if let Some(bias) = &self.selection_bias {
@@ -84,7 +83,7 @@ impl Router {
         largest(&values, self.routing.used.max(1))
     }
 
-    /// Probabilities that depend on the choice.
+    /// Computes the probabilities of gatings that depend on the choice.
     fn gate_chosen(&self, row: &mut [f32], chosen: &[usize]) {
         if self.routing.gating == Gating::ChosenSoftmax {
             let mut scores = selected(row, chosen);
@@ -93,7 +92,7 @@ impl Router {
         }
     }
 
-    /// Probabilities to weights.
+    /// Turns probabilities into weights.
     fn weigh(&self, row: &mut [f32], chosen: &[usize]) {
         if self.routing.normalized {
             let sum = chosen_sum(row, chosen).max(LEAST_SUM);
@@ -102,7 +101,7 @@ impl Router {
         row.iter_mut().for_each(|x| *x *= self.routing.scale);
     }
 
-    /// The derivative of [`Router::weigh`]: `g` becomes the gradient of the probabilities.
+    /// Derivative of [`Router::weigh`]: turns `g` into the gradient of the probabilities.
     fn weigh_derivative(&self, probabilities: &[f32], chosen: &[usize], g: &mut [f32]) {
         g.iter_mut().for_each(|g| *g *= self.routing.scale);
         if !self.routing.normalized {
@@ -123,7 +122,7 @@ impl Router {
     }
 }
 
-/// The sum in lanes of 32 that are folded by halves; the rest one after another.
+/// The sum in 32 lanes, folded by halves; then the remainder sequentially.
 fn folded_sum(xs: &[f32]) -> f32 {
     let (chunks, rest) = xs.as_chunks::<32>();
     let mut lanes = [0.0f32; 32];
@@ -137,23 +136,23 @@ fn folded_sum(xs: &[f32]) -> f32 {
     rest.iter().fold(sum, |sum, x| sum + x)
 }
 
-/// Exponentials of a row less its maximum, and their sum.
+/// Exponentials of a row minus its maximum, and their sum.
 fn exponentials(row: &mut [f32]) -> f32 {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     row.iter_mut().for_each(|x| *x = (*x - max).exp());
     folded_sum(row)
 }
 
-/// Scores to probabilities.
+/// Softmax of the scores.
 fn softmax(row: &mut [f32]) {
     let sum = exponentials(row);
     row.iter_mut().for_each(|x| *x /= sum);
 }
 
-/// The derivative of [`softmax`]: `g` becomes the gradient of the scores.
+/// Derivative of [`softmax`]: turns `g` into the gradient of the scores.
 ///
-/// As a quotient `e / s` of exponentials: `e (g / s - sum(g e / s^2))`, less the sum of that at the
-/// maximum, which nothing but rounding makes differ from 0.
+/// As a quotient `e / s` of exponentials: `e (g / s - sum(g e / s^2))`, minus its sum at the
+/// maximum, which is 0 up to rounding.
 fn softmax_derivative(scores: &[f32], g: &mut [f32]) {
     let mut e = scores.to_vec();
     let s = exponentials(&mut e);
@@ -170,7 +169,7 @@ fn softmax_derivative(scores: &[f32], g: &mut [f32]) {
         .for_each(|(g, _)| *g -= of_max);
 }
 
-/// The places of the `count` largest numbers, the largest first.
+/// Indices of the `count` largest numbers, largest first.
 fn largest(values: &[f32], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
@@ -178,7 +177,7 @@ fn largest(values: &[f32], count: usize) -> Vec<usize> {
     order
 }
 
-/// Puts minus infinity in the place of all experts outside of the best groups.
+/// Sets all experts outside the top groups to minus infinity.
 fn leave_best_groups(values: &mut [f32], groups: ExpertGroups) {
     let size = (values.len() / groups.count).max(1);
     let best_two = |group: &[f32]| largest(group, 2).iter().map(|place| group[*place]).sum();
@@ -199,12 +198,12 @@ fn chosen_sum(probabilities: &[f32], chosen: &[usize]) -> f32 {
     folded_sum(&masked)
 }
 
-/// The numbers at these places.
+/// The numbers at these indices.
 fn selected(row: &[f32], places: &[usize]) -> Vec<f32> {
     places.iter().map(|place| row[*place]).collect()
 }
 
-/// Puts numbers to these places.
+/// Writes numbers at these indices.
 fn place(row: &mut [f32], places: &[usize], numbers: &[f32]) {
     let both = places.iter().zip(numbers);
     both.for_each(|(place, number)| row[*place] = *number);
@@ -237,7 +236,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_bias_changes_the_choice_and_no_weight() {
+    fn selection_bias_affects_the_choice_only() {
         let scores = [0.5, 2.0, -1.0, 1.0];
         for gating in GATINGS {
             let plain = router(gating, None);
@@ -255,17 +254,17 @@ mod tests {
     }
 
     #[test]
-    fn scores_choose_where_probabilities_are_all_the_same() {
+    fn scores_choose_between_equal_probabilities() {
         let mut router = router(Gating::Sigmoid, None);
         router.routing.by_scores = true;
-        // All are 1 behind the logistic function.
+        // Sigmoid saturates at 1 for all.
         let mut row = [40.0, 60.0, 50.0];
         assert_eq!(router.route(&mut row), [1, 2]);
         assert_eq!(row, [1.0; 3]);
     }
 
     #[test]
-    fn weights_are_those_of_their_formulas() {
+    fn weights_match_their_formulas() {
         let scores = [0.5f32, 2.0, -1.0, 1.0];
         let exp = |x: f32| x.exp();
         let all: f32 = scores.iter().copied().map(exp).sum();
@@ -306,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_of_nearly_nothing_are_divided_by_the_floor() {
+    fn tiny_sums_are_replaced_by_the_floor() {
         let mut router = router(Gating::Sigmoid, None);
         router.routing.normalized = true;
         let mut row = [-20.0, -30.0, -15.0];
@@ -320,8 +319,9 @@ mod tests {
     }
 
     #[test]
-    fn experts_are_chosen_of_the_groups_whose_two_best_are_the_best() {
-        // Sums of the two best: 1.5, 1.9, 1.2, 1.4; the best expert of all is in the third.
+    fn groups_are_ranked_by_their_two_best_experts() {
+        // Sums of the two best per group: 1.5, 1.9, 1.2, 1.4; the best single expert is in the
+        // third.
         let scores = [
             0.8, 0.7, 0.0, /**/ 1.0, 0.1, 0.9, /**/ 1.2, -9.0, 0.0, /**/ 0.6, 0.8,
             0.5,

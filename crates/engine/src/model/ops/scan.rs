@@ -1,9 +1,9 @@
-//! What recurrences over a state per head have in common: the columns of a head, steps in blocks,
-//! decays within a block, and the way through the blocks, forwards and back.
+//! Common parts of recurrences with one state per head: columns of a head, blocks of steps, decays
+//! within a block, and iteration over blocks, forward and backward.
 //!
-//! A block is computed of the state in front of it, as matrix products, and says what its steps put
-//! out and what becomes of the state. The derivative goes through the blocks backwards, with the
-//! state in front of each kept and everything within computed again.
+//! A block is computed from the state before it, as matrix products, and yields its outputs and the
+//! next state. The derivative runs over the blocks in reverse; the state before each block is
+//! stored, everything within is recomputed.
 
 use crate::model::rows::Rows;
 use quantier_blocks::vector::{LANES, exp, vectorized};
@@ -11,13 +11,13 @@ use quantier_round::matrix::{View, multiply};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Steps that are taken together.
+/// Steps per block.
 const BLOCK: usize = 64;
 
-/// The sizes of a head.
+/// Dimensions of a head.
 #[derive(Clone, Copy)]
 pub(super) struct Lengths {
-    /// Steps in all.
+    /// Total number of steps.
     pub positions: usize,
     /// Rows of the state.
     pub key: usize,
@@ -33,10 +33,10 @@ pub(super) trait Steps {
 
     fn lengths(&self) -> Lengths;
 
-    /// Computes a block of the state `[key, value]` in front of it.
+    /// Computes a block from the state `[key, value]` before it.
     fn block(&self, steps: Range<usize>, state: &[f32]) -> Self::Block<'_>;
 
-    /// The outputs of all steps, from a state of zeros: `[positions, value]`.
+    /// Outputs of all steps, from a zero initial state: `[positions, value]`.
     fn scan(&self) -> Vec<f32> {
         let Lengths {
             positions,
@@ -54,7 +54,7 @@ pub(super) trait Steps {
         out
     }
 
-    /// The derivative of [`Steps::scan`], of the gradient `g` of the outputs: `put` gets the
+    /// Derivative of [`Steps::scan`], given the gradient `g` of the outputs: `put` receives the
     /// gradients of every block, the last one first.
     fn derivative<'s>(
         &'s self,
@@ -81,23 +81,23 @@ pub(super) trait Steps {
     }
 }
 
-/// What is computed of the steps of a block.
+/// Computed values of a block.
 pub(super) trait Block {
-    /// Gradients of what the steps read.
+    /// Gradients of the steps' inputs.
     type Gradient;
 
-    /// What the steps put out: `[steps, value]`, in place of what `out` holds.
+    /// Overwrites `out` with the outputs of the steps: `[steps, value]`.
     fn outputs(&self, out: &mut [f32]);
 
-    /// From the state in front of the block to that behind it.
+    /// Advances the state from before the block to after it.
     fn advance(&self, state: &mut [f32]);
 
-    /// The derivative, of the gradient `g` of the outputs and of that of the state behind the
-    /// block, which becomes that of the state in front of it.
+    /// Derivative, given the gradient `g` of the outputs. `of_state` enters as the gradient of the
+    /// state after the block and leaves as that of the state before it.
     fn derivative(&self, g: View<'_>, state: &[f32], of_state: &mut [f32]) -> Self::Gradient;
 }
 
-/// The blocks of so many steps.
+/// Splits `positions` steps into blocks.
 pub(super) fn blocks(
     positions: usize,
 ) -> impl ExactSizeIterator<Item = Range<usize>> + DoubleEndedIterator {
@@ -105,21 +105,21 @@ pub(super) fn blocks(
     starts.map(move |start| start..(start + BLOCK).min(positions))
 }
 
-/// The number of the block of these steps.
+/// Index of the block of these steps.
 pub(super) fn block_of(steps: &Range<usize>) -> usize {
     steps.start / BLOCK
 }
 
-/// How much steps keep of a state, within a block.
+/// Cumulative decays within a block.
 pub(super) struct Decays {
-    /// `c_i`: what is kept of the state in front of the block after each step.
+    /// `c_i`: decay factor from the start of the block through each step.
     pub kept: Vec<f32>,
     /// `r_ij = c_i / c_j` for `j <= i`, else 0: `[steps, steps]`.
     pub ratios: Vec<f32>,
 }
 
 impl Decays {
-    /// Of the logarithms of what each step keeps, none of them above 0.
+    /// From log decays of the steps, all at most 0.
     pub(super) fn new(logarithms: &[f32]) -> Decays {
         let count = logarithms.len();
         let mut sum = 0.0;
@@ -141,17 +141,17 @@ impl Decays {
         }
     }
 
-    /// The number of steps.
+    /// Number of steps.
     pub(super) fn count(&self) -> usize {
         self.kept.len()
     }
 
-    /// The ratio to the last step, of each step.
+    /// Decay factors from each step to the last.
     pub(super) fn to_end(&self) -> &[f32] {
         &self.ratios[(self.count() - 1) * self.count()..]
     }
 
-    /// What is kept of the state in front of the block behind it.
+    /// Decay factor over the whole block.
     pub(super) fn kept_to_end(&self) -> f32 {
         self.kept[self.count() - 1]
     }
@@ -162,8 +162,8 @@ impl Decays {
         pairs.map(|(ratio, x)| ratio * x).collect()
     }
 
-    /// Adds to the gradients of the sums what rows `x_j`, scaled by the ratios to the end, lead to,
-    /// of the gradients `g` of the scaled rows.
+    /// Derivative of `x_j r_last,j` with respect to the cumulative log decays: adds to `of_sums`,
+    /// given the gradients `g` of the scaled rows.
     pub(super) fn add_of_ends(&self, of_sums: &mut [f32], g: &[f32], x: &[f32]) {
         let (last, length) = (self.count() - 1, x.len() / self.count());
         let rows = g.chunks_exact(length).zip(x.chunks_exact(length));
@@ -175,7 +175,7 @@ impl Decays {
     }
 }
 
-/// The gradients of logarithms, of those of their sums: each is in the sums of all later steps.
+/// Turns gradients of cumulative log decays into those of the log decays: suffix sums.
 pub(super) fn of_logarithms(of_sums: &mut [f32]) {
     let mut sum = 0.0;
     for g in of_sums.iter_mut().rev() {
@@ -184,8 +184,7 @@ pub(super) fn of_logarithms(of_sums: &mut [f32]) {
     }
 }
 
-/// Gives `take` what `f` makes of every head, in their order; `split` is how many threads may work
-/// at a time.
+/// Passes the result of `f` for every head to `take`, in order; `split` is the number of threads.
 pub(super) fn each_head<T: Send>(
     heads: usize,
     split: usize,
@@ -209,7 +208,7 @@ pub(super) fn columns_of(rows: &Rows, head: usize, length: usize) -> View<'_> {
     View::new(numbers, rows.len(), length, rows.columns())
 }
 
-/// The one number of a head in every row.
+/// The number of a head in every row.
 pub(super) fn number_of(rows: &Rows, head: usize) -> Vec<f32> {
     rows.iter().map(|row| row[head]).collect()
 }
@@ -221,13 +220,13 @@ pub(super) fn place(rows: &mut Rows, head: usize, of_head: &[f32], length: usize
     }
 }
 
-/// Puts the rows of some steps in their place among those of all steps.
+/// Writes the rows of some steps among those of all steps.
 pub(super) fn put(all: &mut [f32], steps: &Range<usize>, of_steps: &[f32]) {
     let length = of_steps.len() / steps.len();
     all[steps.start * length..steps.end * length].copy_from_slice(of_steps);
 }
 
-/// As many zeros.
+/// Zeros of the same shape.
 pub(super) fn zeros(x: &Rows) -> Rows {
     Rows::zeros(x.len(), x.columns())
 }
@@ -237,7 +236,7 @@ pub(super) fn add(x: &mut [f32], y: &[f32], scale: f32) {
     x.iter_mut().zip(y).for_each(|(x, y)| *x += scale * y);
 }
 
-/// The dot product: lane by lane, then the lanes.
+/// Dot product: per lane, then over the lanes.
 #[inline(always)]
 pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
     let ((xs, x), (ys, y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
@@ -251,7 +250,7 @@ pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
     sums.into_iter().chain(rest).sum()
 }
 
-/// Every row times its number, or times numbers of its own.
+/// Multiplies every row by its number, or elementwise.
 pub(super) fn scaled(x: &[f32], columns: usize, scales: &[f32]) -> Vec<f32> {
     let mut out = x.to_vec();
     let each = scales.len() / (x.len() / columns).max(1);
@@ -268,7 +267,7 @@ pub(super) fn scaled(x: &[f32], columns: usize, scales: &[f32]) -> Vec<f32> {
     out
 }
 
-/// A matrix in a slice, row by row.
+/// A slice as a row-major matrix.
 pub(super) fn whole(x: &[f32], columns: usize) -> View<'_> {
     View::new(x, x.len() / columns, columns, columns)
 }

@@ -1,13 +1,13 @@
-//! The selective scan (Mamba, Gu and Dao 2023): every channel has a state of a few numbers, each of
-//! which forgets at a rate of its own.
+//! The selective scan (Mamba, Gu and Dao 2023): every channel has a small state vector with a decay
+//! rate per element.
 //!
 //! ```text
 //! h_i    <- exp(step decay_i) h_i + step value key_i
 //! output =  sum_i h_i query_i
 //! ```
 //!
-//! Channels go side by side, as lanes. The derivative goes through blocks of steps backwards, with
-//! the state in front of each kept, and those within computed again.
+//! Channels are lanes. The derivative runs over blocks of steps in reverse; the state before each
+//! block is stored, those within are recomputed.
 
 use super::elementwise::{add, multiply};
 use crate::model::rows::Rows;
@@ -15,17 +15,17 @@ use quantier_blocks::vector::{LANES, exp, vectorized};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Channels that go through their states together.
+/// Channels per group of lanes.
 const GROUP: usize = 64;
-/// Steps whose states the derivative computes again at a time.
+/// Steps per block of recomputed states.
 const BLOCK: usize = 32;
 
-/// What goes through the states of all channels.
+/// Inputs of all channels.
 #[derive(Debug)]
 pub(crate) struct Selective {
     /// `[positions, channels]`.
     pub value: Rows,
-    /// How far time goes, at least 0: `[positions, channels]`.
+    /// Time step, at least 0: `[positions, channels]`.
     pub step: Rows,
     /// `[positions, state]`.
     pub key: Rows,
@@ -33,7 +33,7 @@ pub(crate) struct Selective {
     pub query: Rows,
 }
 
-/// The parts of [`Selective`] that some channels read. States are `[state, channels]`.
+/// The parts of [`Selective`] that a group of channels reads. States are `[state, channels]`.
 struct Channels<'a> {
     /// `[positions, channels]`.
     value: Vec<f32>,
@@ -46,17 +46,17 @@ struct Channels<'a> {
     count: usize,
 }
 
-/// Gradients of what some channels read.
+/// Gradients of the inputs of a group of channels.
 struct Gradient {
     value: Vec<f32>,
     step: Vec<f32>,
-    /// Their part of the gradient of all channels.
+    /// This group's share of the gradients of keys and queries.
     key: Rows,
     query: Rows,
 }
 
 impl Selective {
-    /// Channels that go together, group by group.
+    /// Ranges of channels, by group.
     fn groups(&self) -> Vec<Range<usize>> {
         let channels = self.value.columns();
         let starts = (0..channels).step_by(GROUP);
@@ -78,7 +78,7 @@ impl Selective {
         }
     }
 
-    /// What `f` makes of every group; `split` is how many threads may share them.
+    /// Results of `f` for all groups; `split` is the number of threads.
     fn each_group<T: Send>(
         &self,
         decay: &[f32],
@@ -92,7 +92,7 @@ impl Selective {
         }
     }
 
-    /// The outputs of all channels, from states of zeros: `[positions, channels]`. `decay` is
+    /// Outputs of all channels, from zero initial states: `[positions, channels]`. `decay` is
     /// `[channels, state]`, at most 0.
     pub(crate) fn scan(&self, decay: &[f32], split: usize) -> Rows {
         let outputs = self.each_group(decay, split, |first, group| (first, group.scan()));
@@ -103,7 +103,8 @@ impl Selective {
         out
     }
 
-    /// The derivative of [`Selective::scan`]: the gradients of everything, of that of the outputs.
+    /// Derivative of [`Selective::scan`]: the gradients of all inputs, given the gradient `g` of
+    /// the outputs.
     pub(crate) fn derivative(&self, decay: &[f32], g: &Rows, split: usize) -> Selective {
         let gradients = self.each_group(decay, split, |first, group| {
             let g = g.columns_range(first..first + group.count);
@@ -126,7 +127,7 @@ impl Selective {
     }
 }
 
-/// Puts rows into columns from `first` on.
+/// Writes rows to columns from `first` on.
 fn place(all: &mut Rows, first: usize, part: &[f32]) {
     let columns = part.len() / all.len().max(1);
     for (row, part) in all.iter_mut().zip(part.chunks_exact(columns.max(1))) {
@@ -134,7 +135,7 @@ fn place(all: &mut Rows, first: usize, part: &[f32]) {
     }
 }
 
-/// The dot product, lane by lane, then the lanes.
+/// Dot product: per lane, then over the lanes.
 #[inline(always)]
 fn dot(x: &[f32], y: &[f32]) -> f32 {
     let ((xs, x), (ys, y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
@@ -159,7 +160,8 @@ impl Channels<'_> {
         (&self.value[row.clone()], &self.step[row])
     }
 
-    /// Takes states over one step. Calls `read` with the number of each part of the state behind it.
+    /// Advances the states by one step. Calls `read` with every part of the new state and its
+    /// index.
     #[inline(always)]
     fn advance(&self, position: usize, states: &mut [f32], mut read: impl FnMut(usize, &[f32])) {
         let (value, step) = self.at(position);
@@ -175,7 +177,7 @@ impl Channels<'_> {
         }
     }
 
-    /// `[positions, channels]`.
+    /// Outputs: `[positions, channels]`.
     fn scan(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.value.len()];
         let mut states = vec![0.0; self.decay.len()];
@@ -217,7 +219,7 @@ impl Channels<'_> {
                 query: Rows::zeros(positions, self.key.columns()),
             },
         };
-        // The state in front of a block, and behind each of its steps.
+        // The state before a block and after each of its steps.
         let mut within = vec![0.0; (BLOCK + 1) * size];
         for (start, kept) in starts.iter().zip(kept.chunks_exact(size)).rev() {
             let steps = *start..(start + BLOCK).min(positions);
@@ -238,18 +240,18 @@ impl Channels<'_> {
     }
 }
 
-/// The way back through the steps.
+/// State of the backward pass.
 struct Backward<'c> {
     channels: &'c Channels<'c>,
     /// Gradients of the outputs: `[positions, channels]`.
     g: &'c [f32],
-    /// Gradients of the states behind the step: `[state, channels]`.
+    /// Gradients of the states after the step: `[state, channels]`.
     of_states: Vec<f32>,
     gradient: Gradient,
 }
 
 impl Backward<'_> {
-    /// One step, with the states before it and behind it.
+    /// Derivative of one step, given the states before and after it.
     #[inline(always)]
     fn step(&mut self, position: usize, before: &[f32], behind: &[f32]) {
         let Channels {

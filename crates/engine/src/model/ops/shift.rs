@@ -1,9 +1,9 @@
-//! The token shift (RWKV, Peng et al. 2023): mixes of each position with the one before.
+//! The token shift (RWKV, Peng et al. 2023): mixes of each position with the previous one.
 
 use super::elementwise::{add, multiply};
 use crate::model::rows::Rows;
 
-/// What leads from each row to the one before, `x[t - 1] - x[t]`, with zeros in front of the first.
+/// Differences to the previous row, `x[t - 1] - x[t]`, with zeros before the first.
 pub(crate) fn differences(x: &Rows) -> Rows {
     let mut y = Rows::zeros(x.len(), x.columns());
     let (columns, numbers) = (x.columns(), x.numbers());
@@ -14,7 +14,8 @@ pub(crate) fn differences(x: &Rows) -> Rows {
     y
 }
 
-/// The derivative of [`differences`]: adds the gradient of `x` to `dx`, of that of the differences.
+/// Derivative of [`differences`]: adds the gradient of `x` to `dx`, given the gradient `g` of the
+/// differences.
 pub(crate) fn differences_derivative(g: &Rows, dx: &mut Rows) {
     let (columns, numbers) = (g.columns(), g.numbers());
     let places = dx.numbers_mut().iter_mut().zip(numbers);
@@ -23,7 +24,7 @@ pub(crate) fn differences_derivative(g: &Rows, dx: &mut Rows) {
     add(&mut dx.numbers_mut()[..later.len()], later);
 }
 
-/// Every row plus its difference times `weights`, one for each column.
+/// Rows plus their differences times `weights`, one weight per column.
 pub(crate) fn mixed(x: &Rows, differences: &Rows, weights: &[f32]) -> Rows {
     let mut y = differences.clone();
     for (y, x) in y.iter_mut().zip(x.iter()) {
@@ -33,8 +34,8 @@ pub(crate) fn mixed(x: &Rows, differences: &Rows, weights: &[f32]) -> Rows {
     y
 }
 
-/// The derivative of [`mixed`]: adds the gradients of `x` and of the differences to `dx` and `dd`, of
-/// that of the mix.
+/// Derivative of [`mixed`]: adds the gradients of `x` and of the differences to `dx` and `dd`,
+/// given the gradient `g` of the mix.
 pub(crate) fn mixed_derivative(g: &Rows, weights: &[f32], dx: &mut Rows, dd: &mut Rows) {
     add(dx.numbers_mut(), g.numbers());
     for (dd, g) in dd.iter_mut().zip(g.iter()) {

@@ -1,21 +1,21 @@
-//! Linear recurrences with one decay per head: state space duality (Dao and Gu 2024), and attention
-//! without softmax whose states forget at a fixed rate (Qin et al. 2024). Each head has a state, a
-//! matrix from keys to values.
+//! Linear recurrences with one decay per head: state space duality (Dao and Gu 2024), and linear
+//! attention with fixed decay rates (Qin et al. 2024). Each head has a state, a matrix from keys to
+//! values.
 //!
 //! ```text
 //! S      <- exp(decay) S + k v'
 //! output =  S'q
 //! ```
 //!
-//! Steps are taken in blocks, as matrix products. Within a block let `c_i` be what is kept of the
-//! state in front of it after step `i`, and `r_ij = c_i / c_j`:
+//! Steps are processed in blocks, as matrix products. Within a block, let `c_i` be the cumulative
+//! decay factor from its start through step `i`, and `r_ij = c_i / c_j`:
 //!
 //! ```text
 //! output_i = c_i S'q_i + sum_{j <= i} r_ij (q_i.k_j) v_j
 //! S        <- c_last S + sum_j r_last,j k_j v_j'
 //! ```
 //!
-//! The products of queries and keys are the same for all heads that share them.
+//! Products of queries and keys are computed once for all heads that share them.
 
 use super::scan::{
     self, Decays, Lengths, Steps, add, blocks, columns_of, dot, each_head, number_of,
@@ -25,11 +25,10 @@ use crate::model::rows::Rows;
 use quantier_round::matrix::{View, add_product, multiply};
 use std::ops::Range;
 
-/// What goes through the states of all heads. Heads of values that follow each other share a head
-/// of queries and keys.
+/// Inputs of all heads. Consecutive value heads share a query and key head.
 #[derive(Debug)]
 pub(crate) struct Streams {
-    /// Heads of queries and keys.
+    /// Number of query and key heads.
     pub groups: usize,
     /// `[positions, groups * key_length]`.
     pub query: Rows,
@@ -37,11 +36,11 @@ pub(crate) struct Streams {
     pub key: Rows,
     /// `[positions, heads * value_length]`.
     pub value: Rows,
-    /// The logarithm of what is kept of a state: `[positions, heads]`.
+    /// Log decay of the state: `[positions, heads]`.
     pub decay: Rows,
 }
 
-/// `q_i.k_j` of every block of a group.
+/// `q_i.k_j` for every block of a group.
 type Scores = Vec<Vec<f32>>;
 
 impl Streams {
@@ -57,12 +56,12 @@ impl Streams {
         self.value.columns() / self.heads()
     }
 
-    /// The head of queries and keys that a head of values reads.
+    /// The query and key head of a value head.
     fn group(&self, head: usize) -> usize {
         head / (self.heads() / self.groups)
     }
 
-    /// The scores of every group.
+    /// Scores of every group.
     fn scores(&self, split: usize) -> Vec<Scores> {
         let length = self.key_length();
         let of_group = |group: usize| {
@@ -91,8 +90,8 @@ impl Streams {
         }
     }
 
-    /// The outputs of all heads, side by side, from states of zeros:
-    /// `[positions, heads * value_length]`.
+    /// Outputs of all heads, side by side, from zero initial states: `[positions, heads *
+    /// value_length]`.
     pub(crate) fn scan(&self, split: usize) -> Rows {
         let scores = self.scores(split);
         let mut out = zeros(&self.value);
@@ -105,7 +104,8 @@ impl Streams {
         out
     }
 
-    /// The derivative of [`Streams::scan`]: the gradients of everything, of that of the outputs.
+    /// Derivative of [`Streams::scan`]: the gradients of all inputs, given the gradient `g` of the
+    /// outputs.
     pub(crate) fn derivative(&self, g: &Rows, split: usize) -> Streams {
         let scores = self.scores(split);
         let (key_length, value_length) = (self.key_length(), self.value_length());
@@ -132,7 +132,7 @@ impl Streams {
     }
 }
 
-/// The parts of [`Streams`] that one head of values reads.
+/// The parts of [`Streams`] that one value head reads.
 struct Head<'a> {
     query: View<'a>,
     key: View<'a>,
@@ -141,7 +141,7 @@ struct Head<'a> {
     scores: &'a Scores,
 }
 
-/// Gradients of what one head reads, each as rows of its own.
+/// Gradients of one head's inputs, row by row.
 struct Gradient {
     query: Vec<f32>,
     key: Vec<f32>,
@@ -149,7 +149,7 @@ struct Gradient {
     decay: Vec<f32>,
 }
 
-/// What is computed of the steps of a block.
+/// Intermediate values of a block.
 struct Block<'a> {
     query: View<'a>,
     key: View<'a>,
@@ -250,7 +250,7 @@ impl scan::Block for Block<'_> {
         let (key_length, value_length) = (self.key.columns(), self.value.columns());
         let mut of_decays = vec![0.0; count];
 
-        // By the state behind the block.
+        // Contributions through the state after the block.
         let of_behind = whole(of_state, value_length);
         let mut of_values = product(whole(&self.keys_to_end(), key_length), of_behind);
         let by_end = product(self.value, of_behind.transposed());
@@ -258,7 +258,7 @@ impl scan::Block for Block<'_> {
         decays.add_of_ends(&mut of_decays, &by_end, &self.key.to_vec());
         of_decays[count - 1] += dot(state, of_state) * decays.kept_to_end();
 
-        // By the pairs of steps.
+        // Contributions through pairs of steps.
         let weights = decays.weighed(self.scores);
         let weights = whole(&weights, count).transposed();
         add_product(weights, g, &mut of_values, value_length, 1);
@@ -282,7 +282,7 @@ impl scan::Block for Block<'_> {
             1,
         );
 
-        // By the state in front of the block.
+        // Contributions through the state before the block.
         let g = g.to_vec();
         let rows = g.chunks_exact(value_length);
         let rows = rows.zip(self.read.chunks_exact(value_length));

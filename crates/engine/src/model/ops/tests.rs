@@ -1,4 +1,4 @@
-//! Every derivative beside differences, in one table.
+//! All derivatives against finite differences, in one table.
 
 use super::activation::{activate, activate_derivative, gate, gate_derivative};
 use super::attention::{Heads, Scores, Unseen, alibi_slopes};
@@ -20,7 +20,7 @@ use crate::model::rows::Rows;
 use quantier_arch::hyper::{DeltaNumbers, ExpertGroups, Routing};
 use quantier_arch::{Activation, DeltaHeads, Gating, Rope, Xielu};
 
-/// Numbers between -1 and 1 without a pattern.
+/// Pseudo-random numbers between -1 and 1.
 pub(in crate::model) fn random(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed;
     let mut number = || {
@@ -30,20 +30,20 @@ pub(in crate::model) fn random(len: usize, seed: u32) -> Vec<f32> {
     (0..len).map(|_| number()).collect()
 }
 
-/// The slope of `f` at 0, by fourth-order central differences.
+/// Derivative of `f` at 0, by fourth-order central differences.
 fn slope(f: impl Fn(f32) -> f64) -> f64 {
     const STEP: f32 = 1e-2;
     (8.0 * (f(STEP) - f(-STEP)) - (f(2.0 * STEP) - f(-2.0 * STEP))) / (12.0 * f64::from(STEP))
 }
 
-/// The dot product, in f64.
+/// Dot product in f64.
 fn dot(x: &[f32], y: &[f32]) -> f64 {
     let products = x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y));
     products.sum()
 }
 
-/// Fails unless the gradients of a function of some arguments are the slopes that differences show:
-/// along a random direction of each argument, of a random weighing of the result.
+/// Asserts that the gradients of a function match finite differences: along a random direction of
+/// each argument, for a random weighted sum of the results.
 pub(in crate::model) fn check_gradients(
     name: &str,
     at: &[Vec<f32>],
@@ -69,12 +69,12 @@ pub(in crate::model) fn check_gradients(
     }
 }
 
-/// A function of some arguments.
+/// A function of several arguments.
 type Function<'c> = dyn Fn(&[Vec<f32>]) -> Vec<f32> + 'c;
-/// Of the arguments and the gradient of the result: the gradients of the arguments.
+/// The gradients of the arguments, given the arguments and the gradient of the result.
 type Derivative<'c> = dyn Fn(&[Vec<f32>], &[f32]) -> Vec<Vec<f32>> + 'c;
 
-/// A row of the table.
+/// One row of the table.
 struct Case<'c> {
     name: String,
     /// Lengths of the arguments.
@@ -97,14 +97,14 @@ fn case<'c>(
     }
 }
 
-/// `x`, changed.
+/// A modified copy of `x`.
 fn changed(x: &[f32], change: impl FnOnce(&mut [f32])) -> Vec<f32> {
     let mut x = x.to_vec();
     change(&mut x);
     x
 }
 
-/// Rows of seven.
+/// Rows of length seven.
 fn rows(x: &[f32]) -> Rows {
     Rows::new(x.to_vec(), 7)
 }
@@ -213,7 +213,7 @@ fn cases_of_rows<'c>(weight: &'c [f32], bias: &'c [f32]) -> Vec<Case<'c>> {
     ]
 }
 
-/// A matrix of `rows` rows of seven.
+/// A matrix of `rows` rows of length seven.
 fn weight_of(rows: usize) -> Vec<f32> {
     random(rows * 7, 8)
 }
@@ -256,9 +256,9 @@ fn cases_of_activations<'c>() -> Vec<Case<'c>> {
     cases
 }
 
-/// Every way of weighing, with two of six experts; the bias and the groups change the choice.
+/// All gatings, with two of six experts; bias and groups affect the choice.
 fn cases_of_experts<'c>() -> Vec<Case<'c>> {
-    // So far apart that the same experts stay chosen where differences move.
+    // Far enough apart for the choice to stay the same under finite differences.
     let apart = [0.1, -0.9, 0.6, 1.1, -0.4, 0.3];
     let scores = move |x: &[f32]| -> Vec<f32> {
         let moved = x.iter().zip(apart);
@@ -313,7 +313,7 @@ fn cases_of_experts<'c>() -> Vec<Case<'c>> {
     cases
 }
 
-/// The numbers at these places; the others mean nothing.
+/// The numbers at these indices, with zeros elsewhere.
 fn only(places: &[usize], numbers: &[f32]) -> Vec<f32> {
     let number = |(place, number): (usize, &f32)| match places.contains(&place) {
         true => *number,
@@ -364,7 +364,7 @@ fn cases_of_attention<'c>() -> Vec<Case<'c>> {
         ));
     }
     for rope in [Rope::Pairs, Rope::Halves] {
-        // Six of eight numbers of a head are rotated.
+        // Six of a head's eight numbers are rotated.
         let (positions, pairs) = (4, 3);
         let angles = Angles {
             cosines: random(positions * pairs, 3),
@@ -386,9 +386,10 @@ fn cases_of_attention<'c>() -> Vec<Case<'c>> {
     cases
 }
 
-/// Streams of 4 heads of values of 3 and 2 heads of keys of 5, with a decay for each head or channel.
+/// Streams with 4 value heads of length 3, 2 key heads of length 5 and one decay per head or
+/// channel.
 fn streams(x: &[Vec<f32>]) -> Streams {
-    // Decays below 0, and strengths between 0 and 1.
+    // Decays below 0, strengths between 0 and 1.
     let decay: Vec<f32> = x[3].iter().map(|x| 0.2 * x - 0.3).collect();
     let strength = x[4].iter().map(|x| 0.4 * x + 0.5).collect();
     Streams {
@@ -408,7 +409,7 @@ fn streams(x: &[Vec<f32>]) -> Streams {
     }
 }
 
-/// Lengths of the arguments of [`streams`], with so many decays for each head.
+/// Argument lengths of [`streams`] with `decays` decays per head.
 fn lens_of_streams(positions: usize, decays: usize) -> [usize; 5] {
     [10, 10, 12, 4 * decays, 4].map(|each| each * positions)
 }
@@ -434,13 +435,13 @@ fn cases_of_states<'c>() -> Vec<Case<'c>> {
             },
         )
     };
-    // Less than a block of steps, one and a bit, and two.
+    // Less than a block of steps, more than one, and two.
     let positions = [3, 70, 128].into_iter();
     let both = positions.flat_map(|positions| [1, 5].map(|decays| (positions, decays)));
     both.map(case).collect()
 }
 
-/// Streams of 6 heads of values of 3 and 2 heads of keys of 5.
+/// Streams with 6 value heads of length 3 and 2 key heads of length 5.
 fn plain_streams(x: &[Vec<f32>]) -> ssd::Streams {
     ssd::Streams {
         groups: 2,
@@ -452,7 +453,7 @@ fn plain_streams(x: &[Vec<f32>]) -> ssd::Streams {
     }
 }
 
-/// Lengths of the arguments of [`plain_streams`].
+/// Argument lengths of [`plain_streams`].
 fn lens_of_plain_streams(positions: usize) -> [usize; 4] {
     [10, 10, 18, 6].map(|each| each * positions)
 }
@@ -479,9 +480,9 @@ fn cases_of_plain_states<'c>() -> Vec<Case<'c>> {
     [3, 70, 128].map(case).into()
 }
 
-/// Blocks of steps without the delta rule against single steps in f64.
+/// Compares blocks without the delta rule with single steps in f64.
 #[test]
-fn blocks_of_plain_steps_are_the_steps() {
+fn blocks_without_delta_rule_equal_single_steps() {
     for positions in [1, 5, 64, 65, 150] {
         let arguments = lens_of_plain_streams(positions);
         let arguments: Vec<_> = arguments
@@ -515,7 +516,7 @@ fn blocks_of_plain_steps_are_the_steps() {
     }
 }
 
-/// What 70 channels with states of 3 read: more than go together.
+/// Inputs of 70 channels with states of 3: more channels than one group.
 fn selective(x: &[Vec<f32>]) -> Selective {
     Selective {
         value: Rows::new(x[0].clone(), CHANNELS),
@@ -551,11 +552,11 @@ fn cases_of_selective_scans<'c>() -> Vec<Case<'c>> {
             },
         )
     };
-    // Less than a block of steps, one and a bit, and two.
+    // Less than a block of steps, more than one, and two.
     [3, 35, 64].map(case).into()
 }
 
-/// Two heads of RWKV 6, of gated linear attention, or of RWKV 7.
+/// Two heads of RWKV 6, gated linear attention, or RWKV 7.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum States {
     Six,
@@ -607,7 +608,7 @@ fn cases_of_wkv<'c>() -> Vec<Case<'c>> {
             },
         )
     };
-    // Less than a block of steps, one and a bit, and two.
+    // Less than a block of steps, more than one, and two.
     let positions = [3, 35, 64].into_iter();
     let all = positions.flat_map(|positions| {
         [States::Six, States::Gated, States::Seven].map(|states| (positions, states))
@@ -615,9 +616,9 @@ fn cases_of_wkv<'c>() -> Vec<Case<'c>> {
     all.map(case).collect()
 }
 
-/// Heads against single numbers of their states in f64, straight from the formulas.
+/// Compares heads with the formulas, evaluated elementwise in f64.
 #[test]
-fn states_of_rwkv_are_their_steps() {
+fn rwkv_states_match_their_formulas() {
     for states in [States::Six, States::Gated, States::Seven] {
         for positions in [1, 33, 70] {
             let lens = lens_of_wkv(positions, states);
@@ -664,7 +665,7 @@ fn states_of_rwkv_are_their_steps() {
     }
 }
 
-/// The mixes of positions with the one before.
+/// Mixes of positions with the previous one.
 fn cases_of_shifts<'c>() -> Vec<Case<'c>> {
     let rows = |x: &[f32]| Rows::new(x.to_vec(), 4);
     let of = |positions: usize| {
@@ -688,7 +689,7 @@ fn cases_of_shifts<'c>() -> Vec<Case<'c>> {
 }
 
 #[test]
-fn positions_are_mixed_with_the_one_before() {
+fn positions_are_mixed_with_the_previous_one() {
     let x = Rows::new(vec![1.0, 2.0, 5.0, 6.0], 2);
     let differences = shift::differences(&x);
     assert_eq!(differences.numbers(), [-1.0, -2.0, -4.0, -4.0]);
@@ -696,9 +697,9 @@ fn positions_are_mixed_with_the_one_before() {
     assert_eq!(mixed.numbers(), [0.0, 1.5, 1.0, 5.0]);
 }
 
-/// Channels side by side against single states in f64.
+/// Compares lanes of channels with single states in f64.
 #[test]
-fn a_selective_scan_is_its_steps() {
+fn selective_scan_equals_single_steps() {
     for positions in [1, 33, 70] {
         let arguments: Vec<_> = lens_of_selective(positions)
             .iter()
@@ -729,9 +730,9 @@ fn a_selective_scan_is_its_steps() {
     }
 }
 
-/// Blocks of steps against single steps in f64.
+/// Compares blocks of steps with single steps in f64.
 #[test]
-fn blocks_of_steps_are_the_steps() {
+fn blocks_of_steps_equal_single_steps() {
     let positions = [1, 5, 64, 65, 150].into_iter();
     for (positions, decays, strong) in
         positions.flat_map(|p| [(p, 1, 1.0), (p, 5, 1.0), (p, 1, 400.0), (p, 5, 400.0)])
@@ -743,14 +744,14 @@ fn blocks_of_steps_are_the_steps() {
             .map(|(len, s)| random(*len, s))
             .collect();
         let mut all = streams(&arguments);
-        // Strong decays at a few steps, between weak ones.
+        // Strong decays at some steps, weak ones between.
         for row in all.decay.iter_mut().step_by(7) {
             row.iter_mut().for_each(|x| *x *= strong);
         }
         let out = all.scan(1);
         assert_eq!(out, all.scan(3));
         for head in 0..4 {
-            // By column of values.
+            // By value column.
             let mut state = [[0.0f64; 5]; 3];
             for position in 0..positions {
                 let at = |x: &Rows, i: usize| f64::from(x.numbers()[position * x.columns() + i]);
@@ -777,7 +778,7 @@ fn blocks_of_steps_are_the_steps() {
 }
 
 #[test]
-fn derivatives_are_those_that_differences_show() {
+fn derivatives_match_finite_differences() {
     let (weight, bias) = (random(7, 5), random(7, 6));
     let cases = cases_of_rows(&weight, &bias)
         .into_iter()
@@ -804,9 +805,9 @@ fn derivatives_are_those_that_differences_show() {
     }
 }
 
-/// Plain sums in f64 as the second opinion.
+/// Compares with formulas evaluated in f64.
 #[test]
-fn norms_and_activations_are_those_of_their_formulas() {
+fn norms_and_activations_match_their_formulas() {
     for n in [1, 7, 64, 101] {
         let (x, weight, bias) = (random(n, 1), random(n, 2), random(n, 3));
         let mean =

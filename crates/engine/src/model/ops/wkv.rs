@@ -1,4 +1,4 @@
-//! RWKV's states: each head has a matrix from keys to values whose channels forget each by itself.
+//! RWKV states: each head has a matrix from keys to values with one decay per key channel.
 //!
 //! ```text
 //! RWKV 6                     output = S'r + (r.(bonus k)) v,  then  S <- kept S + k v'
@@ -6,35 +6,34 @@
 //! RWKV 7                     S <- kept S + k v' + put (S'take)',  then  output = S'r
 //! ```
 //!
-//! Steps go one after the other: a head's state is small, and stays in the cache. The derivative goes
-//! through blocks of steps backwards, with the state in front of each kept, and those within computed
-//! again.
+//! Steps run sequentially: a head's state is small and stays in cache. The derivative runs over
+//! blocks of steps in reverse; the state before each block is stored, those within are recomputed.
 
 use super::scan::{add, columns_of, dot, each_head, place, zeros};
 use crate::model::rows::Rows;
 use quantier_blocks::vector::vectorized;
 
-/// Steps whose states the derivative computes again at a time.
+/// Steps per block of recomputed states.
 const BLOCK: usize = 32;
 
-/// What goes through the states of all heads: `[positions, heads * length]` each.
+/// Inputs of all heads: `[positions, heads * length]` each.
 #[derive(Debug)]
 pub(crate) struct Wkv {
-    /// The length of a head.
+    /// Head length.
     pub length: usize,
     pub receptance: Rows,
-    /// What a step keeps of the state in front of it.
+    /// Decay factors of the state.
     pub kept: Rows,
     pub key: Rows,
     pub value: Rows,
-    /// What a step reads of the state in front of it, and where it puts it.
+    /// `take` and `put`: keys of the state's read-out, and of its re-insertion.
     pub moved: Option<[Rows; 2]>,
-    /// How much a position counts for itself, `[heads * length]`: outputs are read in front of their
-    /// step then.
+    /// Weight of a position's own value in its output, `[heads * length]`; the output then reads
+    /// the state before the step.
     pub bonus: Option<Vec<f32>>,
 }
 
-/// The parts of [`Wkv`] that are one head's: `[positions, length]` each.
+/// The parts of [`Wkv`] of one head: `[positions, length]` each.
 struct Head {
     length: usize,
     receptance: Vec<f32>,
@@ -64,7 +63,7 @@ impl Wkv {
         }
     }
 
-    /// The outputs of all heads, side by side, from states of zeros: `[positions, heads * length]`.
+    /// Outputs of all heads, side by side, from zero initial states: `[positions, heads * length]`.
     pub(crate) fn scan(&self, split: usize) -> Rows {
         let mut out = zeros(&self.value);
         each_head(
@@ -76,8 +75,8 @@ impl Wkv {
         out
     }
 
-    /// The derivative of [`Wkv::scan`]: the gradients of everything but the bonus, of that of the
-    /// outputs.
+    /// Derivative of [`Wkv::scan`]: the gradients of all inputs but the bonus, given the gradient
+    /// `g` of the outputs.
     pub(crate) fn derivative(&self, g: &Rows, split: usize) -> Wkv {
         let length = self.length;
         let mut out = Wkv {
@@ -118,7 +117,7 @@ impl Head {
         &x[position * self.length..][..self.length]
     }
 
-    /// What a step reads of the state in front of it to move it.
+    /// `S'take` of a step.
     #[inline(always)]
     fn taken(&self, position: usize, state: &[f32]) -> Vec<f32> {
         let mut taken = vec![0.0; self.length];
@@ -136,7 +135,7 @@ impl Head {
         }
     }
 
-    /// Takes the state over one step.
+    /// Advances the state by one step.
     #[inline(always)]
     fn advance(&self, position: usize, state: &mut [f32]) {
         let taken = self.taken(position, state);
@@ -150,7 +149,7 @@ impl Head {
         }
     }
 
-    /// How much a position's value counts in its own output, beside the state.
+    /// Weight of a position's own value in its output.
     #[inline(always)]
     fn own(&self, position: usize, bonus: &[f32]) -> f32 {
         let receptance = self.at(&self.receptance, position).iter();
@@ -158,7 +157,7 @@ impl Head {
         places.map(|((r, k), bonus)| r * k * bonus).sum()
     }
 
-    /// `[positions, length]`.
+    /// Outputs: `[positions, length]`.
     fn scan(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.value.len()];
         let mut state = vec![0.0; self.length * self.length];
@@ -182,7 +181,7 @@ impl Head {
         out
     }
 
-    /// The gradients of what the head reads, of that of its outputs.
+    /// Gradients of the head's inputs, given the gradient `g` of its outputs.
     fn derivative(&self, g: &[f32]) -> Head {
         let (size, positions) = (self.length * self.length, self.positions());
         let starts: Vec<usize> = (0..positions).step_by(BLOCK).collect();
@@ -207,7 +206,7 @@ impl Head {
             bonus: None,
         };
         let mut of_state = vec![0.0; size];
-        // The state in front of a block, and behind each of its steps.
+        // The state before a block and after each of its steps.
         let mut within = vec![0.0; (BLOCK + 1) * size];
         for (start, kept) in starts.iter().zip(kept.chunks_exact(size)).rev() {
             let steps = *start..(start + BLOCK).min(positions);
@@ -228,8 +227,9 @@ impl Head {
         gradient
     }
 
-    /// One step of the way back, with the states in front of it and behind it. `g` is the gradient of
-    /// its output, `of_state` that of the state behind it, which becomes that of the state in front.
+    /// Derivative of one step, given the states before and after it and the gradient `g` of its
+    /// output. `of_state` enters as the gradient of the state after the step and leaves as that of
+    /// the state before it.
     #[inline(always)]
     fn step_back(
         &self,
@@ -301,7 +301,7 @@ impl Head {
     }
 }
 
-/// Gradients of what one step of a head reads.
+/// Gradients of the inputs of one step of a head.
 struct StepGradient {
     receptance: Vec<f32>,
     kept: Vec<f32>,
