@@ -1,4 +1,4 @@
-//! The engine by itself: the small trained Llama is opened and run without the program.
+//! The engine as a library: runs a small trained Llama.
 
 use quantier_arch::{Input, LinearId};
 use quantier_core::progress::Silent;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
 
-/// Counts the rows that each linear reads.
+/// Counts the rows read by each linear.
 #[derive(Default)]
 struct Counter(Mutex<BTreeMap<LinearId, usize>>);
 

@@ -1,9 +1,10 @@
-//! Models on a text: each scored row of logits of every chunk, on the engine's threads.
+//! Measurement of models on a text: scores all scored rows of logits of every chunk, on the
+//! engine's threads.
 //!
 //! ```text
-//! Measured::new    a model's layers over all chunks; the activations of the scored rows are kept
-//! nll, compare     one sweep over the chunks: the output matrices turn a few rows at a time into logits, which are
-//!                  scored and forgotten. The base's are computed once, whatever the number of models beside it
+//! Measured::new    runs the layers over all chunks; keeps the activations of the scored rows
+//! nll, compare     one sweep over the chunks: logits of a few rows at a time are computed,
+//!                  scored and discarded; those of the base once for all compared models
 //! ```
 
 use super::score::{self, Comparison, Distribution};
@@ -14,7 +15,7 @@ use quantier_gguf::logits::{self as stored, Logits, Shape};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Why a model could not be measured.
+/// Errors of a measurement.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A model could not be run.
@@ -22,10 +23,10 @@ pub enum Error {
     Model {
         /// The model.
         model: String,
-        /// What is wrong.
+        /// The error.
         error: model::Error,
     },
-    /// Logits of a model are not finite although all its activations are.
+    /// Logits that are not finite, computed from finite activations.
     #[error(
         "{model}: chunk {chunk}, scored row {row}: {error}. What the layers make is finite: the norm behind the last \
          one, or the output matrix, is damaged"
@@ -35,27 +36,27 @@ pub enum Error {
         model: String,
         /// The chunk, counted from 0.
         chunk: usize,
-        /// The row, counted from the first one that is scored.
+        /// The row, counted from the first scored one.
         row: usize,
-        /// Which logit it is.
+        /// The logit.
         error: score::Error,
     },
-    /// A row of logits cannot be used for another reason.
+    /// A row of logits that cannot be used for another reason.
     #[error("{model}: chunk {chunk}, scored row {row}: {error}")]
     Row {
         /// The model, or the logits file.
         model: String,
         /// The chunk, counted from 0.
         chunk: usize,
-        /// The row, counted from the first one that is scored.
+        /// The row, counted from the first scored one.
         row: usize,
-        /// What is wrong.
+        /// The error.
         error: score::Error,
     },
     /// A logits file could not be read or written.
     #[error(transparent)]
     File(#[from] quantier_gguf::Error),
-    /// Stopped from outside.
+    /// Cancelled.
     #[error("stopped")]
     Cancelled,
 }
@@ -63,34 +64,34 @@ pub enum Error {
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A model whose layers have seen the text.
+/// A model with the activations of its layers on the text.
 pub struct Measured<'e> {
     name: String,
     engine: &'e Engine<'e>,
     hidden: Hidden,
 }
 
-/// What models are compared with.
+/// The base of a comparison.
 pub enum Base<'e> {
     /// A model: full f32 logits.
     Model(Measured<'e>),
-    /// Its log-probabilities in a file, 16 bits each.
+    /// Log-probabilities in a file, 16 bits each.
     Stored {
-        /// What to call the file.
+        /// Name of the file in messages.
         name: String,
-        /// The file, which has these windows' chunks at its beginning.
+        /// The file; its first chunks are those of the windows.
         logits: &'e Logits,
     },
 }
 
-/// Where the rows of logits of a model go as well, encoded.
+/// Destination of a model's encoded rows of logits, if they are saved.
 pub type Save<'s> = Option<&'s mut stored::Writer>;
 
 impl<'e> Measured<'e> {
-    /// Runs all layers of a model on all chunks. `name` is what errors call it.
+    /// Runs all layers of a model over all chunks. `name` identifies it in errors.
     ///
     /// # Errors
-    /// Errors of [`Engine::run`], under the name of the model.
+    /// Errors of [`Engine::run`], with the model's name.
     pub fn new(
         name: String,
         engine: &'e Engine<'e>,
@@ -111,7 +112,7 @@ impl<'e> Measured<'e> {
         }
     }
 
-    /// Bytes of activations that it keeps in memory.
+    /// Bytes of activations in memory.
     pub fn memory_bytes(&self) -> u64 {
         self.hidden.memory_bytes()
     }
@@ -138,7 +139,7 @@ struct Output<'m> {
 }
 
 impl Output<'_> {
-    /// The activations of a chunk's scored rows, which are kept.
+    /// The stored activations of a chunk's scored rows.
     fn rows(&self, chunk: usize) -> Result<Rows> {
         self.measured
             .hidden
@@ -146,7 +147,7 @@ impl Output<'_> {
             .map_err(|e| self.measured.failed(e))
     }
 
-    /// Logits of some of the rows: `[rows * n_vocab]`.
+    /// Logits of a range of rows: `[rows * n_vocab]`.
     fn logits(&self, rows: &Rows, chunk: usize, range: &Range<usize>) -> Result<Vec<f32>> {
         let logits = self.head.logits(&rows.range(range.clone()), chunk, None);
         let logits = logits.map_err(|e| self.measured.failed(e))?;
@@ -172,11 +173,11 @@ impl Output<'_> {
     }
 }
 
-/// The -ln p of every scored token, in nats, chunk by chunk.
+/// The -ln p of all scored tokens, in nats, chunk by chunk.
 ///
 /// # Errors
-/// Logits that are not finite, a label outside of the vocabulary, a logits file that cannot be written,
-/// cancellation.
+/// Logits that are not finite, a label outside the vocabulary, a logits file that cannot be
+/// written, cancellation.
 pub fn nll(
     measured: &Measured<'_>,
     windows: &Windows<'_>,
@@ -217,16 +218,16 @@ pub fn nll(
     Ok(all)
 }
 
-/// Every scored row of some models beside the same row of their base: for each model, chunk by
-/// chunk.
+/// Compares every scored row of some models with the same row of their base. Results by model, then
+/// by chunk.
 ///
-/// Output matrices are kept widened for as many models as the first one's `max_memory` allows (one
-/// at least), and the base's logits are computed once for all of these together. `save` is for a
-/// base that is a model.
+/// Output matrices stay widened for as many models as the first one's `max_memory` allows, at least
+/// one; the base's logits are computed once for all of these. `save` applies to a base that is a
+/// model.
 ///
 /// # Errors
-/// Logits that are not finite, vocabularies of different sizes, a logits file that cannot be read or written,
-/// cancellation.
+/// Logits that are not finite, vocabularies of different sizes, a logits file that cannot be read
+/// or written, cancellation.
 pub fn compare(
     base: &Base<'_>,
     models: &[Measured<'_>],
@@ -252,7 +253,7 @@ pub fn compare(
             .iter()
             .map(Measured::head)
             .collect::<Result<Vec<_>>>()?;
-        // The base's rows are the same for every group: the first saves them.
+        // The base's rows are the same for every group; the first group saves them.
         let save = save.take();
         let saving = match (&base, save.is_some()) {
             (BaseRows::Model(output), true) => Some(shape(output.measured.engine, windows)),
@@ -276,13 +277,13 @@ pub fn compare(
     Ok(all)
 }
 
-/// The base's rows: to be computed, or to be read.
+/// Source of the base's rows: a model or a file.
 enum BaseRows<'m> {
     Model(Output<'m>),
     Stored(&'m str, &'m Logits),
 }
 
-/// What a chunk gives: comparisons by model, and the base's encoded rows if they are to be saved.
+/// Results of a chunk: comparisons by model, and the base's encoded rows if they are saved.
 type Compared = (Vec<Vec<Comparison>>, Vec<u8>);
 
 fn compare_chunk(
@@ -343,14 +344,14 @@ fn compare_chunk(
     Ok((all, saved))
 }
 
-/// The base's rows of a chunk.
+/// Source of the base's rows of a chunk.
 enum BaseChunk<'m> {
     Model(&'m Output<'m>, Rows),
     Stored(&'m str, &'m Logits),
 }
 
 impl BaseChunk<'_> {
-    /// Logits or log-probabilities of some rows: `[rows * n_vocab]`.
+    /// Logits or log-probabilities of a range of rows: `[rows * n_vocab]`.
     fn values(&self, chunk: usize, range: &Range<usize>) -> Result<Vec<f32>> {
         match self {
             BaseChunk::Model(output, hidden) => output.logits(hidden, chunk, range),
@@ -392,7 +393,7 @@ impl BaseChunk<'_> {
     }
 }
 
-/// How many models' output matrices are widened at a time.
+/// Number of models whose output matrices are widened at a time.
 fn group_size(base: &BaseRows<'_>, models: &[Measured<'_>]) -> usize {
     let Some(max_memory) = models.first().and_then(|m| m.engine.max_memory()) else {
         return models.len();
@@ -400,7 +401,7 @@ fn group_size(base: &BaseRows<'_>, models: &[Measured<'_>]) -> usize {
     let head = |m: &Measured<'_>| m.engine.head_bytes();
     let largest = models.iter().map(head).max().unwrap_or(0).max(1);
     let threads = models[0].engine.pool().current_num_threads() as u64;
-    // Each thread holds the base's logits of a block and those of one model.
+    // Each thread holds a block of logits of the base and of one model.
     let logits = 2 * threads * (LOGIT_ROWS * models[0].engine.vocabulary() * 4) as u64;
     let base = match base {
         BaseRows::Model(output) => head(output.measured) + output.measured.memory_bytes(),
@@ -410,9 +411,9 @@ fn group_size(base: &BaseRows<'_>, models: &[Measured<'_>]) -> usize {
     (max_memory.saturating_sub(taken) / largest).clamp(1, models.len() as u64) as usize
 }
 
-/// The logits file of a model on these windows.
+/// Shape of a model's logits file for these windows.
 pub fn shape(engine: &Engine<'_>, windows: &Windows<'_>) -> Shape {
-    // Too large a number is refused where the file is created.
+    // Numbers too large are refused when the file is created.
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let [n_ctx, n_vocab, n_chunk] =
         [windows.n_ctx(), engine.vocabulary(), windows.chunks()].map(number);
@@ -430,13 +431,13 @@ fn encode(row: &Distribution<'_>, saving: Option<Shape>, out: &mut Vec<u8>) {
     stored::encode(row.values(), row.log_z(), &mut out[start..]);
 }
 
-/// Rows in blocks of [`LOGIT_ROWS`], side by side.
+/// Blocks of [`LOGIT_ROWS`] rows, in parallel.
 fn blocks(rows: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
     let block = move |i: usize| i * LOGIT_ROWS..((i + 1) * LOGIT_ROWS).min(rows);
     (0..rows.div_ceil(LOGIT_ROWS)).into_par_iter().map(block)
 }
 
-/// All chunks, a few at a time, in order.
+/// A loop over all chunks, in parallel batches, with ordered results.
 struct Sweep<'s> {
     windows: &'s Windows<'s>,
     engine: &'s Engine<'s>,
@@ -445,8 +446,7 @@ struct Sweep<'s> {
 }
 
 impl Sweep<'_> {
-    /// Does `one` with every chunk, on as many threads as the engine has, and `done` with what
-    /// comes of it, in order.
+    /// Calls `one` with every chunk on the engine's threads, and `done` with each result in order.
     fn run<T: Send>(
         &mut self,
         one: impl Fn(usize) -> Result<(T, Vec<u8>)> + Sync,
@@ -459,7 +459,7 @@ impl Sweep<'_> {
                 return Err(Error::Cancelled);
             }
             let batch = start..(start + pool.current_num_threads()).min(chunks);
-            // Of several errors the first chunk's is told.
+            // Of several errors, that of the first chunk is returned.
             let found: Vec<Result<_>> = pool.install(|| batch.into_par_iter().map(&one).collect());
             for found in found {
                 let (found, saved) = found?;

@@ -1,11 +1,11 @@
-//! Numbers of an evaluation, without the model that makes them: which tokens are scored, what one
-//! row of logits says, and what all rows say together.
+//! Perplexity and KL divergence: selection of scored tokens, scores of rows of logits, and
+//! statistics over all rows.
 //!
-//! The story of a measurement: [`windows`] cuts the text into chunks; the model gives one row of
-//! `[n_vocab]` logits for each scored position; [`score`] makes a few numbers of each row, on as
-//! many threads as the caller likes; and [`statistics`] makes a table of them.
+//! [`windows`] splits the text into chunks; the model computes one row of `[n_vocab]` logits per
+//! scored position; [`score`] reduces each row to a few numbers, on any number of threads;
+//! [`statistics`] summarizes them.
 //!
-//! All figures are those of llama-perplexity, under the same names.
+//! All figures are those of llama-perplexity, with its names.
 
 pub mod measure;
 pub mod score;

@@ -1,15 +1,15 @@
-//! What one row of logits says.
+//! Scores of one row of logits.
 //!
-//! Exponentials are taken in f32, eight lanes at a time (relative error below 3e-7); sums are kept
-//! in f64.
+//! Exponentials are computed in f32, eight lanes at a time (relative error below 3e-7), sums in
+//! f64.
 
 use quantier_blocks::vector::{LANES, exp, vectorized};
 
-/// llama-perplexity takes no part of the KL divergence from tokens whose stored base
-/// log-probability is at or below this: the 16-bit form has cut those off.
+/// llama-perplexity ignores tokens in the KL divergence whose stored base log-probability is at or
+/// below this: the 16-bit encoding truncates them.
 pub const STORED_FLOOR: f32 = -16.0;
 
-/// Why a row cannot be scored.
+/// Errors of scoring a row.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum Error {
     /// A logit that is NaN or infinite.
@@ -20,7 +20,7 @@ pub enum Error {
         /// Its logit.
         value: f32,
     },
-    /// A token that the row has no logit for.
+    /// A token outside the row.
     #[error(
         "token {label} is outside the vocabulary of {n_vocab}; the text was made with another tokenizer"
     )]
@@ -30,17 +30,17 @@ pub enum Error {
         /// Length of the row.
         n_vocab: usize,
     },
-    /// Rows of two vocabularies.
+    /// Rows of different vocabularies.
     #[error(
         "the base model has {base} logits and the other {other}; compare models of the same vocabulary"
     )]
     Vocabulary {
         /// Length of the base model's row.
         base: usize,
-        /// Length of the other's.
+        /// Length of the other model's row.
         other: usize,
     },
-    /// Finite logits so far apart that a figure is not finite.
+    /// Finite logits so far apart that a figure overflows.
     #[error(
         "the KL divergence is {0}: the logits are too large to be compared; one of the models is broken"
     )]
@@ -81,8 +81,8 @@ impl<'a> Distribution<'a> {
         })
     }
 
-    /// A row of log-probabilities from a logits file, taken as they are: neither normalized nor
-    /// used below [`STORED_FLOOR`], as llama-perplexity does it.
+    /// A row of log-probabilities from a logits file, as stored: neither normalized nor used below
+    /// [`STORED_FLOOR`], as in llama-perplexity.
     ///
     /// # Errors
     /// A value that is not finite.
@@ -96,17 +96,16 @@ impl<'a> Distribution<'a> {
         })
     }
 
-    /// The row's values.
     pub(crate) fn values(&self) -> &'a [f32] {
         self.values
     }
 
-    /// What is taken from a value to give ln p, in nats.
+    /// The normalizer: `ln p[i] = values[i] - log_z`, in nats.
     pub fn log_z(&self) -> f64 {
         self.log_z
     }
 
-    /// The first of the most probable tokens.
+    /// The most probable token, the first of equals.
     pub(crate) fn top(&self) -> usize {
         self.values.iter().position(|&x| x == self.max).unwrap_or(0)
     }
@@ -114,7 +113,7 @@ impl<'a> Distribution<'a> {
     /// -ln p of a token, in nats.
     ///
     /// # Errors
-    /// A token outside of the vocabulary.
+    /// A token outside the vocabulary.
     pub(crate) fn nll(&self, label: u32) -> Result<f64, Error> {
         let n_vocab = self.values.len();
         let value = self
@@ -125,25 +124,25 @@ impl<'a> Distribution<'a> {
     }
 }
 
-/// What a row of a model says beside the row of the base model at the same position.
+/// Comparison of a model's row with the base model's at the same position.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Comparison {
     /// -ln p of the next token, in nats.
     pub nll: f64,
-    /// The same of the base model.
+    /// -ln p of the next token under the base model, in nats.
     pub nll_base: f64,
-    /// KL divergence of the row from the base model's, in nats: sum of p_base (ln p_base - ln p).
+    /// KL divergence from the base model's row, in nats: sum of p_base (ln p_base - ln p).
     pub kld: f64,
-    /// Probability of the next token less the base model's.
+    /// Probability of the next token minus the base model's.
     pub delta_p: f64,
-    /// Whether both find the same token most probable.
+    /// True if both have the same most probable token.
     pub same_top: bool,
 }
 
 /// Compares a row with the base model's, over the whole vocabulary.
 ///
 /// # Errors
-/// Rows of different lengths, a token outside of the vocabulary, a divergence that is not finite.
+/// Rows of different lengths, a token outside the vocabulary, a divergence that is not finite.
 pub fn compare(base: &Distribution, row: &Distribution, label: u32) -> Result<Comparison, Error> {
     if base.values.len() != row.values.len() {
         return Err(Error::Vocabulary {
@@ -151,8 +150,8 @@ pub fn compare(base: &Distribution, row: &Distribution, label: u32) -> Result<Co
             other: row.values.len(),
         });
     }
-    // ln p_base - ln p = (b - r) - c. Rounding c to f32 would shift every term; what that loses is
-    // put back at the end.
+    // ln p_base - ln p = (b - r) - c. Rounding c to f32 would shift every term; the error is added
+    // back at the end.
     let c = base.log_z - row.log_z;
     let c32 = c as f32;
     let term = |b: f32, r: f32| {
@@ -198,7 +197,7 @@ pub fn compare(base: &Distribution, row: &Distribution, label: u32) -> Result<Co
     })
 }
 
-/// The largest value of a row in which every value is finite.
+/// Largest value of a row; an error if a value is not finite.
 fn checked_max(values: &[f32]) -> Result<f32, Error> {
     let (chunks, rest) = values.as_chunks::<LANES>();
     let (max, bad) = vectorized(|| {
@@ -230,8 +229,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_worked_out_by_hand() {
-        // Probabilities 1/2, 1/4, 1/4 against 1/4, 1/4, 1/2, with offsets that must not matter.
+    fn rows_match_a_manual_calculation() {
+        // Probabilities 1/2, 1/4, 1/4 and 1/4, 1/4, 1/2, with arbitrary offsets of the logits.
         let logits = |p: [f64; 3], offset: f64| p.map(|p| (p.ln() + offset) as f32);
         let (b, r) = (
             logits([0.5, 0.25, 0.25], 3.0),
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_row_agrees_with_f64() {
+    fn large_rows_match_f64() {
         let row = |seed: u32| -> Vec<f32> {
             (0..15_013_u32)
                 .map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / 1e6 - 3.0)
@@ -279,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_named() {
+    fn nonfinite_logits_are_named() {
         for (at, value) in [(0, f32::NAN), (8, f32::INFINITY), (9, f32::NEG_INFINITY)] {
             let mut row = [1.0; 10];
             row[at] = value;

@@ -1,17 +1,16 @@
-//! What all rows say together: llama-perplexity's figures and their uncertainties.
+//! Statistics over all rows: llama-perplexity's figures and their standard errors.
 //!
-//! Rows are kept (40 bytes each) and the figures made of them at the end, so that texts can be
-//! measured one by one and put together in any grouping: every function takes parts, which count as
-//! one sequence of rows.
+//! Rows are stored (40 bytes each) and summarized at the end, so that texts can be measured
+//! separately and grouped freely: every function takes parts, which count as one sequence of rows.
 
 use super::score::Comparison;
 use serde::Serialize;
 use std::fmt;
 
-/// llama-perplexity gives no uncertainty to means of this many rows or fewer.
+/// llama-perplexity reports no standard error for this many rows or fewer.
 const FEW: usize = 10;
 
-/// Fractions of the rows, in per cent, whose KL divergence is reported, beside the extremes.
+/// Percentiles of the KL divergence that are reported beside the extremes.
 const KLD_PERCENTILES: [f64; 9] = [99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1];
 /// The same for delta p.
 const DELTA_P_PERCENTILES: [f64; 11] = [
@@ -23,7 +22,7 @@ const DELTA_P_PERCENTILES: [f64; 11] = [
 pub struct Figure {
     /// The figure.
     pub value: f64,
-    /// Its standard error; none if there are too few rows (10 or fewer).
+    /// Its standard error; None for 10 rows or fewer.
     pub uncertainty: Option<f64>,
 }
 
@@ -35,7 +34,7 @@ impl Figure {
         }
     }
 
-    /// e to this figure.
+    /// Exponential of the figure.
     fn exp(self) -> Figure {
         let value = self.value.exp();
         Figure {
@@ -45,7 +44,8 @@ impl Figure {
     }
 }
 
-/// Mean and its standard error, sqrt(variance / (n - 1)) with the variance over n, in two passes.
+/// Mean and its standard error, sqrt(variance / (n - 1)) with the population variance, in two
+/// passes.
 fn mean(values: impl Iterator<Item = f64> + Clone) -> Figure {
     let (mut n, mut sum) = (0_usize, 0.0);
     values.clone().for_each(|x| (n, sum) = (n + 1, sum + x));
@@ -57,7 +57,7 @@ fn mean(values: impl Iterator<Item = f64> + Clone) -> Figure {
     }
 }
 
-/// Value below which `percent` of the sorted values lie, linear between neighbours.
+/// Percentile of sorted values, with linear interpolation.
 fn percentile(sorted: &[f64], percent: f64) -> f64 {
     let at = percent / 100.0 * (sorted.len() - 1) as f64;
     let (i, part) = (at as usize, at.fract());
@@ -65,12 +65,12 @@ fn percentile(sorted: &[f64], percent: f64) -> f64 {
     (1.0 - part) * sorted[i] + part * next
 }
 
-/// How values spread.
+/// Distribution of values.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Spread {
     /// Largest value.
     pub maximum: f64,
-    /// Pairs of per cent and value, falling; 50 is the median.
+    /// Pairs of percent and value, descending; 50 is the median.
     pub percentiles: Vec<(f64, f64)>,
     /// Smallest value.
     pub minimum: f64,
@@ -112,12 +112,12 @@ pub struct Perplexity {
     pub rows: usize,
     /// Mean -ln p of the next token, in nats.
     pub nll: Figure,
-    /// e to that.
+    /// Perplexity: the exponential of the mean.
     pub perplexity: Figure,
 }
 
 impl Perplexity {
-    /// Of the -ln p of every row, in nats. None if there are no rows.
+    /// From the -ln p of all rows, in nats. None without rows.
     pub fn of(parts: &[&[f64]]) -> Option<Perplexity> {
         let all = parts.iter().flat_map(|part| part.iter().copied());
         let rows = all.clone().count();
@@ -130,7 +130,7 @@ impl Perplexity {
     }
 }
 
-/// A model beside its base model.
+/// Comparison of a model with its base model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Statistics {
     /// Rows compared.
@@ -139,30 +139,30 @@ pub struct Statistics {
     pub perplexity: Figure,
     /// Perplexity of the base model.
     pub perplexity_base: Figure,
-    /// Correlation of the two models' -ln p; none where one of them does not vary or rows are few.
+    /// Correlation of the two models' -ln p; None if one of them is constant or rows are few.
     pub correlation: Option<f64>,
-    /// ln(PPL / PPL of the base).
+    /// ln(PPL / base PPL).
     pub log_ratio: Figure,
-    /// PPL / PPL of the base.
+    /// PPL / base PPL.
     pub ratio: Figure,
-    /// PPL - PPL of the base.
+    /// PPL - base PPL.
     pub difference: Figure,
     /// Mean KL divergence, in nats.
     pub kld: Figure,
-    /// Its spread, in nats.
+    /// Distribution of the KL divergence, in nats.
     pub kld_spread: Spread,
     /// Mean change of the next token's probability, as a fraction.
     pub delta_p: Figure,
-    /// Its spread.
+    /// Distribution of delta p.
     pub delta_p_spread: Spread,
-    /// Root of its mean square.
+    /// Root mean square of delta p.
     pub delta_p_rms: Figure,
-    /// Fraction of the rows in which both find the same token most probable.
+    /// Fraction of the rows in which both models have the same most probable token.
     pub same_top: Figure,
 }
 
 impl Statistics {
-    /// Of all rows of some parts. None if there are no rows.
+    /// Statistics over all rows of the parts. None without rows.
     pub fn of(parts: &[&[Comparison]]) -> Option<Statistics> {
         let all = parts.iter().flat_map(|part| part.iter());
         let rows = all.clone().count();
@@ -175,7 +175,7 @@ impl Statistics {
         );
         let log_ratio = mean(all.clone().map(|c| c.nll - c.nll_base));
         let (perplexity, perplexity_base) = (nll.exp(), nll_base.exp());
-        // Covariance of the two means, as `mean` has their variances.
+        // Covariance of the two means, with the divisor of `mean`.
         let products = all
             .clone()
             .map(|c| (c.nll - nll.value) * (c.nll_base - nll_base.value));
@@ -283,10 +283,10 @@ mod tests {
     }
 
     #[test]
-    fn figures_worked_out_by_hand() {
+    fn figures_match_a_manual_calculation() {
         let rows = rows();
         let s = Statistics::of(&[&rows]).unwrap();
-        // 0..12: mean 5.5, variance 143/12; the standard error is its root over sqrt(11).
+        // 0..12: mean 5.5, variance 143/12; the standard error is its square root over sqrt(11).
         let error = (143.0_f64 / 12.0 / 11.0).sqrt();
         let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-9 * b.abs().max(1.0), "{a} {b}");
         near(s.perplexity_base.value, 5.5_f64.exp());
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_count_as_one_sequence_and_no_rows_as_none() {
+    fn parts_count_as_one_sequence_and_empty_as_none() {
         let rows = rows();
         assert_eq!(
             Statistics::of(&[&rows[..5], &[], &rows[5..]]),
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_names_every_figure() {
+    fn tables_name_every_figure() {
         let text = Statistics::of(&[&rows()]).unwrap().to_string();
         for name in [
             "Mean PPL(Q)/PPL(base)",

@@ -1,49 +1,48 @@
-//! Which tokens make which chunk, and which of their positions are scored.
+//! Chunks of a text, and their scored positions.
 //!
-//! As llama-perplexity does it: the text is cut into chunks of `n_ctx` tokens that do not overlap,
-//! what is left at the end is dropped, and every chunk is evaluated on its own. Where the
-//! vocabulary asks for a BOS token, it stands in place of the first token of each chunk. Positions
-//! `n_ctx / 2 .. n_ctx - 1` are scored, so that each has at least half a chunk of context; each
-//! predicts the token after it, as it is in the text.
+//! As in llama-perplexity, the text is split into disjoint chunks of `n_ctx` tokens, an incomplete
+//! last chunk is dropped, and every chunk is evaluated separately. If the vocabulary requires a BOS
+//! token, it replaces the first token of each chunk. Positions `n_ctx / 2 .. n_ctx - 1` are scored,
+//! so that each has at least half a chunk of context; each predicts the next token of the text.
 
-/// Fewest tokens in a chunk that leave a position to score.
+/// Minimum tokens per chunk with a scored position.
 pub const MIN_CONTEXT: usize = 3;
 
-/// Fewest chunks that a text must fill, as in llama-perplexity.
+/// Minimum chunks of a text, as in llama-perplexity.
 pub const MIN_CHUNKS: usize = 2;
 
-/// Why a text cannot be cut into chunks.
+/// Errors of splitting a text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Fewer tokens than two chunks have.
+    /// Fewer tokens than two chunks.
     #[error(
         "the text has {tokens} tokens and {needed} are needed ({MIN_CHUNKS} chunks of {n_ctx}); give a longer text or a shorter context"
     )]
     TooShort {
-        /// Tokens that the text has.
+        /// Tokens in the text.
         tokens: usize,
-        /// Tokens that it must have.
+        /// Tokens required.
         needed: usize,
-        /// Tokens in a chunk.
+        /// Tokens per chunk.
         n_ctx: usize,
     },
-    /// A chunk without a position to score.
+    /// Chunks without a scored position.
     #[error("a context of {0} tokens leaves nothing to score; it must be at least {MIN_CONTEXT}")]
     Context(usize),
     /// Tokens that do not fill their chunks.
     #[error("{tokens} tokens are not a whole number of chunks of {n_ctx}")]
     Ragged {
-        /// Tokens that there are.
+        /// Number of tokens.
         tokens: usize,
-        /// Tokens in a chunk.
+        /// Tokens per chunk.
         n_ctx: usize,
     },
-    /// No chunk was asked for.
+    /// Zero chunks requested.
     #[error("0 chunks leave nothing to score; ask for at least one")]
     NoChunks,
 }
 
-/// First scored position of a chunk of `n_ctx` tokens.
+/// First scored position in a chunk of `n_ctx` tokens.
 pub(crate) fn first_scored(n_ctx: usize) -> usize {
     n_ctx / 2
 }
@@ -53,7 +52,7 @@ pub(crate) fn scored(n_ctx: usize) -> usize {
     (n_ctx - first_scored(n_ctx)).saturating_sub(1)
 }
 
-/// A text in chunks.
+/// A text split into chunks.
 #[derive(Debug, Clone, Copy)]
 pub struct Windows<'a> {
     tokens: &'a [u32],
@@ -62,12 +61,12 @@ pub struct Windows<'a> {
 }
 
 impl<'a> Windows<'a> {
-    /// Cuts a text into chunks of `n_ctx` tokens, at most `chunks` of them. `tokens` is the text
-    /// with the BOS that the tokenizer puts before it; `bos` is that token where the vocabulary
-    /// asks for it.
+    /// Splits a text into chunks of `n_ctx` tokens, at most `chunks`. `tokens` includes the BOS
+    /// that the tokenizer adds; `bos` is that token if the vocabulary requires it.
     ///
     /// # Errors
-    /// A context of less than [`MIN_CONTEXT`] tokens, a text of less than [`MIN_CHUNKS`] chunks, 0 chunks.
+    /// A context of less than [`MIN_CONTEXT`] tokens, a text of less than [`MIN_CHUNKS`] chunks, 0
+    /// chunks.
     pub fn of_text(
         tokens: &'a [u32],
         n_ctx: usize,
@@ -90,8 +89,7 @@ impl<'a> Windows<'a> {
         Windows::of_chunks(&tokens[..chunks * n_ctx], n_ctx, bos)
     }
 
-    /// Chunks that have been cut already, `[chunks * n_ctx]` tokens: those of a logits file. One is
-    /// enough.
+    /// Chunks from a logits file, `[chunks * n_ctx]` tokens; at least one.
     ///
     /// # Errors
     /// A context of less than [`MIN_CONTEXT`] tokens, no tokens, an incomplete chunk.
@@ -113,13 +111,12 @@ impl<'a> Windows<'a> {
         self.tokens.len() / self.n_ctx
     }
 
-    /// Tokens in a chunk.
+    /// Tokens per chunk.
     pub fn n_ctx(&self) -> usize {
         self.n_ctx
     }
 
-    /// All tokens that are used, as they are in the text: `[chunks * n_ctx]`. A logits file keeps
-    /// these.
+    /// All tokens in use, as in the text: `[chunks * n_ctx]`. Stored in logits files.
     pub fn tokens(&self) -> &'a [u32] {
         self.tokens
     }
@@ -134,12 +131,11 @@ impl<'a> Windows<'a> {
         scored(self.n_ctx)
     }
 
-    /// What the model reads in a chunk: `[n_ctx]` tokens, the first replaced by BOS where there is
-    /// one.
+    /// Input of the model for a chunk: `[n_ctx]` tokens, the first replaced by BOS if there is one.
     ///
     /// # Panics
     ///
-    /// If there is no such chunk.
+    /// If the chunk does not exist.
     pub fn input(&self, chunk: usize) -> Vec<u32> {
         let mut input = self.chunk(chunk).to_vec();
         if let Some(bos) = self.bos {
@@ -148,11 +144,11 @@ impl<'a> Windows<'a> {
         input
     }
 
-    /// What the scored positions of a chunk should predict: `[scored]` tokens.
+    /// Labels of a chunk's scored positions: `[scored]` tokens.
     ///
     /// # Panics
     ///
-    /// If there is no such chunk.
+    /// If the chunk does not exist.
     pub(crate) fn labels(&self, chunk: usize) -> &'a [u32] {
         &self.chunk(chunk)[self.first_scored() + 1..]
     }
@@ -168,7 +164,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_second_half_is_scored_and_the_first_token_becomes_bos() {
+    fn second_half_is_scored_and_first_token_is_bos() {
         let tokens: Vec<u32> = (10..29).collect();
         let windows = Windows::of_text(&tokens, 8, None, Some(1)).unwrap();
         assert_eq!(
@@ -187,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_context_scores_what_the_reference_scores() {
+    fn odd_contexts_score_like_the_reference() {
         let tokens: Vec<u32> = (0..14).collect();
         let windows = Windows::of_text(&tokens, 7, None, None).unwrap();
         assert_eq!((windows.first_scored(), windows.scored()), (3, 3));
@@ -195,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_too_short_says_how_much_is_missing() {
+    fn short_texts_report_the_required_length() {
         let error = Windows::of_text(&[0; 15], 8, None, None).unwrap_err();
         assert_eq!(
             error,
@@ -213,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_nothing_to_score_is_refused() {
+    fn windows_without_scored_positions_are_refused() {
         assert_eq!(
             Windows::of_text(&[0; 9], 2, None, None).unwrap_err(),
             Error::Context(2)
@@ -239,7 +235,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_label_is_the_token_after_its_position(
+        fn labels_are_the_next_tokens(
             n_ctx in 3_usize..40, length in 0_usize..400, limit in 1_usize..9
         ) {
             let tokens: Vec<u32> = (100..100 + length as u32).collect();
@@ -254,8 +250,8 @@ mod tests {
                 prop_assert_eq!(labels.len(), windows.scored());
                 for (i, &label) in labels.iter().enumerate() {
                     let at = windows.first_scored() + i;
-                    // The next token of the text; the input has it too, since only position 0 is
-                    // replaced.
+                    // The next token of the text; the input contains it too, since only position 0
+                    // is replaced.
                     prop_assert_eq!(label, tokens[chunk * n_ctx + at + 1]);
                     prop_assert_eq!(input[at + 1], label);
                 }

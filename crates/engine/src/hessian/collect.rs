@@ -1,5 +1,5 @@
-//! Collecting: each distinct input of a layer summed once, in the order of the chunks, and written
-//! when the layer ends.
+//! Collection of Hessians: sums each distinct input of a layer once, in chunk order, and writes the
+//! sums at the end of the layer.
 
 use super::{EXPERT_SAMPLE, Job, LEAST_ROWS, SAMPLE, is_held_out};
 use crate::model::{LinearInput, Turns};
@@ -13,10 +13,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Rows in a product of an expert, at least: each keeps so many waiting.
+/// Minimum rows per product of an expert; up to this many wait per expert.
 const EXPERT_TOGETHER: usize = 128;
 
-/// Rows that may wait for a product, over all matrices of a tensor.
+/// Maximum rows that wait for a product, over all matrices of a tensor.
 pub(super) fn waiting_rows(matrices: usize, apart: bool) -> usize {
     if matrices > 1 && apart {
         matrices * EXPERT_TOGETHER
@@ -25,23 +25,23 @@ pub(super) fn waiting_rows(matrices: usize, apart: bool) -> usize {
     }
 }
 
-/// What a run has written.
+/// Summary of the written files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
-    /// Files, the index not counted.
+    /// Number of files without the index.
     pub files: usize,
-    /// Tensors that they serve.
+    /// Number of tensors covered.
     pub tensors: usize,
-    /// Bytes of the files.
+    /// Total bytes of the files.
     pub bytes: u64,
 }
 
-/// Sums covariances while chunks go through a model, from several threads.
+/// Sums Hessians while chunks run through a model, from several threads.
 ///
-/// The files depend neither on threads nor on interruptions: activations are added in the order of
-/// the chunks, in f32, at least 512 rows by each product (128 of an expert). (An f64 sum would take
-/// twice the memory and, for 600 chunks, would change the mean by a millionth, where the choice of
-/// the text changes it by a thousandth.)
+/// The files depend neither on threads nor on interruptions: activations are added in chunk order,
+/// in f32, with at least 512 rows per product (128 for an expert). (An f64 sum would take twice the
+/// memory and, for 600 chunks, would change the mean by a millionth, while the choice of text
+/// changes it by a thousandth.)
 pub struct Recorder<'j> {
     job: &'j Job,
     chunks: Vec<Mutex<Vec<Input>>>,
@@ -51,16 +51,16 @@ pub struct Recorder<'j> {
     written: Mutex<BTreeMap<String, Done>>,
 }
 
-/// A file that is written.
+/// A written file.
 struct Done {
     checksum: String,
     tensors: usize,
     bytes: u64,
 }
 
-/// What matrices of one chunk have met.
+/// Input of some matrices in one chunk.
 struct Input {
-    /// Those that met it, in their order; the first names it.
+    /// Tensors that read the input, in order; the first names it.
     tensors: Vec<String>,
     matrix: usize,
     matrices: usize,
@@ -75,21 +75,21 @@ struct Turn {
     inputs: BTreeMap<String, Summed>,
 }
 
-/// What is known of an input in the current layer.
+/// Sums of an input in the current layer.
 struct Summed {
     columns: usize,
     tensors: Vec<String>,
-    /// Of each matrix.
+    /// By matrix.
     rows: Vec<u64>,
-    /// Of all matrices together, unless each has its own.
+    /// Over all matrices, unless each has a separate sum.
     all: Sum,
-    /// Of each matrix, if they are apart.
+    /// By matrix, if they are separate.
     each: Vec<Sum>,
     sample: Sample,
     samples: Vec<Sample>,
 }
 
-/// A sum, and activations that are not yet many enough for a product.
+/// A sum, and activations waiting for a product.
 #[derive(Default)]
 struct Sum {
     panels: Range<usize>,
@@ -97,7 +97,7 @@ struct Sum {
 }
 
 impl Sum {
-    /// Adds rows, at once if at least `together` are waiting.
+    /// Adds rows; starts a product once `together` rows are waiting.
     fn add(&mut self, rows: Vec<f32>, columns: usize, together: usize, work: &Work) {
         if self.panels.is_empty() {
             self.panels = work.begin(columns, Kind::Square);
@@ -218,8 +218,8 @@ fn mean<'p>(part: Part, sums: Vec<&'p [Panel]>, count: u64) -> Writing<'p> {
     }
 }
 
-/// Gives the mean of `count` rows, whose products these sums have together, row of the triangle by
-/// row.
+/// Passes the mean over `count` rows to `put`, row by row of the triangle. `sums` add up to the
+/// total.
 fn means(sums: &[&[Panel]], count: u64, put: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
     let mut sums: Vec<_> = sums.iter().map(|panels| rows(panels)).collect();
     let mut total: Vec<f64> = Vec::new();
@@ -243,10 +243,10 @@ fn means(sums: &[&[Panel]], count: u64, put: &mut dyn FnMut(&[f32]) -> Result<()
 }
 
 impl<'j> Recorder<'j> {
-    /// Makes the directory, and looks whether another job has left something there.
+    /// Creates the directory and checks it for Hessians of another job.
     ///
     /// # Errors
-    /// A directory that cannot be created or read, or one with Hessians of another job.
+    /// A directory that cannot be created or read, or that holds Hessians of another job.
     pub fn new(job: &'j Job, chunks: usize) -> Result<Recorder<'j>> {
         let directory = &job.directory;
         let io = |source| Error::Io {
@@ -265,7 +265,7 @@ impl<'j> Recorder<'j> {
         })
     }
 
-    /// Begins anew: what there is of this job counts as unfinished from now on.
+    /// Starts over: existing files of this job count as incomplete from now on.
     ///
     /// # Errors
     /// An index that cannot be removed.
@@ -281,8 +281,7 @@ impl<'j> Recorder<'j> {
         }
     }
 
-    /// Goes on from where a former run had written these files; `false` if they are not all there
-    /// as they were.
+    /// Resumes after an earlier run that wrote these files; `false` if one is missing or changed.
     pub fn resume(&self, files: &[(String, String)]) -> bool {
         let there = |(name, checksum): &(String, String)| {
             let file = File::open(&self.job.directory.join(name)).ok()?;
@@ -304,7 +303,7 @@ impl<'j> Recorder<'j> {
         }
     }
 
-    /// Names and checksums of the files that are written.
+    /// Names and checksums of the written files.
     pub fn files(&self) -> Vec<(String, String)> {
         lock(&self.written)
             .iter()
@@ -312,13 +311,13 @@ impl<'j> Recorder<'j> {
             .collect()
     }
 
-    /// Takes the input of linears with these tensors, of which the first one names the file.
+    /// Takes the input of linears with these tensors; the first one names the file.
     pub(crate) fn input(&self, tensors: &[&str], input: LinearInput<'_>) {
         let mut inputs = lock(&self.chunks[input.chunk]);
         let (matrix, matrices) = input
             .routed
             .map_or((0, 1), |routed| (routed.expert, routed.experts));
-        // The output matrix reads the rows of a chunk in several parts.
+        // The output matrix reads a chunk's rows in several parts.
         let begun = inputs.iter_mut().find(|begun| {
             (begun.matrix, begun.matrices) == (matrix, matrices) && begun.tensors[0] == tensors[0]
         });
@@ -335,8 +334,8 @@ impl<'j> Recorder<'j> {
         });
     }
 
-    /// Takes the gradients of what a matrix made of a chunk: `[rows, columns]` for each draw. They
-    /// are summed as inputs are, and no two matrices share them.
+    /// Takes the output gradients of a matrix in a chunk: `[rows, columns]` per draw. They are
+    /// summed like inputs, and shared by no other matrix.
     pub fn gradients(&self, chunk: usize, tensor: &str, columns: usize, of_draws: &[Vec<f32>]) {
         let (tensors, rows) = (vec![tensor.to_owned()], of_draws.concat());
         lock(&self.chunks[chunk]).push(Input {
@@ -348,7 +347,7 @@ impl<'j> Recorder<'j> {
         });
     }
 
-    /// A chunk has met all matrices of the layer.
+    /// Called when a chunk has left the layer.
     pub fn chunk_done(&self, chunk: usize) {
         let inputs = std::mem::take(&mut *lock(&self.chunks[chunk]));
         let mut turn = lock(&self.turn);
@@ -369,8 +368,8 @@ impl<'j> Recorder<'j> {
         self.work.help();
     }
 
-    /// All chunks have met all matrices of the layer: writes its files, on all threads of the pool
-    /// that this is called in.
+    /// Called when all chunks have left the layer: writes its files, on all threads of the current
+    /// pool.
     ///
     /// # Errors
     /// A file that cannot be written.
@@ -381,7 +380,7 @@ impl<'j> Recorder<'j> {
             summed.each.iter_mut().for_each(|sum| sum.flush(&self.work));
         }
         let panels = self.work.finish();
-        // What was met in held-out chunks alone has no mean.
+        // Inputs present only in held-out chunks have no mean.
         let inputs: Vec<_> = inputs
             .into_iter()
             .filter(|(_, summed)| summed.rows.iter().any(|n| *n > 0))
@@ -396,7 +395,7 @@ impl<'j> Recorder<'j> {
         Ok(())
     }
 
-    /// The run has ended: the directory is complete.
+    /// Called at the end of the run: completes the directory.
     ///
     /// # Errors
     /// An index that cannot be written.

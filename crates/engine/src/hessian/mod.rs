@@ -1,9 +1,8 @@
-//! Input and output Hessians while they are collected; see [`quantier_round::hessian`] for their
-//! sums and files.
+//! Collection of input and output Hessians; see [`quantier_round::hessian`] for sums and files.
 //!
 //! ```text
-//! Needs::of   bytes on the disk and in memory, from the shapes of a model alone
-//! Recorder    sums while an importance matrix is collected: each distinct input once, layer by layer
+//! Needs::of   disk and memory costs, from the shapes of a model
+//! Recorder    sums while an importance matrix is collected: each distinct input once, by layer
 //! ```
 
 mod collect;
@@ -24,12 +23,12 @@ use std::path::PathBuf;
 /// The Hessians to collect, and their directory.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// The directory; it is made if it is missing.
+    /// The directory; created if missing.
     pub directory: PathBuf,
-    /// All that the Hessians depend on. A directory with those of another key is refused.
+    /// Key of everything that the Hessians depend on. A directory with another key is refused.
     pub key: Key,
-    /// Whether each expert gets a sum of its own, not only all of a tensor together; see [`Needs`].
+    /// True if each expert gets a separate sum beside that of the tensor; see [`Needs`].
     pub experts_apart: bool,
-    /// Whether [some chunks](is_held_out) are left out of the sums, to judge by.
+    /// True if [some chunks](is_held_out) are held out of the sums for validation.
     pub hold_out: bool,
 }

@@ -1,4 +1,4 @@
-//! The cost of collecting Hessians, from the shapes of a model alone.
+//! The cost of collecting Hessians, from the shapes of a model.
 
 use super::collect::waiting_rows;
 use super::{EXPERT_SAMPLE, Job, SAMPLE, is_held_out};
@@ -14,33 +14,34 @@ use std::path::Path;
 /// The cost of collecting the Hessians of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Needs {
-    /// Bytes of all files, at most.
+    /// Upper bound of the bytes of all files.
     pub files: u64,
-    /// Bytes of memory, at most: the sums of a layer, and activations that wait to be added.
+    /// Upper bound of the bytes of memory: the sums of a layer, and activations waiting to be
+    /// added.
     pub memory: u64,
-    /// Whether every expert can have a sum of its own. For a model without experts, it is `true`.
+    /// True if every expert can have a separate sum. Always true for a model without experts.
     pub experts_apart: bool,
-    /// Floating-point operations of the sums: `n^2` for each row of an input of `n` channels, and
-    /// what panels do below the diagonal.
+    /// Floating-point operations of the sums: `n^2` per row of an input of `n` channels, plus the
+    /// work of panels below the diagonal.
     pub operations: f64,
 }
 
-/// The divisor of the memory limit that gives the limit of the experts' sums.
+/// The memory limit divided by this bounds the experts' sums.
 const PART_OF_MEMORY: u64 = 4;
-/// The limit of the experts' sums without a memory limit.
+/// Limit of the experts' sums without a memory limit, in bytes.
 const EXPERTS: u64 = 2 << 30;
 
-/// An input that some matrices share.
+/// An input with the matrices that share it.
 struct Distinct {
     layer: Option<LayerId>,
     columns: usize,
     matrices: usize,
-    /// Matrices that see a position.
+    /// Number of matrices that read each position.
     seeing: usize,
 }
 
 impl Needs {
-    /// The cost for a model that is run on `chunks` chunks of `positions` tokens.
+    /// The cost of running `chunks` chunks of `positions` tokens.
     pub fn of(engine: &Engine<'_>, process_output: bool, [chunks, positions]: [usize; 2]) -> Needs {
         let inputs = distinct(engine, process_output);
         let most = |of: &dyn Fn(&Distinct) -> u64| {
@@ -82,10 +83,10 @@ impl Needs {
             numbers((SAMPLE.min(rows) + of_each) * input.columns)
         };
         let threads = engine.pool().current_num_threads();
-        // Each thread has a chunk in the layer, and about as many wait for their turn or for a
-        // panel.
+        // Each thread has a chunk in the layer, and about as many chunks wait for their turn or for
+        // a panel.
         let waiting = |input: &Distinct| numbers((2 * threads + 1) * seen(input) * input.columns);
-        /// A header, with room for the names of experts' tensors and their checksums.
+        /// A header, including names of experts' tensors and their checksums.
         const HEADER: u64 = 1024;
         const OF_MATRIX: u64 = 512;
         let file = |input: &Distinct| {
@@ -111,7 +112,7 @@ impl Needs {
     /// Checks the directory of a job, without writing.
     ///
     /// # Errors
-    /// A directory that cannot be read or has Hessians of another job, too little space on the disk.
+    /// A directory that cannot be read or has Hessians of another job, or insufficient disk space.
     pub fn check(&self, job: &Job) -> Result<()> {
         check_room(job, self.files)
     }
@@ -120,7 +121,7 @@ impl Needs {
 /// Checks the directory of a job and the space for `needed` bytes.
 ///
 /// # Errors
-/// A directory that cannot be read or has Hessians of another job, too little space on the disk.
+/// A directory that cannot be read or has Hessians of another job, or insufficient disk space.
 pub fn check_room(job: &Job, needed: u64) -> Result<()> {
     let directory: &Path = &job.directory;
     let own = check_free(directory, &job.key)?;
@@ -129,7 +130,7 @@ pub fn check_room(job: &Job, needed: u64) -> Result<()> {
         .ancestors()
         .find(above)
         .filter(|path| !path.as_os_str().is_empty());
-    // Where room cannot be counted, a full disk is found out by writing.
+    // If the available space is unknown, a full disk shows when writing.
     let free = fs4::available_space(disk.unwrap_or(Path::new(".")))
         .unwrap_or(u64::MAX)
         .saturating_add(own);
@@ -143,20 +144,20 @@ pub fn check_room(job: &Job, needed: u64) -> Result<()> {
     }
 }
 
-/// Bytes of the file of an output Hessian of `rows` channels.
+/// File size of an output Hessian of `rows` channels, in bytes.
 pub fn gradient_bytes(rows: u64) -> u64 {
     const HEADER: u64 = 2048;
     4 * triangle(rows as usize) as u64 + HEADER
 }
 
-/// The input of the linear whose weight this tensor is; `None` if its Hessian is not collected.
+/// The input of a weight tensor's linear; `None` if its Hessian is not collected.
 pub fn input_of(engine: &Engine<'_>, tensor: &Entry, process_output: bool) -> Option<InputId> {
     let linear = engine.catalog().linear_of(tensor.id)?;
     is_collected(engine, linear, process_output).then_some(linear.input)
 }
 
-/// Whether the input Hessian of a linear is collected: it is in the set, and a layer of the model
-/// reads it, or the block for a further token.
+/// True if the input Hessian of a linear is collected: it is in the set and read by a layer of the
+/// model or by the multi-token prediction block.
 fn is_collected(engine: &Engine<'_>, linear: &Linear, process_output: bool) -> bool {
     let in_model = linear
         .layer

@@ -1,12 +1,12 @@
-//! Collecting: what the matrices of a model meet when a text goes through it.
+//! Collection of an importance matrix: statistics of the inputs of all matrices over a text.
 //!
 //! ```text
-//! collect          for each group of chunks: all layers, then the output matrix where it is wanted
-//! Collector        sums of one chunk and layer on their own, added to the total in the order of the chunks
+//! collect          for each group of chunks: all layers, then the output matrix if requested
+//! Collector        sums per chunk and layer, added to the total in chunk order
 //! ```
 //!
-//! Between two layers the state of a run is its sums, the activations of all chunks and the scores so
-//! far: a snapshot, see [`Options::resume`].
+//! Between two layers the state of a run consists of its sums, the activations of all chunks and
+//! the scores so far: a snapshot, see [`Options::resume`].
 
 use super::sums::{self, Sums};
 use crate::evaluate::score::{self, Distribution};
@@ -23,21 +23,21 @@ use quantier_gguf as format;
 use quantier_gguf::snapshot::{Packer, Snapshot, Unpacker};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Why nothing could be collected. Chunks are counted from 0, from the beginning of the text.
+/// Errors of collecting. Chunks are counted from 0, from the beginning of the text.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The model could not be run.
     #[error(transparent)]
     Model(#[from] model::Error),
-    /// What a matrix met cannot be summed.
+    /// An input cannot be summed.
     #[error("{}: {error}", place(.error.tensor(), *.chunk))]
     Sums {
         /// The chunk.
         chunk: usize,
-        /// What is wrong; it names the tensor.
+        /// The error; it names the tensor.
         error: sums::Error,
     },
-    /// What a layer makes of finite activations is not finite.
+    /// The output of a layer is not finite although its input is.
     #[error(
         "layer {layer}, chunk {chunk}: what the layer makes is not finite, and the last matrix that met finite \
          activations is '{tensor}'; it is damaged, or its numbers are too large for f32"
@@ -55,21 +55,21 @@ pub enum Error {
     Row {
         /// The chunk.
         chunk: usize,
-        /// The row, counted from the first one that is scored.
+        /// The row, counted from the first scored one.
         row: usize,
-        /// What is wrong.
+        /// The error.
         error: score::Error,
     },
     /// An interim result could not be written.
     #[error(transparent)]
     Interim(format::Error),
-    /// Covariances cannot be kept.
+    /// A Hessian could not be written.
     #[error(transparent)]
     Covariance(format::Error),
 }
 
 impl Error {
-    /// Whether the same run, started again, would come to the same end.
+    /// True if a repeated run would fail in the same way.
     pub fn is_final(&self) -> bool {
         match self {
             Error::Model(error) => error.is_final(),
@@ -79,7 +79,7 @@ impl Error {
     }
 }
 
-/// `layer 3, chunk 7`; the chunk alone for a tensor of no layer.
+/// `layer 3, chunk 7`; without the layer for tensors outside layers.
 fn place(tensor: &str, chunk: usize) -> String {
     match block_of(tensor) {
         Some(layer) => format!("layer {layer}, chunk {chunk}"),
@@ -87,49 +87,49 @@ fn place(tensor: &str, chunk: usize) -> String {
     }
 }
 
-/// Takes the interim result after a group of chunks.
+/// Receives the interim result after a group of chunks.
 pub type Interim<'s> = &'s (dyn Fn(&Sums) -> format::Result<()> + Sync);
 
-/// How to collect.
+/// Options of collecting.
 #[derive(Default)]
 pub struct Options<'o> {
-    /// Watch the output matrix too.
+    /// Include the output matrix.
     pub process_output: bool,
     /// Score the second half of each chunk.
     pub score: bool,
-    /// Whether the chunks go through the model in groups of so many, each of which reads all
-    /// weights again, with an interim result after each group but the last.
+    /// Group size in chunks, and the receiver of interim results. Each group reads all weights
+    /// again; an interim result follows each group but the last.
     pub interim: Option<(usize, Interim<'o>)>,
-    /// The number of the first chunk in the text, for errors.
+    /// Number of the first chunk in the text, for errors.
     pub first_chunk: usize,
     /// Snapshots of the run.
     pub resume: Option<&'o Resume>,
-    /// Every expert counts every token, not only those routed to it.
+    /// Every expert counts every token, instead of only those routed to it.
     pub all_experts: bool,
-    /// Whether covariances are summed too, of the same chunks; not with interim results.
+    /// Collection of input Hessians over the same chunks; not with interim results.
     pub covariance: Option<&'o hessian::Job>,
 }
 
-/// What was collected.
+/// Results of collecting.
 pub struct Collected {
-    /// The sums; they name no texts.
+    /// The sums, without names of texts.
     pub sums: Sums,
-    /// The -ln p of every scored token, in nats, chunk by chunk; empty without [`Options::score`].
+    /// The -ln p of all scored tokens, in nats, chunk by chunk; empty without [`Options::score`].
     pub nll: Vec<f64>,
-    /// Where the run was resumed: the first chunk of a group, and the number of finished layers.
+    /// Start of a resumed run: the first chunk of a group, and the number of finished layers.
     pub resumed: Option<[usize; 2]>,
-    /// Covariances that were written.
+    /// The Hessians written.
     pub covariance: Option<hessian::Written>,
 }
 
-/// Sums of the squares of all that the matrices meet.
+/// Sums the squares of the inputs of all matrices.
 ///
-/// They depend neither on threads nor on groups nor on where a run was interrupted: those of a
-/// layer are made for each chunk, then added in f64 in the order of the chunks.
+/// The result depends neither on threads nor on groups nor on interruptions: sums of a layer are
+/// computed per chunk, then added in f64 in chunk order.
 ///
 /// # Errors
-/// A model that cannot be run, activations that are not finite, an interim result or a covariance
-/// that cannot be written, a directory with covariances of another job.
+/// A model that cannot be run, activations that are not finite, an interim result or a Hessian that
+/// cannot be written, a directory with Hessians of another job.
 pub fn collect(
     engine: &Engine<'_>,
     windows: &Windows<'_>,
@@ -162,7 +162,7 @@ pub fn collect(
         .map_err(Error::Covariance)?;
     let found = options.resume.and_then(Resume::take);
     let found = found.and_then(|snapshot| Found::of(snapshot, windows, group, engine.hyper.runs()));
-    // Layers whose covariances are not there any more have to be done again.
+    // Layers whose Hessians are missing have to be repeated.
     let found = found.filter(|found| {
         recorder
             .as_ref()
@@ -241,17 +241,17 @@ struct Collector<'o> {
     process_output: bool,
     all_experts: bool,
     resume: Option<&'o Resume>,
-    /// Numbers in the activations of a chunk.
+    /// Length of a chunk's activations.
     length: usize,
     /// The first chunk of the group.
     start: usize,
-    /// What the chunks of the group have met in the current layer.
+    /// Sums of the group's chunks in the current layer.
     chunks: Vec<Mutex<Met>>,
     turn: Mutex<Turn>,
-    /// The first failure by chunk of the group.
+    /// Failure of the lowest chunk of the group.
     failed: Mutex<Option<(usize, sums::Error)>>,
     nll: Vec<f64>,
-    /// What a former run has left.
+    /// The snapshot of an earlier run.
     found: Mutex<Option<Snapshot>>,
     recorder: Option<Recorder<'o>>,
 }
@@ -259,11 +259,11 @@ struct Collector<'o> {
 #[derive(Default)]
 struct Met {
     sums: Sums,
-    /// The tensor that came last.
+    /// The last tensor to read an input.
     last: String,
 }
 
-/// Adds up what chunks bring, in their order.
+/// Adds sums of chunks in chunk order.
 #[derive(Default)]
 struct Turn {
     total: Sums,
@@ -271,7 +271,7 @@ struct Turn {
 }
 
 impl Turn {
-    /// Takes what a chunk brings. The error comes with the chunk that could not be added.
+    /// Takes the sums of a chunk. An error carries the chunk that could not be added.
     fn take(&mut self, chunk: usize, sums: Sums) -> Result<(), (usize, sums::Error)> {
         self.turns.put(chunk, sums);
         while let Some((chunk, sums)) = self.turns.pop() {
@@ -319,7 +319,7 @@ impl Collector<'_> {
             false => &[],
         };
         let nll: Vec<Mutex<Vec<f64>>> = (0..self.chunks.len()).map(|_| Mutex::default()).collect();
-        // In their order, since what a chunk brings waits for those before it.
+        // In chunk order, since the sums of a chunk wait for those before it.
         let one = |chunk: usize| -> Result<(), Error> {
             if progress.cancelled() {
                 return Err(model::Error::Cancelled.into());
@@ -348,8 +348,7 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// The output matrix on all rows that are kept of a chunk. Row `first + i` of them predicts
-    /// `labels[i]`.
+    /// Runs the output matrix on all stored rows of a chunk. Row `first + i` predicts `labels[i]`.
     fn output(
         &self,
         head: &model::Head<'_>,
@@ -388,7 +387,7 @@ impl Collector<'_> {
         Ok(nll)
     }
 
-    /// Leaves tensors of heads one count: all of them see every position.
+    /// Keeps a single count for per-head tensors: all heads see every position.
     fn share_counts(&self, sums: &mut Sums) {
         for (name, tensor) in &mut sums.tensors {
             let linear = self.catalog.linear_named(name);
@@ -405,7 +404,7 @@ impl Collector<'_> {
         }
     }
 
-    /// An error with what is known here: the tensor, and the chunk's number in the text.
+    /// Adds the tensor and the chunk's number in the text to an error.
     fn explained(&self, error: Error, first_chunk: usize) -> Error {
         let number = |chunk: usize| first_chunk + self.start + chunk;
         if let Some((chunk, error)) = lock(&self.failed).take() {
@@ -483,7 +482,7 @@ impl Observer for Collector<'_> {
                 Err((chunk, error)) => self.fail(chunk, error),
             }
         }
-        // What is wrong is in `failed`.
+        // The error is in `failed`.
         Err(model::Error::Cancelled)
     }
 
@@ -515,12 +514,12 @@ impl Observer for Collector<'_> {
     }
 }
 
-/// What a former run has left.
+/// State of an earlier run.
 struct Found {
     start: usize,
     sums: Sums,
     nll: Vec<f64>,
-    /// Names and checksums of the covariances of the layers that are done.
+    /// Names and checksums of the Hessian files of finished layers.
     files: Files,
     snapshot: Snapshot,
 }
@@ -528,7 +527,7 @@ struct Found {
 type Files = Vec<(String, String)>;
 
 impl Found {
-    /// `None` if it does not fit this run, which the key rules out.
+    /// `None` if it does not fit this run, which a matching key rules out.
     fn of(snapshot: Snapshot, windows: &Windows<'_>, group: usize, layers: usize) -> Option<Found> {
         let (start, sums, nll, files) = unpack(snapshot.extra())?;
         let chunks = windows
@@ -598,7 +597,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_that_come_early_wait_for_their_turn() {
+    fn early_chunks_wait_for_their_turn() {
         let of = |x: f32| {
             let mut sums = Sums::default();
             sums.add_rows("blk.0.attn_q.weight", [0, 1], &[x], 1)
@@ -618,7 +617,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_packed_comes_back() {
+    fn packing_round_trips() {
         let mut sums = Sums::default();
         sums.add_rows("blk.0.ffn_up_exps.weight", [1, 3], &[0.1, 0.2, 0.3, 0.4], 2)
             .unwrap();

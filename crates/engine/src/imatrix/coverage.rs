@@ -1,29 +1,28 @@
-//! Which experts the text hardly reached: their importance weights are noise, or none at all.
+//! Coverage of experts: importance weights of experts with few tokens are noise or missing.
 
 use quantier_arch::role::block_of;
 use quantier_gguf::imatrix::Imatrix;
 use serde::Serialize;
 use std::fmt;
 
-/// Experts that few tokens or none were routed to, of tensors that share their routing.
+/// Experts with few tokens or none, for tensors that share their routing.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Gap {
-    /// Their block.
+    /// Layer of the tensors.
     pub layer: Option<u32>,
     /// Names of the tensors.
     pub tensors: Vec<String>,
-    /// Number of experts that each has.
+    /// Number of experts per tensor.
     pub experts: usize,
     /// Mean number of tokens per expert.
     pub mean: f64,
     /// Experts without tokens.
     pub never: Vec<usize>,
-    /// Other experts below the fraction of the mean, with their token counts.
+    /// Other experts below the given fraction of the mean, with their token counts.
     pub hardly: Vec<(usize, i64)>,
 }
 
-/// Experts with fewer tokens than `fraction` of their tensor's mean; those without tokens are always
-/// among them.
+/// Experts with fewer tokens than `fraction` of their tensor's mean, including all without tokens.
 pub fn gaps(imatrix: &Imatrix, fraction: f64) -> Vec<Gap> {
     let mut found: Vec<Gap> = Vec::new();
     for (tensor, entry) in &imatrix.entries {
@@ -63,7 +62,7 @@ impl Gap {
     }
 }
 
-/// The first few of a list, and how many more there are.
+/// The first few items of a list, and the number of others.
 fn some(items: impl ExactSizeIterator<Item = String>) -> String {
     const SHOWN: usize = 8;
     let more = items.len().saturating_sub(SHOWN);

@@ -1,4 +1,4 @@
-//! Importance matrices: sums of squared activations, merged, judged and described.
+//! Importance matrices: sums of squared activations, with merging, coverage and statistics.
 
 pub mod collect;
 pub mod coverage;

@@ -7,16 +7,16 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// A channel whose mean square is not above this counts as inactive.
+/// Channels with a mean square up to this count as inactive.
 const INACTIVE: f32 = 1e-5;
 
-/// Figures of one tensor's mean squared activations, over the channels of all matrices that any
-/// token met.
+/// Figures of a tensor's mean squared activations, over the channels of all matrices with at least
+/// one token.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TensorStatistics {
     /// Name of the tensor.
     pub tensor: String,
-    /// Block, for a tensor of one.
+    /// Layer, if the tensor belongs to one.
     pub layer: Option<u32>,
     /// Sum.
     pub total: f32,
@@ -28,39 +28,39 @@ pub struct TensorStatistics {
     pub mean: f32,
     /// Standard deviation.
     pub std: f32,
-    /// Share of channels that are active, 0 to 1.
+    /// Fraction of active channels, 0 to 1.
     pub active: f32,
     /// Number of channels.
     pub elements: usize,
-    /// Entropy of the shares of the sum, in bits.
+    /// Entropy of the channels' shares of the sum, in bits.
     pub entropy: f32,
-    /// Entropy in percent of that of equal shares.
+    /// Entropy in percent of that of a uniform distribution.
     pub entropy_percent: f32,
-    /// Share of channels more than one standard deviation above the mean, 0 to 1 (the ZD score).
+    /// Fraction of channels more than one standard deviation above the mean, 0 to 1 (the ZD score).
     pub zd: f32,
-    /// Cosine of the sums with those of the same tensor one block before; 0 where there is none.
+    /// Cosine similarity of the sums with those of the same tensor one layer before; 0 without one.
     pub cosine: f32,
 }
 
-/// Averages over the tensors of a block, weighted by their number of channels.
+/// Averages over the tensors of a layer, weighted by their number of channels.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerStatistics {
-    /// Block.
+    /// Layer.
     pub layer: u32,
-    /// Of the sums.
+    /// Average of the sums.
     pub total: f32,
-    /// Of the ZD scores.
+    /// Average of the ZD scores.
     pub zd: f32,
-    /// Of the cosines.
+    /// Average of the cosine similarities.
     pub cosine: f32,
 }
 
-/// Figures of all tensors (by kind, then falling sum) and of the blocks.
+/// Figures of all tensors (by kind, then descending sum) and of the layers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Statistics {
-    /// Those that any token met.
+    /// Tensors with at least one token.
     pub tensors: Vec<TensorStatistics>,
-    /// In their order.
+    /// In ascending order.
     pub layers: Vec<LayerStatistics>,
 }
 
@@ -109,7 +109,7 @@ impl Statistics {
         }
     }
 
-    /// Two tables, their columns separated by tabs.
+    /// Two tables with tab-separated columns.
     pub fn text(&self) -> String {
         let mut text = String::from(
             "Layer\tTensor\tSum(Act^2)\tMin\tMax\tMean\tStd\t% Active\tN\tEntropy\tE (norm)\tZD\tCosSim\n",
@@ -198,8 +198,8 @@ fn of_tensor(name: &str, entry: &Entry) -> Option<TensorStatistics> {
 mod tests {
     use super::*;
 
-    /// `QUANTIER_IMATRIX=FILE` (GGUF): prints the tables and writes copies beside it in both
-    /// formats, to be compared with what llama-imatrix shows and writes.
+    /// `QUANTIER_IMATRIX=FILE` (GGUF): prints the tables and writes copies beside the file in both
+    /// formats, for comparison with llama-imatrix's output.
     #[test]
     #[ignore = "needs a GGUF file that llama-imatrix wrote: set QUANTIER_IMATRIX"]
     fn tables_and_copies_of_a_real_file() {
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_that_can_be_worked_out_by_hand() {
+    fn figures_match_a_manual_calculation() {
         let mut imatrix = Imatrix::default();
         let entry = |sums: &[f32]| Entry {
             sums: sums.to_vec(),

@@ -1,15 +1,15 @@
-//! Sums of squared activations while they grow, in f64 so that neither the order of chunks nor the
-//! number of machines shows in the f32 that a file keeps.
+//! Accumulation of squared activations, in f64 so that neither the order of chunks nor the number
+//! of machines affects the f32 values of a file.
 
 use quantier_arch::role::block_of;
 use quantier_blocks::vector::vectorized;
 use quantier_gguf::imatrix::{Entry, Imatrix};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Why sums cannot grow.
+/// Errors of accumulation.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
-    /// An activation is NaN or infinite, or its square leaves f32.
+    /// An activation is NaN or infinite, or its square exceeds f32.
     #[error(
         "the input of '{tensor}' has a value of {value} in channel {column}; sums of squares must stay finite"
     )]
@@ -18,47 +18,47 @@ pub enum Error {
         tensor: String,
         /// Input channel.
         column: usize,
-        /// The sum of squares that came out.
+        /// The resulting sum of squares.
         value: f64,
     },
-    /// The rows are not those of the tensor that was seen before.
+    /// Rows whose shape differs from the tensor's earlier rows.
     #[error(
         "'{tensor}' has {ours} here and {theirs} there; only importance matrices of the same model can be added"
     )]
     OtherModel {
         /// The tensor.
         tensor: String,
-        /// What is known of it.
+        /// The existing shape.
         ours: String,
-        /// What was to be added.
+        /// The added shape.
         theirs: String,
     },
-    /// A tensor that the model does not have, or has in another shape.
+    /// A tensor that the model lacks or has in another shape.
     #[error(
         "'{tensor}' has {theirs}, and the model {ours}; only importance matrices of the same model can be added"
     )]
     OtherTensor {
         /// The tensor.
         tensor: String,
-        /// What the model has.
+        /// The model's shape.
         ours: String,
-        /// What is known of it.
+        /// The importance matrix's shape.
         theirs: String,
     },
-    /// Importance matrices of models with different blocks.
+    /// Importance matrices of models with different layers.
     #[error(
         "it has tensors of {theirs} blocks, and what it is added to has {ours}; only importance matrices of the same model can be added"
     )]
     OtherBlocks {
-        /// Blocks that are known.
+        /// Number of existing layers.
         ours: usize,
-        /// Blocks of what was to be added.
+        /// Number of added layers.
         theirs: usize,
     },
 }
 
 impl Error {
-    /// The tensor that it is about; empty where it is about all.
+    /// The tensor of the error; empty if it concerns all.
     pub(crate) fn tensor(&self) -> &str {
         match self {
             Error::NonFinite { tensor, .. }
@@ -72,33 +72,33 @@ impl Error {
 /// The sums of one tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorSums {
-    /// Sums of squares: one per input channel, for each matrix after another.
+    /// Sums of squares, one per input channel, matrix by matrix.
     pub sums: Vec<f64>,
-    /// Rows that met each matrix; a single one where the source kept no more.
+    /// Number of rows of each matrix; a single number if the source has only one.
     pub counts: Vec<i64>,
 }
 
-/// Sums by tensor name, with the names of the texts.
+/// Sums by tensor, with the names of the texts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sums {
     /// By tensor name.
     pub tensors: BTreeMap<String, TensorSums>,
-    /// Names of the texts that went in.
+    /// Names of the texts.
     pub datasets: Vec<String>,
 }
 
 impl Sums {
-    /// Adds the squares of `rows` [n, columns] to matrix `matrix` of a tensor of `matrices`
+    /// Adds the squares of `rows` `[n, columns]` to matrix `matrix` of a tensor with `matrices`
     /// matrices.
     ///
-    /// The rows of one call are summed first, then added: with one call per chunk, in the order of
-    /// the chunks, the result does not depend on threads. After an error nothing has changed.
+    /// The rows of one call are summed first, then added: with one call per chunk, in chunk order,
+    /// the result does not depend on threads. Nothing changes on an error.
     ///
     /// # Errors
-    /// Rows of another shape than before, a sum that is not finite in f32.
+    /// Rows of another shape than before, or a sum that is not finite in f32.
     ///
     /// # Panics
-    /// If `matrix` is not below `matrices`, or `rows` is no multiple of `columns`.
+    /// If `matrix` is not less than `matrices`, or `rows` is not a multiple of `columns`.
     pub(crate) fn add_rows(
         &mut self,
         tensor: &str,
@@ -140,11 +140,11 @@ impl Sums {
         Ok(())
     }
 
-    /// Adds the sums of another run of the same model. Texts follow ours. After an error nothing
-    /// has changed.
+    /// Adds the sums of another run of the same model; its texts are appended. Nothing changes on
+    /// an error.
     ///
     /// # Errors
-    /// Tensors of other shapes, a sum that is not finite in f32.
+    /// Tensors of other shapes, or a sum that is not finite in f32.
     pub fn merge(&mut self, other: &Sums) -> Result<(), Error> {
         for (name, theirs) in &other.tensors {
             let Some(ours) = self.tensors.get(name) else {
@@ -189,11 +189,11 @@ impl Sums {
         Ok(())
     }
 
-    /// Adds what a file holds. Its tensors must belong to as many blocks as ours do; see
-    /// [`Sums::merge`] for the rest.
+    /// Adds the sums of a file, whose tensors must belong to the same layers; otherwise as
+    /// [`Sums::merge`].
     ///
     /// # Errors
-    /// Tensors of other blocks, and the errors of [`Sums::merge`].
+    /// Tensors of other layers, and the errors of [`Sums::merge`].
     pub fn merge_file(&mut self, theirs: &Sums) -> Result<(), Error> {
         let blocks = |sums: &Sums| {
             sums.tensors
@@ -211,7 +211,8 @@ impl Sums {
         self.merge(theirs)
     }
 
-    /// Checks the sums against a model. `dims` gives the dimensions of its tensors, row length first.
+    /// Checks the sums against a model. `dims` returns the dimensions of its tensors, row length
+    /// first.
     ///
     /// # Errors
     /// A tensor that the model lacks or has in another shape.
@@ -246,8 +247,8 @@ impl Sums {
         Ok(())
     }
 
-    /// The sums that a file holds. A `.dat` file counts chunks instead of tokens, so it is told how
-    /// many tokens its chunks had.
+    /// The sums in a file. A `.dat` file counts chunks instead of tokens, so `chunk_size` gives
+    /// their number of tokens.
     pub fn of_file(file: &Imatrix, chunk_size: u32) -> Sums {
         let scale = if file.chunk_size == 0 {
             i64::from(chunk_size)
@@ -277,8 +278,8 @@ impl Sums {
         }
     }
 
-    /// What a file is to hold, with chunks of `chunk_size` tokens. The number of chunks is that of
-    /// the largest count.
+    /// Content of a file for chunks of `chunk_size` tokens. The number of chunks follows from the
+    /// largest count.
     pub fn to_file(&self, chunk_size: u32) -> Imatrix {
         let entry = |t: &TensorSums| Entry {
             sums: t.sums.iter().map(|&x| x as f32).collect(),
@@ -304,9 +305,9 @@ impl Sums {
     }
 }
 
-/// Sums of the squares of each column, row after row.
+/// Sums of squares by column, in row order.
 fn squares(rows: &[f32], columns: usize) -> Vec<f64> {
-    /// Rows that are read together, so that the sums are loaded and stored less often.
+    /// Rows per pass over the sums, to reduce loads and stores.
     const TOGETHER: usize = 4;
     let mut sums = vec![0f64; columns];
     let square = |x: f32| f64::from(x) * f64::from(x);
@@ -329,7 +330,7 @@ fn squares(rows: &[f32], columns: usize) -> Vec<f64> {
     sums
 }
 
-/// Whether counts of these numbers of matrices can be added: a single one stands for all.
+/// True if counts of these numbers of matrices can be added: a single count applies to all.
 fn fit(a: usize, b: usize) -> bool {
     a == b || a == 1 || b == 1
 }
@@ -392,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn another_model_is_told_by_its_tensors() {
+    fn other_models_are_detected_by_their_tensors() {
         let sums = |names: &[&str]| {
             let mut sums = Sums::default();
             names
@@ -432,7 +433,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parts_on_several_machines_are_one_run(
+        fn parts_from_several_machines_equal_one_run(
             chunks in prop::collection::vec((prop::collection::vec(-1e3f32..1e3, 8), 0usize..3), 3..9),
             cut in any::<prop::sample::Index>(),
         ) {
@@ -443,7 +444,7 @@ mod tests {
             };
             let whole = run(&chunks).to_file(4);
             let (a, b) = chunks.split_at(cut.index(chunks.len()));
-            // Through files, as machines exchange them.
+            // Through files, as exchanged between machines.
             let [a, b] = [a, b].map(|part| Sums::of_file(&run(part).to_file(4), 4));
             let (mut ab, mut ba) = (a.clone(), b.clone());
             ab.merge(&b).unwrap();
