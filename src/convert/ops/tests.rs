@@ -400,7 +400,7 @@ proptest! {
             (Ok(output), Some(expected)) => compare(&output, &[source], &expected, step),
             // What no single view can express is refused, and nothing else.
             (Err(what), Some(_)) => prop_assert!(
-                ["cannot become", "cannot be cut", "cannot be taken as"].iter().any(|w| what.contains(w)),
+                ["cannot become", "cannot be cut", "cannot be taken as", "is joined of"].iter().any(|w| what.contains(w)),
                 "{what}"
             ),
             (Ok(output), None) => prop_assert!(output.shape().contains(&0), "{:?}", output.shape()),

@@ -279,7 +279,7 @@ pub fn compare(
 
 /// Source of the base's rows: a model or a file.
 enum BaseRows<'m> {
-    Model(Output<'m>),
+    Model(Box<Output<'m>>),
     Stored(&'m str, &'m Logits),
 }
 
