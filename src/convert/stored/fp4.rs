@@ -168,7 +168,7 @@ impl Fp4 {
             let scale = self.group_scale(scales, at / group)? * self.scale;
             let len = ((group - at % group) as usize).min(out.len());
             let (here, rest) = out.split_at_mut(len);
-            if at % 2 == 0 && len % 2 == 0 {
+            if at.is_multiple_of(2) && len.is_multiple_of(2) {
                 let bytes = &codes[at as usize / 2..][..len / 2];
                 for (pair, byte) in here.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
                     *pair = PAIRS[usize::from(*byte)].map(|number| number * scale);

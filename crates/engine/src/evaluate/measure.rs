@@ -239,7 +239,7 @@ pub fn compare(
         return Ok(Vec::new());
     };
     let base = match base {
-        Base::Model(measured) => BaseRows::Model(measured.head()?),
+        Base::Model(measured) => BaseRows::Model(Box::new(measured.head()?)),
         Base::Stored { name, logits } => BaseRows::Stored(name, logits),
     };
     let group = group_size(&base, models);
