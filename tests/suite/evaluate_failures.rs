@@ -95,10 +95,10 @@ fn unsupported_architecture() {
     let dir = with_changed(|model| {
         model
             .metadata
-            .set("general.architecture", Value::str("rwkv7"))
+            .set("general.architecture", Value::str("grok"))
     });
     let parts = [
-        "x.gguf: models of architecture 'rwkv7' cannot be run here yet (convert and quantize work)",
+        "x.gguf: models of architecture 'grok' cannot be run here yet (convert and quantize work)",
         "llama",
     ];
     fail_each(

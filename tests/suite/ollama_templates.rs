@@ -82,7 +82,7 @@ fn nonuniform_conversations_are_refused() {
     assert!(of("{{ messages[-1].content }}").contains("left out"));
     assert!(of("{% for m in messages %}{{ m.content | upper }}{% endfor %}").contains("left out"));
     assert!(of("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.content | length > 20 %}!{% endif %}{% endfor %}")
-        .contains("alike"));
+        .contains("uniform turns"));
     assert!(of("{{ raise_exception('never') }}").contains("never"));
 }
 
