@@ -1,13 +1,13 @@
-//! What transformers' configuration classes add to a config.json that leaves fields out.
+//! Defaults of transformers' configuration classes for fields missing in config.json.
 //!
-//! The reference reads config.json through the class that `model_type` names. Only the fields that
-//! end in a GGUF are listed. The values are those of transformers 4.57; a `model_type` that is not
-//! here is taken as it is.
+//! The reference reads config.json through the class of `model_type`. Only fields that affect a
+//! GGUF are listed, with the values of transformers 4.57; configs of other `model_type`s are not
+//! changed.
 
 use super::config::{Result, wrong_kind};
 use serde_json::{Map, Number, Value};
 
-/// What is filled in for one field.
+/// The default of a field.
 #[derive(Clone, Copy)]
 enum Fill {
     Int(u64),
@@ -16,7 +16,7 @@ enum Fill {
     Text(&'static str),
     Object(&'static [(&'static str, Fill)]),
     False,
-    /// The class knows the field, and it stays null.
+    /// A known field whose default is null.
     Null,
     /// The value of another field; null counts as missing.
     SameAs(&'static str),
@@ -292,14 +292,14 @@ static CLASSES: &[Class] = &[
         rope_scaling = Null, sliding_window = Null),
 ];
 
-/// A class around that of a text model.
+/// A class that wraps a text model's class.
 struct Wrapper {
     model_type: &'static str,
     /// The text model's class.
     text: &'static str,
-    /// Whether the text model may name another.
+    /// True if the text model may have another class.
     open: bool,
-    /// Whether the fields of a text model that has no object of its own stand at the root.
+    /// True if the fields of a text model without its own object are at the root.
     flat: bool,
 }
 
@@ -330,7 +330,7 @@ static WRAPPERS: &[Wrapper] = &[
     wrapper("voxtral", "llama", true, false),
 ];
 
-/// Classes that take an explicit null of `num_key_value_heads` for "as many as heads".
+/// Classes in which an explicit null of `num_key_value_heads` means the number of heads.
 const NULL_IS_HEADS: &[&str] = &[
     "deepseek_v2",
     "deepseek_v3",
@@ -346,7 +346,7 @@ const NULL_IS_HEADS: &[&str] = &[
     "smollm3",
 ];
 
-/// Fills in what the class of the config's `model_type` would, and that of its text model.
+/// Adds the defaults of the config's `model_type` and of its text model.
 pub(super) fn complete(fields: &mut Map<String, Value>) -> Result<()> {
     let Some(model_type) = model_type(fields) else {
         return Ok(());
@@ -368,7 +368,7 @@ fn model_type(fields: &Map<String, Value>) -> Option<String> {
     Some(fields.get("model_type")?.as_str()?.to_owned())
 }
 
-/// Other names of a class's fields, which it takes as well, and the names that it gives them.
+/// Aliases of a class's fields, and the canonical names.
 const ALIASES: &[(&str, &[(&str, &str)])] = &[
     (
         "bloom",
@@ -396,7 +396,7 @@ const ALIASES: &[(&str, &[(&str, &str)])] = &[
     ),
 ];
 
-/// Fills in what a class would.
+/// Adds the defaults of a class.
 fn complete_class(fields: &mut Map<String, Value>, model_type: &str) -> Result<()> {
     let aliases = ALIASES.iter().filter(|(class, _)| *class == model_type);
     for (alias, name) in aliases.flat_map(|(_, aliases)| *aliases) {
@@ -463,7 +463,7 @@ impl Fill {
     }
 }
 
-/// Phi-3's class calls the older kinds of long context by their later name.
+/// Phi-3's class replaces old names of the long-context type by the new one.
 fn rename_long_rope(fields: &mut Map<String, Value>) {
     let kind = fields
         .get_mut("rope_scaling")
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_are_left_out_get_the_defaults_of_the_class() {
+    fn missing_fields_get_class_defaults() {
         let llama = completed(
             json!({ "model_type": "llama", "hidden_size": 512, "num_attention_heads": 8,
             "head_dim": null }),
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn aliases_give_way_to_the_class_own_names() {
+    fn canonical_names_take_precedence_over_aliases() {
         let bloom = completed(
             json!({ "model_type": "bloom", "num_attention_heads": 4, "n_head": 16, "n_layer": 3 }),
         );

@@ -1,14 +1,14 @@
-//! Recipes of mixtures of experts that several families have.
+//! Recipes of mixtures of experts shared by several families.
 
 use super::llama::STACKED;
 use super::parameters::Parameter;
 use super::recipes::Size::{Any, Expert, Experts, Field, Hidden};
 use super::recipes::{Input, Output, Recipe, Size};
 
-/// The width of an expert.
+/// The size of an expert.
 pub(super) const EXPERT_LENGTH: Parameter =
     Parameter::U32("expert_feed_forward_length", &["moe_intermediate_size"]);
-/// Layers before the first with experts.
+/// Number of leading layers without experts.
 pub(super) const DENSE_LAYERS: Parameter =
     Parameter::U32("leading_dense_block_count", &["first_k_dense_replace"]);
 
@@ -18,7 +18,7 @@ const DENSE: Size = Field(&[
     "intermediate_size",
 ]);
 
-/// The networks of layers without experts, which have a width of their own.
+/// The feed-forward networks of dense layers, with their own size.
 pub(super) const DENSE_FFN: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.mlp.gate_proj",
@@ -37,14 +37,14 @@ pub(super) const DENSE_FFN: &[Recipe] = &[
     ),
 ];
 
-/// The matrix that scores experts.
+/// The router.
 pub(super) const ROUTER: &[Recipe] = &[Recipe::rename(
     "model.layers.{}.mlp.gate",
     "blk.{}.ffn_gate_inp",
     &[Any, Hidden],
 )];
 
-/// Experts one by one, in the order gate, up, down.
+/// Unstacked experts, in the order gate, up, down.
 pub(super) const GATE_UP_DOWN: &[Recipe] = &[Recipe::new(
     &[
         Input::new(
@@ -67,7 +67,7 @@ pub(super) const GATE_UP_DOWN: &[Recipe] = &[Recipe::new(
     ],
 )];
 
-/// The expert that sees every token, or several side by side.
+/// The shared expert, or several as one.
 pub(super) const SHARED_EXPERTS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.mlp.shared_experts.gate_proj",
@@ -86,7 +86,7 @@ pub(super) const SHARED_EXPERTS: &[Recipe] = &[
     ),
 ];
 
-/// The same under Hunyuan's names.
+/// The shared expert under Hunyuan's names.
 pub(super) const SHARED_MLP: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.mlp.shared_mlp.gate_proj",
@@ -105,7 +105,7 @@ pub(super) const SHARED_MLP: &[Recipe] = &[
     ),
 ];
 
-/// What is added to the probabilities of experts where they are chosen, under its names.
+/// The bias of expert probabilities in the choice of experts, under its various names.
 pub(super) const SELECTION_BIAS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.mlp.gate.e_score_correction.bias",
@@ -129,7 +129,7 @@ mod tests {
     use super::super::{Architecture, Config, Keys};
     use serde_json::{Value as Json, json};
 
-    /// What is wrong with a config of a class of two layers.
+    /// The error of a config with this class and two layers.
     fn error(class: &str, fields: Json) -> String {
         let mut config = json!({ "architectures": [class], "num_hidden_layers": 2, "hidden_size": 256,
             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128, "vocab_size": 512,
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_family_does_not_take_is_named() {
+    fn unsupported_settings_are_named() {
         let hunyuan = |fields: Json| {
             let mut all = json!({ "moe_intermediate_size": [96, 96], "moe_topk": [2, 2],
                 "num_shared_expert": [1, 1] });

@@ -8,13 +8,13 @@ use quantier_gguf::reader::{Tensor, TensorReader};
 use quantier_gguf::types::GgmlType;
 use std::ops::Deref;
 
-/// A checked model, ready to be read.
+/// A validated model.
 pub struct Input<'a> {
     reader: TensorReader<'a>,
     catalog: Catalog,
-    /// The first layer that is a block for further tokens, if any is.
+    /// The first multi-token prediction block, if any.
     nextn: Option<LayerId>,
-    /// Whether that block can be run.
+    /// True if the multi-token prediction block is supported.
     drafts: bool,
 }
 
@@ -53,14 +53,14 @@ impl<'a> Input<'a> {
         &self.catalog
     }
 
-    /// Whether an importance matrix has what a linear reads: it is in a layer, or in a block for
-    /// further tokens that can be run.
+    /// True if an importance matrix covers a tensor: in layers, and in supported multi-token
+    /// prediction blocks.
     pub fn is_run(&self, name: &str) -> bool {
         self.drafts || !self.is_nextn(name)
     }
 
-    /// Whether a tensor belongs to a block for further tokens (multi-token prediction), on which
-    /// the model's own output does not depend.
+    /// True for tensors of multi-token prediction blocks, which do not affect the model's own
+    /// output.
     pub fn is_nextn(&self, name: &str) -> bool {
         let id = self.catalog.tensor_named(name);
         let layer = id.and_then(|id| self.catalog.tensor(id).layer);
@@ -69,8 +69,8 @@ impl<'a> Input<'a> {
             .is_some_and(|(layer, first)| layer >= first)
     }
 
-    /// Whether llama.cpp loads a tensor as this type: a scale beside the output matrix is loaded with
-    /// NVFP4 alone.
+    /// True if llama.cpp loads a tensor with this type: an output matrix with a scale is loaded
+    /// with NVFP4 only.
     pub fn loads_as(&self, tensor: &Tensor<'_>, ggml_type: GgmlType) -> bool {
         let linear = self.catalog.linear_of(self.entry(tensor).id);
         let is_scaled_output =
@@ -78,12 +78,12 @@ impl<'a> Input<'a> {
         !is_scaled_output || ggml_type == GgmlType::NVFP4
     }
 
-    /// A tensor, to be read.
+    /// A tensor for reading.
     pub fn tensor(&self, id: TensorId) -> &Tensor<'a> {
         &self.reader.tensors[id.index()]
     }
 
-    /// The catalog's entry of a tensor of this model.
+    /// The catalog entry of a tensor.
     pub fn entry(&self, tensor: &Tensor<'_>) -> &Entry {
         &self.catalog.tensors()[tensor.index]
     }

@@ -1,9 +1,10 @@
-//! The metadata that a model's config.json turns into: which keys, in which order, of which type.
+//! Metadata from a model's config.json: keys, their order and types.
 
 use super::config::{Config, Result, number_in, wrong_kind};
 use quantier_gguf::gguf::{Array, Value, ValueType, keys};
 
-/// Metadata under construction. As in the reference, a key that is set anew keeps its place.
+/// Metadata under construction. As in the reference, setting a key again does not change its
+/// position.
 #[derive(Clone, Debug, Default)]
 pub struct Keys {
     architecture: &'static str,
@@ -14,7 +15,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// No keys yet, for a model of this architecture and file type.
+    /// Empty metadata of a model with this architecture and file type.
     pub fn new(architecture: &'static str, file_type: u32) -> Keys {
         Keys {
             architecture,
@@ -24,12 +25,12 @@ impl Keys {
         }
     }
 
-    /// Sets a key; the architecture's name and a dot are put before it.
+    /// Sets a key, with the architecture's name and a dot as prefix.
     pub(crate) fn set(&mut self, key: &str, value: Value<'static>) {
         self.set_exact(format!("{}.{key}", self.architecture), value);
     }
 
-    /// Sets a key as it is.
+    /// Sets a key without prefix.
     pub fn set_exact(&mut self, key: String, value: Value<'static>) {
         match self.entries.iter_mut().find(|(k, _)| *k == key) {
             Some((_, old)) => *old = value,
@@ -37,18 +38,18 @@ impl Keys {
         }
     }
 
-    /// Takes a key of the architecture away.
+    /// Removes a key of the architecture.
     pub(crate) fn remove(&mut self, key: &str) {
         let key = format!("{}.{key}", self.architecture);
         self.entries.retain(|(other, _)| *other != key);
     }
 
-    /// Tells the user something about the keys.
+    /// Adds a note for the user about the keys.
     pub(crate) fn note(&mut self, note: String) {
         self.notes.push(note);
     }
 
-    /// What the user should know about the keys.
+    /// Notes for the user about the keys.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -59,32 +60,32 @@ impl Keys {
     }
 }
 
-/// One step of turning a config into metadata.
+/// A step from a config to metadata.
 #[derive(Clone, Copy)]
 pub enum Parameter {
-    /// The number of layers and of blocks for further tokens, as `block_count`.
+    /// The number of layers and multi-token prediction blocks, as `block_count`.
     Layers,
     /// `general.file_type`.
     FileType,
-    /// A whole number from the first of these fields, which must be there.
+    /// A required integer, from the first present field.
     U32(&'static str, &'static [&'static str]),
-    /// A whole number, if the first of these fields is there and not null.
+    /// An integer, if the first present field is not null.
     OptionalU32(&'static str, &'static [&'static str]),
-    /// A whole number, or this if it is missing.
+    /// An integer, or a default.
     OrU32(&'static str, &'static [&'static str], u32),
-    /// A number, which must be there.
+    /// A required number.
     F32(&'static str, &'static [&'static str]),
-    /// A number, if it is there and not null.
+    /// A number, if present and not null.
     OptionalF32(&'static str, &'static [&'static str]),
-    /// A number, if it is there and not 0.
+    /// A number, if present and not 0.
     NonzeroF32(&'static str, &'static [&'static str]),
-    /// A number that the config does not say.
+    /// A fixed number.
     ConstantF32(&'static str, f32),
-    /// A whole number that the config does not say.
+    /// A fixed integer.
     ConstantU32(&'static str, u32),
-    /// A text that the config does not say.
+    /// A fixed string.
     ConstantStr(&'static str, &'static str),
-    /// Whatever a function makes of the config.
+    /// Keys set by a function.
     Computed(fn(&Config, &mut Keys) -> Result<()>),
 }
 
@@ -94,7 +95,7 @@ impl Parameter {
     /// Adds this step's keys.
     ///
     /// # Errors
-    /// A missing field of the configuration, or one of the wrong kind.
+    /// A missing field of the config, or one of the wrong kind.
     pub fn apply(self, config: &Config, keys: &mut Keys) -> Result<()> {
         match self {
             Layers => keys.set("block_count", Value::U32(config.blocks()?)),
@@ -189,16 +190,16 @@ pub(crate) const COMMON: &[Parameter] = &[
     Computed(expert_gating),
 ];
 
-/// Lengths of a head's key and value, which come after [`COMMON`].
+/// Lengths of a head's key and value, after [`COMMON`].
 pub(crate) const HEAD_LENGTHS: &[Parameter] = &[
     OptionalU32("attention.key_length", &["head_dim"]),
     OptionalU32("attention.value_length", &["head_dim"]),
 ];
 
-/// `general.file_type`, which stands between the common keys and a family's own.
+/// `general.file_type`, between the common keys and a family's.
 pub(crate) const FILE_TYPE: &[Parameter] = &[FileType];
 
-/// How a sentence-transformers model makes one vector of all activations.
+/// Pooling of a sentence-transformers model.
 pub(crate) const POOLING: &[Parameter] = &[Parameter::Computed(|config, keys| {
     if let Some(kind) = config.pooling()? {
         keys.set("pooling_type", Value::U32(kind as u32));
@@ -206,7 +207,7 @@ pub(crate) const POOLING: &[Parameter] = &[Parameter::Computed(|config, keys| {
     Ok(())
 })];
 
-/// Whether attention and feed-forward network stand side by side: they do unless the config denies it.
+/// Flag of parallel attention and feed-forward network; true without a field in the config.
 pub(crate) const PARALLEL_RESIDUAL: Parameter = Parameter::Computed(|config, keys| {
     let parallel = config.get("use_parallel_residual");
     let parallel = parallel.is_none_or(|value| *value == true);
@@ -214,29 +215,28 @@ pub(crate) const PARALLEL_RESIDUAL: Parameter = Parameter::Computed(|config, key
     Ok(())
 });
 
-/// RoPE dimensions: the length of a head.
+/// RoPE dimensions: the head length.
 pub(crate) const ROPE_DIMENSIONS: Parameter = Parameter::Computed(|config, keys| {
     keys.set("rope.dimension_count", Value::U32(config.head_len()?));
     Ok(())
 });
 
-/// The same of models without a head length of their own: a `head_dim` in the config counts for
-/// nothing.
+/// RoPE dimensions: the hidden size per head, ignoring `head_dim`.
 pub(crate) const SHARED_ROPE_DIMENSIONS: Parameter = Parameter::Computed(|config, keys| {
     keys.set("rope.dimension_count", Value::U32(config.share_of_head()?));
     Ok(())
 });
 
-/// Sets a list of whole numbers.
+/// Sets a list of integers.
 pub(crate) fn set_numbers(keys: &mut Keys, key: &str, numbers: impl IntoIterator<Item = u32>) {
     let numbers = numbers.into_iter().map(|number| Value::I32(number as i32));
     keys.set(key, Value::Array(Array::of_values(ValueType::I32, numbers)));
 }
 
-/// Sets a truth value, which the config must have.
+/// Sets a boolean required in the config.
 ///
 /// # Errors
-/// If it is missing.
+/// If the field is missing.
 pub(crate) fn set_flag(config: &Config, keys: &mut Keys, key: &str, field: &str) -> Result<()> {
     let flag = config.get(field);
     let flag = flag.ok_or_else(|| format!("field '{field}' is missing"))?;
@@ -244,27 +244,27 @@ pub(crate) fn set_flag(config: &Config, keys: &mut Keys, key: &str, field: &str)
     Ok(())
 }
 
-/// Sets a list of truth values.
+/// Sets a list of booleans.
 pub(crate) fn set_flags(keys: &mut Keys, key: &str, flags: impl IntoIterator<Item = bool>) {
     let flags = flags.into_iter().map(Value::Bool);
     keys.set(key, Value::Array(Array::of_values(ValueType::Bool, flags)));
 }
 
-/// The part of a head's numbers that is rotated: what the config says, or else `by_default`.
+/// The rotated fraction of a head by the config, or `by_default`.
 ///
 /// # Errors
-/// If it is missing.
+/// If there is neither.
 pub(crate) fn rotated_part(config: &Config, by_default: Option<f64>) -> Result<f64> {
     const PART: &str = "partial_rotary_factor";
     let part = number_in(config.rope(), PART)?.or(by_default);
     part.ok_or(format!("field '{PART}' is missing"))
 }
 
-/// The numbers of a head that are rotated: the part is taken of the hidden size, before it is shared
-/// out to heads.
+/// RoPE dimensions per head: the rotated fraction of the hidden size, rounded down and divided
+/// among the heads.
 ///
 /// # Errors
-/// If the part, the hidden size or the number of heads is missing.
+/// If the fraction, the hidden size or the number of heads is missing.
 pub(crate) fn rotated(config: &Config, by_default: Option<f64>) -> Result<u32> {
     let part = rotated_part(config, by_default)?;
     let hidden = config.u32(&["hidden_size", "n_embd"])?;
@@ -273,7 +273,7 @@ pub(crate) fn rotated(config: &Config, by_default: Option<f64>) -> Result<u32> {
     rotated.ok_or("field 'num_attention_heads' is 0".into())
 }
 
-/// Models that see what comes after a token say so.
+/// Sets the key of models without causal attention.
 fn causal(config: &Config, keys: &mut Keys) -> Result<()> {
     if config.get("is_causal").is_some_and(|value| *value == false) {
         keys.set("attention.causal", Value::Bool(false));
@@ -281,7 +281,7 @@ fn causal(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// Kind and parameters of the rotary embedding.
+/// RoPE type and parameters.
 fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
     let parameters = config.rope();
     let number = |name| number_in(parameters, name);
@@ -323,10 +323,10 @@ fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
             }
         }
         ("su" | "longrope", _) => keys.set("rope.scaling.type", Value::str("longrope")),
-        // Llama 3's kind becomes a tensor.
+        // Llama 3's type becomes a tensor.
         ("" | "default" | "mrope" | "linear" | "yarn", _) => {}
         _ if kind.eq_ignore_ascii_case("llama3") => {}
-        // Hunyuan's becomes another base.
+        // Hunyuan's type becomes another base.
         _ if parameters.contains_key("alpha") => {}
         _ => keys.note(format!(
             "the RoPE type '{kind}' of config.json has no counterpart in llama.cpp and is left out: contexts longer \
@@ -345,7 +345,7 @@ fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// How the experts' scores are made, where the config says it.
+/// Gating of experts, if the config has it.
 fn expert_gating(config: &Config, keys: &mut Keys) -> Result<()> {
     const FIELDS: &[&str] = &[
         "score_function",
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn common_keys_keep_the_references_order() {
+    fn common_keys_are_in_the_references_order() {
         let keys = keys_of(
             json!({ "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "hidden_size": 8,
             "rope_theta": 5, "rope_scaling": { "type": "linear", "factor": 2 } }),
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_of_the_wrong_kind_is_named() {
+    fn fields_of_the_wrong_kind_are_named() {
         let error = keys_of(json!({ "num_hidden_layers": 2, "hidden_size": "8" })).unwrap_err();
         assert!(error.contains("'hidden_size' is a text (\"8\")"), "{error}");
         let error = keys_of(json!({ "hidden_size": 8 })).unwrap_err();

@@ -1,22 +1,22 @@
-//! Popular models that the reference does not convert, so that the user learns of it by name.
+//! Popular models unsupported by the reference, for errors with their names.
 
-/// What is known of them.
+/// An unsupported model.
 struct Refused {
     /// `model_type` in config.json.
     model_type: &'static str,
-    /// What people call them.
+    /// Common name.
     title: &'static str,
     why: Why,
 }
 
-/// Why there is no GGUF of a model.
+/// Reason why there is no GGUF of a model.
 #[derive(Clone, Copy)]
 enum Why {
-    /// llama.cpp cannot run it.
+    /// llama.cpp does not support it.
     Unknown,
-    /// A later llama.cpp runs it.
+    /// A later llama.cpp supports it.
     Later,
-    /// The reference's file lacks a key without which llama.cpp does not load it.
+    /// The reference's file lacks a key that llama.cpp requires.
     Unloadable,
 }
 
@@ -57,7 +57,7 @@ const fn later(model_type: &'static str, title: &'static str) -> Refused {
     }
 }
 
-/// Why a model of this type cannot be converted, if it is a known one.
+/// The reason why a model of this type cannot be converted, if it is a known one.
 pub(super) fn reason(model_type: &str, class: &str) -> Option<String> {
     let refused = TABLE.iter().find(|row| row.model_type == model_type)?;
     let title = refused.title;
