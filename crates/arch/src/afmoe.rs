@@ -1,5 +1,5 @@
-//! Arcee's Trinity (AFMoE): gated attention, norms on both sides of each half of a layer, windows in
-//! three of four layers, which alone rotate.
+//! Arcee's Trinity (AFMoE): gated attention, pre- and post-norms, sliding windows in three of four
+//! layers, RoPE in these only.
 
 use super::decoder::{Decoder, Listed, Needs, Rope, Router, Unrotated, Window};
 use super::experts::{GATE_UP_DOWN, SHARED_EXPERTS};

@@ -1,4 +1,4 @@
-//! Apertus: norms of heads, a feed-forward network without a gate, and xIELU, whose parameters are
+//! Apertus: QK norms, a feed-forward network without a gate, and xIELU, whose parameters are
 //! tensors of the checkpoint and keys of the GGUF.
 
 use super::decoder::{Activation, Decoder, Needs, Rope, Xielu};

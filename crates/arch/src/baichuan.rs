@@ -1,5 +1,5 @@
-//! Baichuan: Llama with queries, keys and values in one matrix; the model of 40 layers has ALiBi
-//! instead of RoPE. XVERSE: Llama with a vocabulary of its own.
+//! Baichuan: Llama with fused queries, keys and values; the model with 40 layers has ALiBi instead
+//! of RoPE. XVERSE: Llama with another vocabulary.
 
 use super::decoder::{Alibi, Decoder, Needs, Unrotated};
 use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};

@@ -57,7 +57,7 @@ pub(super) static BAILING_MOE3: Architecture = Architecture {
     },
 };
 
-/// The same behind pictures: positions in sections.
+/// The text model of the vision model: RoPE with sections.
 pub(super) static BAILING_MOE3_VL: Architecture = Architecture {
     classes: &["BailingMoeV3VLForConditionalGeneration"],
     parameters: &[
@@ -103,7 +103,7 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::U32("rope.dimension_count", &["qk_rope_head_dim"]),
 ];
 
-/// Whether the weights of the chosen experts are made to sum up to 1.
+/// True if the weights of the chosen experts are normalized to sum to 1.
 pub(super) const NORMALIZED: Parameter = Parameter::Computed(|config, keys| {
     set_flag(config, keys, "expert_weights_norm", "norm_topk_prob")
 });
@@ -125,8 +125,8 @@ const EXPERT_PARAMETERS: &[Parameter] = &[
     }),
 ];
 
-/// Whether a layer has latent attention: the last of each group, those behind the last whole group,
-/// and blocks for further tokens.
+/// True for latent attention: in the last layer of each group, in layers after the last whole
+/// group, and in multi-token prediction blocks.
 fn is_latent(config: &Config, layer: u32) -> Result<bool> {
     const GROUP: &str = "layer_group_size";
     let (layers, group) = (config.layers()?, config.u32(&[GROUP])?);
@@ -144,8 +144,8 @@ fn has_delta_attention(config: &Config, layer: u32) -> bool {
     !has_latent_attention(config, layer)
 }
 
-/// One head of keys in layers of latent attention, none in the others. What the reference does not
-/// convert is refused here.
+/// One KV head in layers of latent attention, none in the others. Rejects models unsupported by the
+/// reference.
 fn kv_heads(config: &Config, keys: &mut Keys) -> Result<()> {
     for (field, wanted) in [
         ("no_kda_lora", serde_json::Value::from(true)),
@@ -166,7 +166,7 @@ fn kv_heads(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// Limits of activations, one for each block; 0 for none.
+/// Activation limits, one per block; 0 for none.
 fn limits(config: &Config, keys: &mut Keys, field: &str, key: &str) -> Result<()> {
     let Some(listed) = config.get(field) else {
         return Ok(());
@@ -188,7 +188,7 @@ fn limits(config: &Config, keys: &mut Keys, field: &str, key: &str) -> Result<()
     Ok(())
 }
 
-/// Pairs of a head for time, height and width.
+/// RoPE pairs of a head for time, height and width.
 fn sections(config: &Config, keys: &mut Keys) -> Result<()> {
     const FIELD: &str = "mrope_section";
     let listed = config.get(FIELD);
@@ -219,7 +219,7 @@ pub(super) const EMBEDDINGS: &[Recipe] = &[
     Recipe::rename("lm_head", "output", &[Any, Hidden]),
 ];
 
-/// The matrices that both kinds of attention have.
+/// The matrices shared by both kinds of attention.
 const ATTENTION: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.attention.q_proj",
@@ -354,14 +354,14 @@ const LATENT_ATTENTION: &[Recipe] = &[
     .when(When::Layers(has_latent_attention)),
 ];
 
-/// What is added to the probabilities of experts where they are chosen.
+/// The bias of expert probabilities in the choice of experts.
 pub(super) const EXPERT_BIAS: &[Recipe] = &[Recipe::rename(
     "model.layers.{}.mlp.gate.expert_bias",
     "blk.{}.exp_probs_b.bias",
     &[Experts],
 )];
 
-/// The norm behind a block for a further token.
+/// The norm after a multi-token prediction block.
 pub(super) const BLOCK_NORM: &[Recipe] = &[Recipe::rename(
     "model.layers.{}.final_layernorm",
     "blk.{}.layer_output_norm",

@@ -1,5 +1,5 @@
-//! Ling and Ring 1 and 2 (Bailing MoE): experts beside shared ones; in the second, leading dense
-//! layers, and experts that are chosen with a bias.
+//! Ling and Ring 1 and 2 (Bailing MoE): routed and shared experts; version 2 has leading dense
+//! layers, and a bias in the choice of experts.
 
 use super::bailing::{BLOCK_NORM, EMBEDDINGS, EXPERT_BIAS, NORMALIZED};
 use super::config::{Config, Result, number_in};
@@ -107,7 +107,7 @@ const MOE2_PARAMETERS: &[Parameter] = &[
     }),
 ];
 
-/// The width of the shared experts together.
+/// The total size of the shared experts.
 fn shared_length(config: &Config, keys: &mut Keys) -> Result<()> {
     let length = match config.optional_u32(&["moe_shared_expert_intermediate_size"])? {
         Some(length) => length,

@@ -1,5 +1,5 @@
-//! BitNet b1.58 (Ma et al. 2024): Llama with ternary weights, and a norm in front of the output matrix of
-//! attention and of the feed-forward network.
+//! BitNet b1.58 (Ma et al. 2024): Llama with ternary weights, and a norm before the output matrices
+//! of attention and of the feed-forward network.
 
 use super::config::Result;
 use super::decoder::{Decoder, Rope};
@@ -29,7 +29,7 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::ConstantF32("rope.scaling.factor", 1.0),
 ];
 
-/// Refuses what llama.cpp would run as another model.
+/// Rejects activations that llama.cpp would ignore.
 fn activation(config: &Config, _: &mut Keys) -> Result<()> {
     let name = config.get("hidden_act").and_then(|name| name.as_str());
     match name {

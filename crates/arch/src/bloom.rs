@@ -1,5 +1,5 @@
-//! BLOOM: layer norms, one of them behind the embeddings, and ALiBi. Falcon has the same names, RoPE,
-//! and attention and feed-forward network side by side.
+//! BLOOM: layer norms, also after the embeddings, and ALiBi. Falcon has the same names, RoPE, and
+//! parallel attention and feed-forward network.
 
 use super::decoder::{Activation, Alibi, Decoder, Layout, Needs, Norm, Rope};
 use super::neox::BY_HEAD;
@@ -8,9 +8,9 @@ use super::recipes::Size::{Any, Field, Head, Hidden};
 use super::{Architecture, Parameter, Recipe, gpt2, nothing_generated};
 use quantier_tokenizer::VocabKind;
 
-/// Fixed in the model's code, not said by its config.
+/// Fixed in the model's code, missing in its config.
 const MAX_ALIBI_BIAS: f32 = 8.0;
-/// The same.
+/// Fixed in the model's code, missing in its config.
 const FALCON_CONTEXT: u32 = 2048;
 
 pub(super) static BLOOM: Architecture = Architecture {
@@ -42,7 +42,7 @@ pub(super) static FALCON: Architecture = Architecture {
         activation: Activation::Gelu,
         layout: Layout::Parallel,
         needs: Needs {
-            // Large models have a norm of its own for the network.
+            // Large models have a separate norm of the feed-forward network.
             optional: &["attn_norm_2"],
             biases: &["output_norm", "attn_norm"],
             ..Needs::WEIGHTS
@@ -123,7 +123,7 @@ const BLOOM_TENSORS: &[Recipe] = &[
     ),
 ];
 
-/// Groups of some heads of queries with their head of keys and their head of values.
+/// Groups of query heads with their key head and value head.
 const BY_GROUP: &[Op] = &[Op::Ungroup {
     groups: Field(KV_HEADS),
     sizes: &[Any, Head, Head],
@@ -146,7 +146,7 @@ const FALCON_TENSORS: &[Recipe] = &[
         BY_GROUP,
     )
     .when(super::recipes::When::Set("n_head_kv")),
-    // One head of keys and values: one group.
+    // One key and value head: one group.
     Recipe::rename(
         "transformer.h.{}.self_attention.query_key_value",
         "blk.{}.attn_qkv",

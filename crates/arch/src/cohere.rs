@@ -1,4 +1,4 @@
-//! Command-R, R7B and North: attention and feed-forward network side by side, norms without biases.
+//! Command-R, R7B and North: parallel attention and feed-forward network, norms without biases.
 
 use super::config::{Config, Result, wrong_kind};
 use super::decoder::{Decoder, Layout, Listed, Needs, Norm, Router, Unrotated, Window};
@@ -39,15 +39,15 @@ pub(super) static COHERE2: Architecture = Architecture {
             tokens: None,
             rope_base: None,
         },
-        // The layers that see everything have no positions.
+        // Full-attention layers have no positions.
         unrotated: Unrotated::Every(4),
         ..COMMAND_R.decoder
     },
     ..COMMAND_R
 };
 
-/// North: experts behind dense layers, the mean of what they and shared ones make, blocks for further
-/// tokens.
+/// North: experts after dense layers, the mean of routed and shared experts, multi-token prediction
+/// blocks.
 pub(super) static COHERE2_MOE: Architecture = Architecture {
     classes: &["Cohere2MoeForCausalLM"],
     name: "cohere2moe",
@@ -161,7 +161,7 @@ const COHERE2_PARAMETERS: &[Parameter] = &[
 const UNSCALED: Parameter = Parameter::ConstantStr("rope.scaling.type", "none");
 
 const PARAMETERS: &[Parameter] = &[
-    // The models know longer contexts than their config says.
+    // The models support longer contexts than their config has.
     Parameter::U32(
         "context_length",
         &["model_max_length", "max_position_embeddings"],
@@ -170,7 +170,7 @@ const PARAMETERS: &[Parameter] = &[
     UNSCALED,
 ];
 
-/// Norms with weights of their own for each head, in the largest models.
+/// Norms with separate weights per head, in the largest models.
 const HEAD_NORMS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.q_norm",

@@ -1,5 +1,4 @@
-//! DBRX: layer norms without biases, queries, keys and values in one matrix and clamped, experts that
-//! are stored one above the other.
+//! DBRX: layer norms without biases, fused and clamped queries, keys and values, stacked experts.
 
 use super::config::{Config, Result, number_in};
 use super::decoder::{Decoder, Layout, Needs, Norm, Rope};
@@ -27,7 +26,7 @@ pub(super) static DBRX: Architecture = Architecture {
 
 const FFN: &str = "ffn_config";
 const ATTENTION: &str = "attn_config";
-/// Fixed by the reference, not said by the config.
+/// Fixed by the reference, missing in the config.
 const EPSILON: f32 = 1e-5;
 
 const PARAMETERS: &[Parameter] = &[
@@ -61,13 +60,13 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::FileType,
 ];
 
-/// A whole number that must be in an object of the config.
+/// A required integer in an object of the config.
 fn whole(config: &Config, object: &str, name: &str) -> Result<u32> {
     let number = config.number_of(object, name)?;
     number.ok_or_else(|| format!("'{name}' is missing in '{object}'"))
 }
 
-/// A number that must be among those of attention.
+/// A required number of the attention config.
 fn number(config: &Config, name: &str) -> Result<f64> {
     let object = config.optional_object(ATTENTION)?;
     let number = object.map(|object| number_in(object, name)).transpose()?;
@@ -105,7 +104,7 @@ const TENSORS: &[Recipe] = &[
         "blk.{}.attn_output_norm",
         &[HIDDEN],
     ),
-    // Of the type of the file, unlike the routers of other models.
+    // With the file's type, unlike the routers of other models.
     Recipe::with(
         "transformer.blocks.{}.ffn.router.layer",
         "blk.{}.ffn_gate_inp",

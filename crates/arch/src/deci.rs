@@ -1,5 +1,5 @@
-//! DeciLM and Llama-Nemotron: layers with heads, with one matrix in place of attention, with neither,
-//! and of their own width.
+//! DeciLM and Llama-Nemotron: layers with attention, with one matrix in its place, or without
+//! either; sizes differ by layer.
 
 use super::config::{Result, wrong_kind};
 use super::decoder::Decoder;
@@ -25,7 +25,7 @@ pub(super) static DECI: Architecture = Architecture {
     },
 };
 
-/// What a layer of a searched architecture has.
+/// A layer of a searched architecture.
 pub(super) struct Block {
     heads: u32,
     kv_heads: u32,
@@ -33,8 +33,8 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// Whether the layer has a weight of this name. One matrix in place of attention has the name of
-    /// its output matrix.
+    /// True if the layer has a weight of this name. One matrix in place of attention has the name
+    /// of the output matrix.
     pub(super) fn has(&self, stem: &str) -> bool {
         match stem {
             "attn_norm" | "attn_output" => self.heads > 0,
@@ -44,7 +44,7 @@ impl Block {
     }
 }
 
-/// The layers of a searched architecture; `None` if the config describes all of them alike.
+/// The layers of a searched architecture; `None` if all layers are alike.
 pub(super) fn blocks(config: &Config) -> Result<Option<Vec<Block>>> {
     const FIELD: &str = "block_configs";
     let Some(value) = config.get(FIELD) else {
@@ -139,7 +139,7 @@ fn parameters(config: &Config, keys: &mut Keys) -> Result<()> {
     common(keys, FILE_TYPE)
 }
 
-/// DeciLM 7B: heads of keys and values of every layer.
+/// DeciLM 7B: KV heads per layer.
 fn kv_heads_by_layer(config: &Config) -> Result<Option<Vec<u32>>> {
     const FIELD: &str = "num_key_value_heads_per_layer";
     let Some(value) = config.get(FIELD) else {

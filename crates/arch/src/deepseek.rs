@@ -1,6 +1,7 @@
-//! DeepSeek's mixtures of experts: the first one, with plain attention (DeepSeek-AI 2024, DeepSeekMoE),
-//! and DeepSeek V2, V3 and R1 with multi-head latent attention, whose form Kimi K2, Moonlight, Youtu and
-//! Mistral Small 4 share; DeepSeek-OCR's text model has the experts without the latent vector.
+//! DeepSeek's mixtures of experts: the first one, with standard attention (DeepSeek-AI 2024,
+//! DeepSeekMoE), and DeepSeek V2, V3 and R1 with multi-head latent attention, also used by Kimi K2,
+//! Moonlight, Youtu and Mistral Small 4; DeepSeek-OCR's text model has the experts without the
+//! latent vector.
 
 use super::config::{Config, Result};
 use super::decoder::{Decoder, Gating, Rope, Router, ScoreYarn, Setting};
@@ -81,9 +82,9 @@ pub(super) static DEEPSEEK2: Architecture = Architecture {
     decoder: LATENT_DECODER,
 };
 
-/// What DeepSeek V2 and its kin have in common.
+/// The decoder of DeepSeek V2 and its relatives.
 pub(super) const LATENT_DECODER: Decoder = Decoder {
-    // Models without a word about it: GLM 4.7 Flash, and DeepSeek V2.
+    // For models without the field: GLM 4.7 Flash, and DeepSeek V2.
     router: Router {
         gating: Setting::Sized {
             layers: &[47, 48],
@@ -147,7 +148,7 @@ pub(super) static DEEPSEEK2_OCR: Architecture = Architecture {
     ..DEEPSEEK2
 };
 
-/// Mistral Small 4: DeepSeek V2 with stacked experts, whose gates and ups stay together.
+/// Mistral Small 4: DeepSeek V2 with stacked experts and fused gates and ups.
 pub(super) static MISTRAL4: Architecture = Architecture {
     classes: &[],
     name: "mistral4",
@@ -174,7 +175,7 @@ pub(super) static MISTRAL4: Architecture = Architecture {
     ..DEEPSEEK2
 };
 
-/// The architecture of a Mistral 3: by the type of its text model another one.
+/// The architecture of a Mistral 3, by the type of its text model.
 pub(super) fn of_mistral(config: &Config) -> Result<&'static Architecture> {
     match config.model_types()[1] {
         Some("mistral4") => Ok(&MISTRAL4),
@@ -182,7 +183,7 @@ pub(super) fn of_mistral(config: &Config) -> Result<&'static Architecture> {
     }
 }
 
-/// Classes whose configurations may lack the divisor of norms.
+/// Classes whose configs may lack the epsilon of norms.
 const WITHOUT_EPSILON: [&str; 5] = [
     "DeepseekOCRForCausalLM",
     "UnlimitedOCRForCausalLM",
@@ -191,7 +192,7 @@ const WITHOUT_EPSILON: [&str; 5] = [
     "Glm4MoeLiteForCausalLM",
 ];
 
-/// Fills in what the reference does for these classes.
+/// Adds the reference's defaults of these classes.
 pub(super) fn complete(class: Option<&str>, fields: &mut Map<String, serde_json::Value>) {
     if class.is_some_and(|class| WITHOUT_EPSILON.contains(&class)) {
         fields
@@ -217,7 +218,7 @@ pub(super) const PARAMETERS: &[Parameter] = &[
     Parameter::OptionalU32("attention.q_lora_rank", &["q_lora_rank"]),
 ];
 
-/// Layers with a network in place of experts: all of them in models without experts.
+/// Number of leading dense layers: all in models without experts.
 fn leading_dense_layers(config: &Config, keys: &mut Keys) -> Result<()> {
     const FIELD: &[&str] = &["first_k_dense_replace"];
     let dense = match (config.optional_u32(FIELD)?, config.get("n_routed_experts")) {
@@ -248,12 +249,12 @@ pub(super) const LATENT: &[Parameter] = &[Parameter::Computed(|config, keys| {
     Ok(())
 })];
 
-/// Refuses a model whose matrices of queries llama.cpp does not load.
+/// Rejects query matrices that llama.cpp does not load.
 pub(super) const LOADABLE_QUERIES: &[Parameter] =
     &[Parameter::Computed(|config, _| loads_queries(config))];
 
-/// Refuses matrices of queries that llama.cpp does not load: it tells by the number of layers, and in
-/// one case by that of tokens, whether they are of low rank.
+/// Rejects query matrices that llama.cpp does not load: it expects low rank or not by the number of
+/// layers, and in one case by the vocabulary size.
 fn loads_queries(config: &Config) -> Result<()> {
     let (layers, tokens) = (config.layers()?, config.u32(&["vocab_size"])?);
     let is_lite = [26, 27].contains(&layers) || (layers, tokens) == (48, 128_256);
@@ -292,7 +293,7 @@ pub(super) const EXPERT_PARAMETERS: &[Parameter] = &[
 pub(super) const ROTATION: &[Parameter] = &[
     Parameter::U32("rope.dimension_count", &["qk_rope_head_dim"]),
     Parameter::Computed(|config, keys| {
-        // A tenth of it, by an old convention of llama.cpp.
+        // A tenth of the value, by an old convention of llama.cpp.
         const PART: &str = "mscale_all_dim";
         if let Some(part) = super::config::number_in(config.rope(), PART)? {
             let multiplier = Value::F32((0.1 * part) as f32);
@@ -302,7 +303,7 @@ pub(super) const ROTATION: &[Parameter] = &[
     }),
 ];
 
-/// Written, and read by nothing.
+/// Written, but unused.
 fn window(config: &Config, keys: &mut Keys) -> Result<()> {
     for field in ["sliding_window_size", "sliding_window"] {
         if let Some(window) = config.optional_u32(&[field])?.filter(|window| *window > 0) {
@@ -313,7 +314,7 @@ fn window(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// A template of messages alone, unless the tokenizer has one.
+/// A minimal chat template, unless the tokenizer has one.
 fn bare_template(_: &Config, keys: &mut Keys) -> Result<Vec<Generated>> {
     keys.set_exact(
         "tokenizer.chat_template".into(),
@@ -322,23 +323,23 @@ fn bare_template(_: &Config, keys: &mut Keys) -> Result<Vec<Generated>> {
     Ok(Vec::new())
 }
 
-/// Layers, and blocks for further tokens that are written.
+/// Layers, and converted multi-token prediction blocks.
 const BLOCKS: Size = Size::Computed(|config| Ok(config.blocks()?.into()));
 
-/// Blocks for further tokens that llama.cpp does not run.
+/// Multi-token prediction blocks unsupported by llama.cpp.
 pub(super) const BEHIND_THE_LAYERS: &[Recipe] =
     &[
         Recipe::leave_out("model.layers.{}.*", "multi-token prediction")
             .when(When::LayersFrom(BLOCKS)),
     ];
 
-/// Left out where the embeddings serve as output matrix.
+/// Dropped with tied embeddings.
 pub(super) const TIED_OUTPUT: &[Recipe] = &[
     Recipe::skip("lm_head.weight").when(When::Set(super::config::TIED)),
     Recipe::skip("model.lm_head.weight").when(When::Set(super::config::TIED)),
 ];
 
-/// The factors of the matrix of queries.
+/// The low-rank factors of queries.
 pub(super) const QUERIES: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.q_a_proj",
@@ -357,7 +358,8 @@ pub(super) const QUERIES: &[Recipe] = &[
     ),
 ];
 
-/// The router, and all experts in two tensors, the first with the rows of gates before those of ups.
+/// The router, and all experts in two tensors, the first with the rows of gates before those of
+/// ups.
 const STACKED_EXPERTS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.mlp.gate",
@@ -394,7 +396,7 @@ pub(super) const SHARED_EXPERTS: &[Recipe] = &[
     ),
 ];
 
-/// Added to probabilities where experts are chosen.
+/// The bias of probabilities in the choice of experts.
 pub(super) const SELECTION_BIAS: &[Recipe] = &[Recipe::rename(
     "model.layers.{}.mlp.gate.e_score_correction.bias",
     "blk.{}.exp_probs_b.bias",
@@ -411,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_are_of_low_rank_where_the_number_of_layers_says_so() {
+    fn low_rank_queries_by_number_of_layers() {
         for (layers, tokens, rank, loads) in [
             (61, 129_280, Some(1536), true),
             (27, 102_400, None, true),
@@ -429,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistral_3_may_hold_a_mistral_4() {
+    fn mistral_3_may_contain_a_mistral_4() {
         for (model_type, name) in [("mistral4", "mistral4"), ("mistral", "mistral3")] {
             let config = config(
                 json!({ "architectures": ["Mistral3ForConditionalGeneration"],
@@ -441,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_are_dense_in_front_of_experts_or_everywhere() {
+    fn leading_or_all_layers_are_dense() {
         let dense = |fields: serde_json::Value| {
             let mut keys = Keys::new("a", 0);
             leading_dense_layers(&config(fields), &mut keys).unwrap();
@@ -460,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_behind_the_layers_are_left_out() {
+    fn blocks_after_the_layers_are_dropped() {
         let config = config(json!({ "architectures": ["DeepseekV3ForCausalLM"],
             "num_hidden_layers": 3, "num_nextn_predict_layers": 1 }));
         let architecture = Architecture::of(&config).unwrap();

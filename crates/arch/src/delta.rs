@@ -1,5 +1,5 @@
-//! Qwen 3 Next, and Qwen 3.5 and its successors, dense and with experts: three of four layers are gated delta nets,
-//! the others softmax attention with gates among the queries.
+//! Qwen 3 Next, and Qwen 3.5 and its successors, dense and with experts: three of four layers are
+//! gated delta nets, the others softmax attention with an output gate in the query matrix.
 
 use super::config::{Config, Result};
 use super::decoder::{Decoder, DeltaHeads, Layout, Recurrence, Rope, Sections};
@@ -17,7 +17,7 @@ use super::{Architecture, Keys, Parameter, nothing_generated};
 use quantier_gguf::gguf::{Array, Value, ValueType};
 use quantier_tokenizer::VocabKind;
 
-/// Heads of values stay beside those that share their heads of keys.
+/// Value heads stay next to those with the same key head.
 pub(super) static QWEN3_NEXT: Architecture = Architecture {
     classes: &["Qwen3NextForCausalLM"],
     name: "qwen3next",
@@ -104,7 +104,7 @@ pub(super) static QWEN3_5_MOE: Architecture = Architecture {
     ..QWEN3_5
 };
 
-/// The text model of MiniCPM-V 4.6, whose blocks for further tokens are never converted.
+/// The text model of MiniCPM-V 4.6, without multi-token prediction blocks.
 pub(super) static MINICPM_V4_6: Architecture = Architecture {
     classes: &["MiniCPMV4_6ForConditionalGeneration"],
     tensors: &[
@@ -125,12 +125,12 @@ pub(super) static MINICPM_V4_6: Architecture = Architecture {
 
 const KEY_HEADS: Size = Field(&["linear_num_key_heads"]);
 const VALUE_HEADS: Size = Field(&["linear_num_value_heads"]);
-/// Heads of values that share a head of keys.
+/// Value heads per key head.
 const SHARING: Size = Quotient(&VALUE_HEADS, &KEY_HEADS);
 const KEYS: Size = Product(&[KEY_HEADS, Field(&["linear_key_head_dim"])]);
 const VALUES: Size = Product(&[VALUE_HEADS, Field(&["linear_value_head_dim"])]);
 const QUERIES_AND_KEYS: Size = Product(&[Number(2), KEYS]);
-/// Queries, keys and values side by side.
+/// Total length of queries, keys and values.
 const CHANNELS: Size = Computed(|config| {
     let (keys, values) = (QUERIES_AND_KEYS.required(config)?, VALUES.required(config)?);
     let channels = keys.checked_add(values);
@@ -138,14 +138,14 @@ const CHANNELS: Size = Computed(|config| {
 });
 const QUERIES_AND_GATES: Size = Product(&[Number(2), Queries]);
 
-/// Heads of values follow the heads of keys that they share in the checkpoint; ggml repeats all heads
-/// of keys one after the other.
+/// In the checkpoint, value heads are grouped by their key head; ggml repeats the sequence of key
+/// heads.
 const TILE_ROWS: Op = Tile {
     axis: 0,
     groups: KEY_HEADS,
     members: SHARING,
 };
-/// The same of the values behind queries and keys.
+/// The same order for the values after queries and keys.
 const TILE_VALUES: Op = TileBehind {
     first: QUERIES_AND_KEYS,
     groups: KEY_HEADS,
@@ -214,9 +214,9 @@ const DELTA_NETS: &[Recipe] = &[
     ),
 ];
 
-/// The values, or the gates, of the heads that share one of keys.
+/// The values, or the gates, of the heads that share a key head.
 const SHARED_VALUES: Size = Product(&[SHARING, Field(&["linear_value_head_dim"])]);
-/// What a head of keys has in one matrix: queries, keys, and values, then gates.
+/// Rows per key head in one matrix: queries, keys and values, then gates.
 const WITH_GATES: &[Size] = &[Any, SHARED_VALUES];
 const WITHOUT_GATES: &[Size] = &[
     Field(&["linear_key_head_dim"]),
@@ -287,7 +287,7 @@ const GROUPED_DELTA_NETS: &[Recipe] = &[
     ),
 ];
 
-/// Attention whose matrix of queries has the rows of a gate behind those of each head.
+/// Attention with gate rows after the query rows of each head.
 const GATED_ATTENTION: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.q_proj",
@@ -311,7 +311,7 @@ const GATED_ATTENTION: &[Recipe] = &[
     ),
 ];
 
-/// What a block for a further token has beside a layer.
+/// Tensors of a multi-token prediction block in addition to those of a layer.
 const NEXTN: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.eh_proj",
@@ -349,7 +349,7 @@ const DELTA_NET: &[Parameter] = &[
     Parameter::Computed(rotated_dimensions),
 ];
 
-/// Parts of a head for time, height and width, and a fourth, which are always told.
+/// RoPE sections for time, height, width and a fourth dimension, always written.
 const SECTIONS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     const NAME: &str = "rope.dimension_sections";
     const BY_DEFAULT: [u32; 4] = [11, 11, 10, 0];
@@ -360,11 +360,11 @@ const SECTIONS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     check_sections(config, sections.unwrap_or(BY_DEFAULT), keys)
 })];
 
-/// Refuses sections that ggml cannot rotate by, and notes those that are not all rotated pairs of a
-/// head together. Text is not concerned, in which time, height and width are the same.
+/// Rejects sections that ggml does not support, and notes those that do not cover all rotated pairs
+/// of a head. Text is not affected, as time, height and width are equal.
 ///
 /// # Errors
-/// If all sections together are nothing, or more than a head.
+/// If the sections sum to 0, or to more than a head.
 fn check_sections(config: &Config, sections: [u32; 4], keys: &mut Keys) -> Result<()> {
     let together: u64 = sections.iter().map(|size| u64::from(*size)).sum();
     let (head, pairs) = (config.head_len()?, rotated_numbers(config)? / 2);
@@ -398,7 +398,7 @@ fn inner_size(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// Which layers are delta nets, where the config lists their kinds; blocks for further tokens are
+/// Layers with delta nets, if the config lists kinds of layers; multi-token prediction blocks have
 /// none.
 fn recurrent_layers(config: &Config, keys: &mut Keys) -> Result<()> {
     const FIELD: &str = "layer_types";
@@ -407,7 +407,7 @@ fn recurrent_layers(config: &Config, keys: &mut Keys) -> Result<()> {
     let kinds = match (kinds, config.get(FIELD)) {
         (Some(kinds), _) => kinds.clone(),
         (None, Some(_)) => Vec::new(),
-        // transformers lists them for this class.
+        // transformers' class has a default list.
         (None, None) if is_next(config) => {
             let interval = config.optional_u32(&[INTERVAL])?.unwrap_or(4).max(1) as usize;
             let kind = |layer: usize| match layer.is_multiple_of(interval) {
@@ -431,7 +431,7 @@ fn recurrent_layers(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// Of so many layers the last has attention.
+/// The last layer of each interval has attention.
 const INTERVAL: &str = "full_attention_interval";
 
 fn is_next(config: &Config) -> bool {
@@ -451,7 +451,7 @@ fn rotated_dimensions(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// The numbers of a head that are rotated.
+/// RoPE dimensions per head.
 fn rotated_numbers(config: &Config) -> Result<u32> {
     let part = rotated_part(config, Some(0.25))?;
     Ok((f64::from(config.head_len()?) * part) as u32)

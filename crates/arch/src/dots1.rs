@@ -1,4 +1,4 @@
-//! dots.llm1: Qwen 3 with experts that logistic functions choose with a bias, and shared ones.
+//! dots.llm1: Qwen 3 with sigmoid-gated experts, a bias in their choice, and shared ones.
 
 use super::decoder::{Decoder, Needs, Rope, Router};
 use super::experts::{DENSE_LAYERS, EXPERT_LENGTH, SELECTION_BIAS, SHARED_EXPERTS};

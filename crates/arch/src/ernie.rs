@@ -1,5 +1,5 @@
-//! ERNIE 4.5: Llama whose matrices may be fused, in front of its name another prefix; with experts or
-//! without.
+//! ERNIE 4.5: Llama with another prefix of names and optionally fused matrices; dense and with
+//! experts.
 
 use super::decoder::{Decoder, Needs, Rope, Sections};
 use super::experts::{GATE_UP_DOWN, ROUTER, SHARED_EXPERTS};
@@ -40,7 +40,7 @@ pub(super) static PADDLEOCR: Architecture = Architecture {
     ..ERNIE4_5
 };
 
-/// Mixtures of experts behind dense layers.
+/// Mixtures of experts after dense layers.
 pub(super) static ERNIE4_5_MOE: Architecture = Architecture {
     classes: &["Ernie4_5_MoeForCausalLM"],
     name: "ernie4_5-moe",
@@ -86,7 +86,7 @@ const EXPERT_PARAMETERS: &[Parameter] = &[
             config.optional_u32(&["num_key_value_heads"])?,
         );
         if let (Some(1..), Some(width), Some(heads)) = (count, width, heads) {
-            // As the reference has it: not the width of the shared experts, unless by chance.
+            // As in the reference: not the size of the shared experts, except by chance.
             let width = width.checked_div(heads);
             let width = width.ok_or("field 'num_key_value_heads' is 0")?;
             keys.set("expert_shared_feed_forward_length", Value::U32(width));
@@ -95,7 +95,7 @@ const EXPERT_PARAMETERS: &[Parameter] = &[
     }),
 ];
 
-/// Blocks for further tokens, which llama.cpp does not run.
+/// Multi-token prediction blocks, unsupported by llama.cpp.
 const FURTHER_TOKENS: &[Recipe] = &[Recipe::leave_out(
     "model.mtp_*",
     "the block for multi-token prediction",

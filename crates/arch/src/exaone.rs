@@ -1,5 +1,5 @@
-//! EXAONE 3.5: Llama under other names. EXAONE 4 and 4.5: norms behind each half of a layer; windows,
-//! and rotation only within them, in the model of 64 layers. K-EXAONE: experts, windows in all models.
+//! EXAONE 3.5: Llama with other names. EXAONE 4 and 4.5: post-norms; in the model with 64 layers,
+//! sliding windows, and RoPE only in windowed layers. K-EXAONE: experts, windows in all models.
 
 use super::config::Result;
 use super::decoder::{Decoder, Listed, Needs, Rope, Router, Unrotated, Window};
@@ -38,8 +38,8 @@ const EXAONE_PARAMETERS: &[Parameter] = &[
     Parameter::Computed(epsilon),
 ];
 
-/// The epsilon under the name that llama.cpp reads. The reference writes it under that of layer norms
-/// alone, in a file that does not load.
+/// Epsilon under llama.cpp's key. The reference writes the key of layer norms only, in a file that
+/// does not load.
 fn epsilon(config: &Config, keys: &mut Keys) -> Result<()> {
     const KEY: &str = "attention.layer_norm_rms_epsilon";
     let epsilon = config.f64(&["layer_norm_epsilon"])?;
@@ -93,7 +93,7 @@ const EXAONE_TENSORS: &[Recipe] = &[
     ),
 ];
 
-/// How far Llama 3.1's stretching goes, if the config does not say it.
+/// Default factor of Llama 3.1's RoPE scaling.
 const FACTOR: f64 = 16.0;
 
 pub(super) static EXAONE4: Architecture = Architecture {
@@ -123,7 +123,7 @@ pub(super) static EXAONE4: Architecture = Architecture {
     },
 };
 
-/// K-EXAONE: experts behind dense layers, norms in front of each half of a layer.
+/// K-EXAONE: experts after dense layers, pre-norms.
 pub(super) static EXAONE_MOE: Architecture = Architecture {
     classes: &["ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM"],
     name: "exaone-moe",
@@ -185,7 +185,7 @@ const EXPERT_PARAMETERS: &[Parameter] = &[
     Parameter::ConstantStr("rope.scaling.type", "none"),
 ];
 
-/// EXAONE 4.5's text model: EXAONE 4 with blocks for further tokens.
+/// EXAONE 4.5's text model: EXAONE 4 with multi-token prediction blocks.
 pub(super) static EXAONE4_5: Architecture = Architecture {
     classes: &["Exaone4_5_ForConditionalGeneration"],
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS, PREDICT_LAYERS],

@@ -1,5 +1,5 @@
-//! Falcon-H1: attention beside Mamba-2 in every layer. Its many multipliers are folded into the
-//! weights.
+//! Falcon-H1: attention in parallel with Mamba-2 in every layer. Its many multipliers are folded
+//! into the weights.
 
 use super::config::{Config, Result};
 use super::decoder::{Decoder, Mamba2Layers, Needs, Recurrence, Rope};
@@ -41,7 +41,7 @@ const SIZES: Sizes = Sizes {
 
 const GROUPS: Size = Field(&["n_groups", "mamba_n_groups"]);
 const INNER: Size = Field(&["mamba_d_ssm"]);
-/// The keys, or the queries, of all groups.
+/// The total length of keys, or of queries.
 const KEYS: Size = Product(&[Field(&["mamba_n_groups"]), Field(&["mamba_d_state"])]);
 
 const STATE_SPACES: &[Recipe] = state_space!(
@@ -135,7 +135,7 @@ const FFN: &[Recipe] = &[
     ),
 ];
 
-/// A number of a list of multipliers.
+/// A number from a list of multipliers.
 fn of_list(config: &Config, field: &str, number: usize) -> Result<f64> {
     let value = config.get(field);
     let value = value.ok_or_else(|| format!("field '{field}' is missing"))?;

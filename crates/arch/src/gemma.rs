@@ -1,4 +1,4 @@
-//! Gemma 1, 2 and 3 (text). Their norms hold what is added to 1.
+//! Gemma 1, 2 and 3 (text). Norm weights are stored minus 1.
 
 use super::config::Result;
 use super::decoder::{Activation, Decoder, Rope, ScoreDivisor, Window};
@@ -111,7 +111,7 @@ const GEMMA2_PARAMETERS: &[Parameter] = &[
     Parameter::U32("attention.sliding_window", &["sliding_window"]),
 ];
 
-/// The embeddings are the output matrix too; a copy of them is left out.
+/// Embeddings are always tied; a copy is dropped.
 const TIED_EMBEDDINGS: &[Recipe] = &[
     Recipe::rename("model.embed_tokens", "token_embd", &[Any, Hidden]),
     Recipe::skip("lm_head"),
@@ -127,8 +127,7 @@ const GEMMA3_EMBEDDINGS: &[Recipe] = &[
     Recipe::rename("lm_head", "output", &[Any, Hidden]),
 ];
 
-/// The norms in front of attention, behind it and behind the last layer, whose weights hold what is
-/// added to 1.
+/// The norms before and after attention and after the last layer, with weights stored minus 1.
 pub(super) const PLUS_ONE_ATTENTION_NORMS: &[Recipe] = &[
     Recipe::with(
         "model.norm.weight",
@@ -165,7 +164,8 @@ const FFN_NORMS: &[Recipe] = &[
     ),
 ];
 
-/// Weights of norms that hold what is added to 1: before each half of a layer, and behind the last.
+/// Norms before attention and feed-forward network and after the last layer, with weights stored
+/// minus 1.
 pub(super) const PLUS_ONE_NORMS: &[Recipe] = &[
     Recipe::with(
         "model.norm.weight",
@@ -187,7 +187,7 @@ pub(super) const PLUS_ONE_NORMS: &[Recipe] = &[
     ),
 ];
 
-/// Norms over every head's queries and keys, whose weights hold what is added to 1.
+/// QK norms with weights stored minus 1.
 pub(super) const PLUS_ONE_HEAD_NORMS: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.self_attn.q_norm.weight",
@@ -203,8 +203,7 @@ pub(super) const PLUS_ONE_HEAD_NORMS: &[Recipe] = &[
     ),
 ];
 
-/// Keys of Gemma 3 beyond the common ones, and those of the common ones that the config may leave
-/// out.
+/// Keys of Gemma 3 in addition to the common ones, and defaults of common ones.
 fn gemma3(config: &Config, keys: &mut Keys) -> Result<()> {
     let whole =
         |name: &str, default| Ok::<_, String>(config.optional_u32(&[name])?.unwrap_or(default));

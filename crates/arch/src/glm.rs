@@ -1,5 +1,5 @@
-//! GLM 4 and GLM-OCR: norms on both sides of each half of a layer, gate and up in one matrix, half of
-//! a head rotated. ChatGLM: the same without the norms behind, and queries, keys and values in one matrix.
+//! GLM 4 and GLM-OCR: pre- and post-norms, fused gate and up, RoPE on half of a head. ChatGLM:
+//! without post-norms, with fused queries, keys and values.
 
 use super::config::Result;
 use super::decoder::{Decoder, Sections};
@@ -13,7 +13,7 @@ use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
-/// The part of a head that is rotated, if the config does not say it.
+/// Default of the rotated fraction of a head.
 const PART: f64 = 0.5;
 
 pub(super) static GLM4: Architecture = Architecture {
@@ -36,7 +36,7 @@ pub(super) static GLM4: Architecture = Architecture {
     },
 };
 
-/// GLM-OCR's text model: behind the last layer stands a block for a further token.
+/// GLM-OCR's text model: a multi-token prediction block follows the last layer.
 pub(super) static GLM_OCR: Architecture = Architecture {
     classes: &["GlmOcrForConditionalGeneration"],
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS, PREDICT_LAYERS],
@@ -75,7 +75,7 @@ pub(super) static CHATGLM: Architecture = Architecture {
 
 const PARAMETERS: &[Parameter] = &[ROTATED_PART];
 
-/// The numbers of a head that are rotated.
+/// RoPE dimensions per head.
 pub(super) const ROTATED_PART: Parameter = Parameter::Computed(|config, keys| {
     keys.set("rope.dimension_count", Value::U32(rotated(config)? as u32));
     Ok(())
@@ -112,8 +112,8 @@ const GLM4_NORMS: &[Recipe] = &[
     ),
 ];
 
-/// A norm in front of each half of a layer, of which the second is called that behind attention, and
-/// one behind the last layer.
+/// Pre-norms of attention and feed-forward network, of which the second is named as a post-norm,
+/// and a norm after the last layer.
 pub(super) const AROUND_ATTENTION: &[Recipe] = &[
     Recipe::rename("model.norm", "output_norm", &[Hidden]),
     Recipe::rename(
@@ -128,7 +128,7 @@ pub(super) const AROUND_ATTENTION: &[Recipe] = &[
     ),
 ];
 
-/// llama.cpp rotates by halves where pictures have positions.
+/// For RoPE with sections, llama.cpp rotates by halves.
 const QUERIES_BY_HALVES: &[Op] = &[Op::Deinterleave {
     heads: QueryHeads,
     rotated,

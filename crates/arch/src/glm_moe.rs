@@ -1,5 +1,5 @@
-//! GLM's mixtures of experts: GLM 4.5 to 4.7 and Solar Open, of plain attention with a part of each head
-//! rotated, and GLM 4.7 Flash, a DeepSeek V2.
+//! GLM's mixtures of experts: GLM 4.5 to 4.7 and Solar Open, with standard attention and partial
+//! RoPE, and GLM 4.7 Flash, a DeepSeek V2.
 
 use super::decoder::{Decoder, Layout, Needs, Rope, Router, Sections};
 use super::deepseek::{
@@ -101,7 +101,7 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::OptionalU32("expert_feed_forward_length", &["moe_intermediate_size"]),
     Parameter::OptionalU32("expert_shared_count", &["n_shared_experts"]),
     Parameter::OptionalU32("leading_dense_block_count", &["first_k_dense_replace"]),
-    // Logistic functions.
+    // Sigmoid.
     Parameter::ConstantU32("expert_gating_func", 2),
     Parameter::OptionalF32("expert_weights_scale", &["routed_scaling_factor"]),
     Parameter::Computed(|config, keys| {
@@ -113,7 +113,7 @@ const PARAMETERS: &[Parameter] = &[
     LISTED_PREDICT_LAYERS,
 ];
 
-/// The number of blocks for further tokens, if config.json says one, be it 0.
+/// The number of multi-token prediction blocks, if config.json has it, even if 0.
 pub(super) const LISTED_PREDICT_LAYERS: Parameter = Parameter::Computed(|config, keys| {
     let promised = config.optional_u32(&["num_nextn_predict_layers"])?;
     if promised.is_some_and(|promised| promised == 0 || config.nextn() > 0) {

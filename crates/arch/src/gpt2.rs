@@ -1,5 +1,4 @@
-//! GPT-2, whose matrices are stored with columns for rows, and whose names come with and without a
-//! prefix.
+//! GPT-2, with transposed matrices, and names with and without a prefix.
 
 use super::config::Result;
 use super::decoder::{Activation, Decoder, Needs, Norm, Rope};
@@ -9,7 +8,7 @@ use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
-/// The feed-forward network is as many times wider than the hidden state.
+/// Size of the feed-forward network, relative to the hidden size.
 const FFN_FACTOR: u32 = 4;
 
 pub(super) static GPT2: Architecture = Architecture {
@@ -38,8 +37,8 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::FileType,
 ];
 
-/// Rows of the position table. Old files have its size in `n_ctx` too, where the reference looks for
-/// it.
+/// Rows of the position table. Old files also have them in `n_ctx`, the field that the reference
+/// reads.
 fn context(config: &Config, keys: &mut Keys) -> Result<()> {
     let old = config.optional_u32(&["n_ctx"])?;
     let positions = match config.optional_u32(&["n_positions"])?.or(old) {
@@ -56,8 +55,8 @@ fn context(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// The width of the feed-forward network: the config's, or a multiple of the hidden size. The
-/// reference always takes the multiple.
+/// The size of the feed-forward network: the config's, or a multiple of the hidden size. The
+/// reference always uses the multiple.
 pub(super) fn feed_forward(config: &Config, keys: &mut Keys) -> Result<()> {
     let by_factor = config
         .u32(&["hidden_size", "n_embd"])?
@@ -79,7 +78,7 @@ const fn transposed(from: &'static str, to: &'static str) -> Recipe {
     Recipe::with(from, to, &[Any, Any], &[Transpose])
 }
 
-/// Tensors of GPT-2's kin whose matrices are stored by rows.
+/// Tensors of GPT-2's relatives without transposed matrices.
 pub(super) const BY_ROWS: &[Recipe] = &[
     Recipe::rename("lm_head", "output", &[Any, Hidden]),
     Recipe::rename("transformer.wte", "token_embd", &[Any, Hidden]),
@@ -103,12 +102,12 @@ pub(super) const BY_ROWS: &[Recipe] = &[
         "blk.{}.ffn_down",
         &[Hidden, Any],
     ),
-    // Old checkpoints hold the causal mask.
+    // Old checkpoints contain the causal mask.
     Recipe::skip("transformer.h.{}.attn.bias"),
     Recipe::skip("transformer.h.{}.attn.masked_bias"),
 ];
 
-/// Matrices that are stored by columns.
+/// Transposed matrices.
 pub(super) const BY_COLUMNS: &[Recipe] = &[
     transposed(
         "transformer.h.{}.attn.c_attn.weight",

@@ -1,5 +1,5 @@
-//! gpt-oss: attention with sinks, every other layer with a window, and experts with biases whose
-//! activations have a limit.
+//! gpt-oss: attention sinks, a sliding window in every other layer, and experts with biases and
+//! activation limits.
 
 use super::decoder::{Activation, Decoder, Gating, Layout, Limit, Listed, Needs, Rope, Router};
 use super::decoder::{Setting, Window};
@@ -76,15 +76,15 @@ const ROUTER: &[Recipe] = &[Recipe::rename(
     &[Experts, Hidden],
 )];
 
-/// The width of an expert.
+/// The size of an expert.
 const WIDTH: Size = Size::FeedForward;
 const BOTH: Size = Size::Product(&[Number(2), WIDTH]);
 const EACH: &[Size] = &[Number(1), Number(1)];
-/// Rows of gate and up follow each other in turn.
+/// Rows of gate and up alternate.
 const PAIRS_OF_ROWS: Op = Reshape(&[Experts, WIDTH, Number(2), Any]);
 const PAIRS: Op = Reshape(&[Experts, WIDTH, Number(2)]);
 
-/// Experts in 16 bits, which are stored by columns, and in MXFP4, which are stored by rows.
+/// Experts in 16 bits, stored transposed, and in MXFP4, stored by rows.
 const EXPERTS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.mlp.experts.down_proj_blocks",

@@ -24,8 +24,7 @@ pub(super) static GRANITE: Architecture = Architecture {
     },
 };
 
-/// Hybrids with Mamba-2, whose other layers have attention; all have a feed-forward network or
-/// experts.
+/// Hybrids with Mamba-2 and attention layers; all layers have a feed-forward network or experts.
 pub(super) static GRANITE_HYBRID: Architecture = Architecture {
     classes: &["GraniteMoeHybridForCausalLM", "BambaForCausalLM"],
     name: "granitehybrid",
@@ -66,7 +65,7 @@ pub(super) static GRANITE_MOE: Architecture = Architecture {
     ..GRANITE
 };
 
-/// Attention with sinks and windows, layers without rotation, with experts or without.
+/// Attention with sinks and windows, layers without RoPE, dense or with experts.
 pub(super) static GRANITE_SWA: Architecture = Architecture {
     classes: &["GraniteSWAForCausalLM", "GraniteMoeSWAForCausalLM"],
     name: "granite_swa",
@@ -121,7 +120,7 @@ const SINKS: &[Recipe] = &[Recipe::rename(
     &[QueryHeads],
 )];
 
-/// Rows of gate and up stay in one matrix.
+/// Fused gate and up.
 const FUSED_EXPERTS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.block_sparse_moe.router",
@@ -167,7 +166,7 @@ const FUSED_EXPERTS: &[Recipe] = &[
 
 const BOTH: Size = Product(&[Size::Number(2), FeedForward]);
 
-/// Hybrids without a state space, which are plain models with the keys of hybrids.
+/// Hybrids without a state space: plain models with the keys of hybrids.
 static ATTENTION_ONLY: Architecture = Architecture {
     classes: &[],
     vocabulary: VocabKind::Qwen,
@@ -194,7 +193,7 @@ pub(super) fn of_hybrid(config: &Config) -> Result<&'static Architecture> {
     })
 }
 
-/// Which layers have attention: by name, by number, or every n-th.
+/// Layers with attention: by name, by number, or every n-th.
 fn attention_layers(config: &Config) -> Result<Vec<bool>> {
     const KINDS: &str = "layer_types";
     const NUMBERS: &str = "attn_layer_indices";
@@ -230,7 +229,7 @@ fn attention_layers(config: &Config) -> Result<Vec<bool>> {
     }
 }
 
-/// What is rotated depends on the layers.
+/// RoPE depends on the layers.
 const LAYERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     let heads = config.u32(&["num_key_value_heads", "n_head_kv"])?;
     let layers = attention_layers(config)?;
@@ -264,10 +263,10 @@ const BAMBA_NORMS: &[Recipe] = &[
     ),
 ];
 
-/// The rows of gates before as many others.
+/// The rows of gates before those of ups.
 const HALVES: &[Size] = &[FeedForward, FeedForward];
 
-/// Gate and up of all experts in one.
+/// Fused gates and ups of all experts.
 const EXPERTS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.block_sparse_moe.router.layer",
@@ -300,7 +299,7 @@ const SHARED_INPUT: &[Input] = &[Input::new(
 const SHARED_OUTPUT: &str = "model.layers.{}.shared_mlp.output_linear.weight";
 const NUMBER_OF_EXPERTS: &str = "num_local_experts";
 
-/// The network that every token sees, beside experts or alone.
+/// The shared expert, or the only feed-forward network.
 const SHARED_FFN: &[Recipe] = &[
     Recipe::new(
         SHARED_INPUT,
@@ -324,7 +323,7 @@ const SHARED_FFN: &[Recipe] = &[
     .when(When::Counted(NUMBER_OF_EXPERTS)),
 ];
 
-/// Without experts, the network that every token sees, or Bamba's.
+/// The feed-forward network of models without experts, or Bamba's.
 const FFN: &[Recipe] = &[
     Recipe::new(
         SHARED_INPUT,
@@ -409,13 +408,13 @@ const HYBRID_SIZES: Sizes = Sizes {
     inner: INNER,
 };
 
-/// Numbers of all heads of values: so many times the hidden size.
+/// Total length of value heads: a multiple of the hidden size.
 const INNER: Size = Product(&[
     Field(&["expand", "num_heads", "mamba_expand", "mamba_num_heads"]),
     Field(&["mamba_head_dim", "hidden_size", "d_model"]),
 ]);
 
-/// The same, of heads that llama.cpp's converter can divide.
+/// Total length of value heads, checked for divisibility as in llama.cpp's converter.
 fn inner_size(config: &Config, keys: &mut Keys) -> Result<()> {
     let inner = INNER.required(config)?;
     let length = nonzero(config, &["d_head", "mamba_d_head"])?.unwrap_or(64);
@@ -427,8 +426,8 @@ fn inner_size(config: &Config, keys: &mut Keys) -> Result<()> {
     set_size(keys, "ssm.inner_size", inner)
 }
 
-/// Keys of attention in some layers, by the number of heads of keys in each; it is rotated where
-/// nothing else knows positions.
+/// Keys of attention in some layers, by the KV heads of each; with RoPE only in models without
+/// another source of positions.
 pub(super) fn set_attention(
     config: &Config,
     keys: &mut Keys,
@@ -476,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_that_cannot_be_told_are_named() {
+    fn unknown_layers_are_named() {
         for (fields, part) in [
             (json!({ "num_hidden_layers": 2 }), "'attn_layer_period'"),
             (

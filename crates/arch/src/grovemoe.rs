@@ -1,4 +1,4 @@
-//! GroveMoE: Qwen 3 with experts, and smaller ones that groups of them share.
+//! GroveMoE: Qwen 3 with experts, and smaller ones shared by groups of experts.
 
 use super::config::{Config, Result};
 use super::decoder::{Decoder, Rope};
@@ -11,11 +11,11 @@ use super::{Architecture, Parameter, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
-/// Experts that share a smaller one, fixed in the model's code.
+/// Experts per smaller expert, fixed in the model's code.
 const SHARING: u32 = 2;
-/// What the smaller ones make is multiplied by this, fixed in the model's code.
+/// Factor of the smaller experts' output, fixed in the model's code.
 const SCALE: f32 = 0.05;
-/// Their width, if the config does not say the length of a head.
+/// Default of the smaller experts' size, without a head length in the config.
 const WIDTH: u32 = 128;
 
 pub(super) static GROVE_MOE: Architecture = Architecture {
@@ -62,7 +62,7 @@ fn count(config: &Config) -> Result<u64> {
 const STACKED: &[Op] = &[Op::Stack(Computed(count))];
 
 const SMALLER: &[Recipe] = &[
-    // Nothing reads it, in the model's own code neither.
+    // Unused, even in the model's code.
     Recipe::skip("model.layers.{}.mlp.expert_bias"),
     Recipe::skip("model.layers.{}.mlp.gate.expert_bias"),
     Recipe::new(
