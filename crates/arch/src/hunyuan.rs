@@ -1,4 +1,4 @@
-//! Hunyuan, dense: norms of heads behind their rotation, whose base grows with the context.
+//! Hunyuan, dense: QK norms after RoPE, with a base that grows with the context.
 
 use super::config::{Result, number_in};
 use super::decoder::{Decoder, Rope, Sections};
@@ -9,11 +9,11 @@ use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
-/// The context that the stretched base is for: the config says less.
+/// The context of the scaled base; the config has a smaller one.
 const CONTEXT: u32 = 256 * 1024;
-/// Contexts that the config may say.
+/// Accepted contexts in the config.
 const CONFIG_CONTEXTS: [u32; 2] = [32 * 1024, CONTEXT];
-/// How far the base is stretched, if the config does not say it.
+/// Default of the base's scaling factor alpha.
 const ALPHA: f64 = 50.0;
 const BASE: f64 = 10_000.0;
 
@@ -51,7 +51,7 @@ pub(super) static HUNYUAN_VL: Architecture = Architecture {
 };
 
 const PARAMETERS: &[Parameter] = &[
-    // Some files of dense models say that there is one expert.
+    // Some configs of dense models have one expert.
     Parameter::Computed(|config, keys| {
         if config.get("num_local_experts").is_none() {
             keys.remove("expert_count");
@@ -66,7 +66,7 @@ fn number(config: &Config, name: &str, by_default: f64) -> Result<f64> {
     Ok(number_in(config.rope(), name)?.unwrap_or(by_default))
 }
 
-/// The kind of stretching: newer files of Hunyuan VL call theirs `dynamic`.
+/// The type of RoPE scaling; newer files of Hunyuan VL call theirs `dynamic`.
 fn kind(config: &Config) -> &str {
     let rope = config.rope();
     let kind = rope.get("rope_type").and_then(|kind| kind.as_str());
@@ -76,7 +76,7 @@ fn kind(config: &Config) -> &str {
     }
 }
 
-/// The base is stretched once for all positions (NTK-aware scaling).
+/// The base is scaled, the same for all positions (NTK-aware scaling).
 fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
     if !matches!(kind(config), "dynamic" | "xdrope") {
         return Ok(());
@@ -104,7 +104,7 @@ fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// The stretching of Hunyuan VL is left to llama.cpp.
+/// RoPE scaling of Hunyuan VL is left to llama.cpp.
 fn sections(config: &Config, keys: &mut Keys) -> Result<()> {
     if kind(config) != "xdrope" {
         return Ok(());

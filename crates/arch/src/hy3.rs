@@ -1,5 +1,5 @@
-//! Hunyuan's mixtures of experts: Hunyuan A13B, whose norms of heads stand behind their rotation, and
-//! Hy3, with blocks for further tokens.
+//! Hunyuan's mixtures of experts: Hunyuan A13B, with QK norms after RoPE, and Hy3, with multi-token
+//! prediction blocks.
 
 use super::config::{Config, Result, number_in, wrong_kind};
 use super::decoder::{Decoder, Needs, Rope, Router};
@@ -94,7 +94,7 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::Computed(rope),
 ];
 
-/// A number that the config lists for each layer, and which is the same in all of them.
+/// A number listed per layer and equal in all layers.
 fn of_all_layers(config: &Config, field: &str) -> Result<u32> {
     let listed = config.get(field);
     let listed = listed.ok_or_else(|| format!("field '{field}' is missing"))?;
@@ -106,9 +106,9 @@ fn of_all_layers(config: &Config, field: &str) -> Result<u32> {
         .ok_or_else(|| wrong_kind(field, listed, "a list of one whole number for all layers"))
 }
 
-/// The base of the rotation, stretched once for all positions (NTK-aware scaling).
+/// The RoPE base, scaled for all positions (NTK-aware scaling).
 fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
-    /// What the models have; another is stretched in no known way.
+    /// The models' value; there is no rule for others.
     const ALPHA: f64 = 1000.0;
     const BASE: f64 = 10_000.0;
     const HEAD: u32 = 128;
@@ -156,7 +156,7 @@ const HY_PARAMETERS: &[Parameter] = &[
         );
         Ok(())
     }),
-    // Logistic functions.
+    // Sigmoid.
     Parameter::ConstantU32("expert_gating_func", 2),
 ];
 
@@ -166,7 +166,7 @@ const ROUTER: &[Recipe] = &[Recipe::rename(
     &[Experts, Hidden],
 )];
 
-/// llama.cpp wants the bias under a name without an ending.
+/// llama.cpp expects the bias under a name without suffix.
 const HY_ROUTER: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.mlp.router.gate",
@@ -180,7 +180,7 @@ const HY_ROUTER: &[Recipe] = &[
     ),
 ];
 
-/// The norm behind a block for a further token.
+/// The norm after a multi-token prediction block.
 const BLOCK_NORM: &[Recipe] = &[Recipe::rename(
     "model.layers.{}.final_layernorm",
     "blk.{}.nextn.shared_head_norm",

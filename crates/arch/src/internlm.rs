@@ -1,4 +1,4 @@
-//! InternLM 2: queries, keys and values of each group of heads in one matrix.
+//! InternLM 2: fused queries, keys and values, by groups of heads.
 
 use super::decoder::{Decoder, Needs};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
@@ -21,7 +21,7 @@ pub(super) static INTERNLM2: Architecture = Architecture {
     },
 };
 
-/// Some heads of queries, their head of keys, and their head of values.
+/// A group of query heads, its key head, and its value head.
 const GROUPS: Op = Reshape(&[KeyHeads, Any, Hidden]);
 const PARTS: &[Size] = &[Any, Head, Head];
 const FLAT: Op = Reshape(&[Any, Hidden]);

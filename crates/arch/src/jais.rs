@@ -12,7 +12,7 @@ use super::{Architecture, Config, Parameter, Recipe, gpt2, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
-/// Of models without a tensor of slopes.
+/// For models without a tensor of slopes.
 const MAX_ALIBI_BIAS: f32 = 8.0;
 
 pub(super) static JAIS: Architecture = Architecture {
@@ -65,12 +65,12 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::FileType,
 ];
 
-/// What embeddings are multiplied by.
+/// Factor of embeddings.
 fn embedding_scale(config: &Config) -> Result<f64> {
     config.f64(&["mup_embeddings_scale", "embeddings_scale"])
 }
 
-/// What logits are multiplied by.
+/// Factor of logits.
 fn width_scale(config: &Config) -> Result<f64> {
     match config.optional_f64(&["mup_output_alpha"])? {
         Some(alpha) => Ok(alpha * config.f64(&["mup_width_scale"])?),
@@ -78,12 +78,12 @@ fn width_scale(config: &Config) -> Result<f64> {
     }
 }
 
-/// The bias that the first of the slopes belongs to.
+/// The maximum ALiBi bias, from the first slope.
 fn max_alibi_bias(config: &Config, slopes: &[f32]) -> Result<f32> {
     let heads = config.u32(&["n_head"])?.max(1);
     let regular = f64::from(1u32 << heads.ilog2());
     let first = slopes.first().ok_or("the tensor of slopes is empty")?;
-    // Python rounds halves to the even number.
+    // Python rounds half to even.
     Ok(-(f64::from(*first).log2() * regular).round_ties_even() as f32)
 }
 

@@ -1,5 +1,5 @@
-//! Kimi Linear: Kimi Delta Attention in most layers, multi-head latent attention without rotation in
-//! the others, and a mixture of experts in all but the first ones.
+//! Kimi Linear: Kimi Delta Attention in most layers, multi-head latent attention without RoPE in
+//! the others, and experts in all but the first layers.
 
 use super::config::{Config, Result, wrong_kind};
 use super::decoder::{Decoder, DeltaHeads, Gating, Needs, Recurrence, Rope, Router, Setting};
@@ -52,7 +52,7 @@ pub(super) static KIMI_LINEAR: Architecture = Architecture {
     },
 };
 
-/// Fields of the layers with Kimi Delta Attention.
+/// The object with the fields of Kimi Delta Attention.
 const DELTA: &str = "linear_attn_config";
 
 const PARAMETERS: &[Parameter] = &[
@@ -64,7 +64,7 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::U32("rope.dimension_count", &["qk_rope_head_dim", "n_rot"]),
 ];
 
-/// Matrices of queries of low rank are refused: llama.cpp loads none of this architecture.
+/// Rejects low-rank queries, unsupported by llama.cpp for this architecture.
 fn whole_queries(config: &Config, _: &mut Keys) -> Result<()> {
     match config.optional_u32(&["q_lora_rank", "n_lora_q"])? {
         Some(rank) if rank > 0 => Err(format!(
@@ -81,7 +81,7 @@ const EXPERT_PARAMETERS: &[Parameter] = &[
     Parameter::F32("expert_weights_scale", &["routed_scaling_factor"]),
 ];
 
-/// Lengths of heads of multi-head latent attention: as they are cached, and as they are meant.
+/// Head lengths of multi-head latent attention: in the cache, and per head.
 pub(super) const LATENT_LENGTHS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     let rank = config.u32(&["kv_lora_rank", "n_lora_kv"])?;
     let rotated = config.u32(&["qk_rope_head_dim", "n_rot"])?;
@@ -104,7 +104,7 @@ pub(super) const LATENT_LENGTHS: &[Parameter] = &[Parameter::Computed(|config, k
     Ok(())
 })];
 
-/// One head of keys in layers of latent attention, none in the others.
+/// One KV head in layers of latent attention, none in the others.
 fn kv_heads(config: &Config, keys: &mut Keys) -> Result<()> {
     const LAYERS: &str = "full_attn_layers";
     let delta = config.optional_object(DELTA)?;
@@ -138,7 +138,7 @@ const DELTA_HEAD: Size = Size::Computed(|config| {
 });
 const DELTA_ROWS: Size = Product(&[QueryHeads, DELTA_HEAD]);
 
-/// The matrices that both kinds of attention have.
+/// The matrices shared by both kinds of attention.
 pub(super) const ATTENTION: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.q_proj",
@@ -152,9 +152,9 @@ pub(super) const ATTENTION: &[Recipe] = &[
     ),
 ];
 
-/// One kernel per channel, with room for steps and sequences.
+/// One kernel per channel, with dimensions for steps and sequences.
 const KERNELS: &[Op] = &[Reshape(&[Number(1), DELTA_ROWS, Number(1), Any])];
-/// The same in models whose heads are all of one length.
+/// The same for models with one head length.
 pub(super) const DELTA_KERNELS: &[Op] = &[Reshape(&[Number(1), Size::Queries, Number(1), Any])];
 
 const DELTA_ATTENTION: &[Recipe] = &[
@@ -234,11 +234,11 @@ const DELTA_ATTENTION: &[Recipe] = &[
 pub(super) const RANK: Size = Field(&["kv_lora_rank", "n_lora_kv"]);
 const PLAIN: Size = Field(&["qk_nope_head_dim"]);
 const VALUE: Size = Field(&["n_embd_head_v_mla", "v_head_dim"]);
-/// Of each head the rows of keys, then those of values.
+/// Rows of each head: keys, then values.
 pub(super) const KEYS_AND_VALUES: &[Size] = &[PLAIN, VALUE];
-/// The matrix of keys and values, which is absorbed head by head into queries and outputs.
+/// The matrix of keys and values, absorbed per head into queries and outputs.
 const BY_HEAD: Op = Reshape(&[Size::KeyHeads, Any, RANK]);
-/// The same in models that count no heads of keys.
+/// The same for models without a number of KV heads.
 pub(super) const BY_QUERY_HEAD: Op = Reshape(&[QueryHeads, Any, RANK]);
 
 pub(super) const LATENT_ATTENTION: &[Recipe] = &[

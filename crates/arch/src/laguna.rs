@@ -1,5 +1,5 @@
-//! Poolside's Laguna: a softplus gate for each head or element, as many heads as each layer wants, two
-//! rotations, experts that logistic functions choose with a bias.
+//! Poolside's Laguna: a softplus gate per head or element, numbers of heads per layer, two RoPE
+//! variants, sigmoid-gated experts with a bias in their choice.
 
 use super::config::{Config, Result, wrong_kind};
 use super::decoder::{Activation, Decoder, Listed, Needs, Rope, Router, Window};
@@ -69,13 +69,13 @@ const PARAMETERS: &[Parameter] = &[
         Ok(())
     }),
     Parameter::F32("expert_weights_scale", &["moe_routed_scaling_factor"]),
-    // Logistic functions.
+    // Sigmoid.
     Parameter::ConstantU32("expert_gating_func", 2),
     Parameter::Computed(dense_layers),
     Parameter::Computed(rotations),
 ];
 
-/// The entries of a list with one for each layer; None if the config has none or an empty one.
+/// A list with one entry per layer; None if missing or empty.
 fn listed<'c>(config: &'c Config, field: &str) -> Result<Option<&'c [serde_json::Value]>> {
     let Some(value) = config.get(field) else {
         return Ok(None);
@@ -107,7 +107,7 @@ fn heads(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// What the reference demands of the gates' kinds. The gate's matrix shows its kind.
+/// The reference's requirements on gate types. The gate's matrix shows its type.
 fn gates(config: &Config, _: &mut Keys) -> Result<()> {
     const WANTED: &str = "'per-head' or 'per-element'";
     let is_of_elements = |field: &str, value: &serde_json::Value| {
@@ -169,7 +169,7 @@ fn rotations(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// Layers have heads of their own number.
+/// Attention with a number of heads per layer.
 const ATTENTION: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.q_proj",

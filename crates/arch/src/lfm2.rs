@@ -1,5 +1,5 @@
-//! LFM2, dense and with experts: most layers are short convolutions between two gates, the others
-//! attention.
+//! LFM2, dense and with experts: short convolutions between two gates in most layers, attention in
+//! the others.
 
 use super::config::{Config, Result, wrong_kind};
 use super::decoder::{Decoder, Needs, Recurrence, Rope, Router, Setting};
@@ -36,7 +36,7 @@ pub(super) static LFM2: Architecture = Architecture {
     },
 };
 
-/// Models without a head, which make vectors of texts; of the second class, not causal.
+/// Text embedding models without a head; the second class is not causal.
 pub(super) static LFM2_EMBEDDING: Architecture = Architecture {
     classes: &["Lfm2Model", "Lfm2BidirectionalModel"],
     parameters: &[
@@ -89,7 +89,7 @@ pub(super) static LFM2_MOE: Architecture = Architecture {
 const EMBEDDINGS: &[Recipe] = &[
     Recipe::rename("model.embed_tokens", "token_embd", &[Any, Hidden]),
     Recipe::rename("lm_head", "output", &[Any, Hidden]),
-    // The norm behind the last layer, under the name of one behind the embeddings.
+    // The norm after the last layer, under the name of an embedding norm.
     Recipe::rename("model.embedding_norm", "token_embd_norm", &[Hidden]),
 ];
 
@@ -135,7 +135,7 @@ const ATTENTION: &[Recipe] = &[
     ),
 ];
 
-/// Without biases, which llama.cpp does not load.
+/// Biases are unsupported by llama.cpp.
 const CONVOLUTION: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.conv.conv.weight",
@@ -207,7 +207,7 @@ const EXPERTS: &[Recipe] = &[
     ),
 ];
 
-/// The width of a dense network: experts' configs say it, others describe it.
+/// The size of a dense feed-forward network: explicit in configs with experts, computed in others.
 const WIDTH_OF_FFN: Size = Computed(|config| match config.get(ADJUSTED) {
     Some(_) => width(config),
     None => Ok(config.u32(&["intermediate_size"])?.into()),
@@ -232,7 +232,7 @@ const EXPERT_PARAMETERS: &[Parameter] = &[
     Parameter::ConstantU32("expert_gating_func", SIGMOID),
 ];
 
-/// The number of the logistic function among the gatings of experts.
+/// The value of sigmoid as a gating function.
 const SIGMOID: u32 = 2;
 
 const WIDTH: &[Parameter] = &[
@@ -259,10 +259,10 @@ const BIDIRECTIONAL: &[Parameter] = &[Parameter::Computed(|config, keys| {
     Ok(())
 })];
 
-/// Whether the width is two thirds of what is said, times a factor, rounded up.
+/// The field for two thirds of the given size, times a factor, rounded up.
 const ADJUSTED: &str = "block_auto_adjust_ff_dim";
 
-/// The width of the feed-forward network.
+/// The size of the feed-forward network.
 fn width(config: &Config) -> Result<u64> {
     const MULTIPLE: &str = "block_multiple_of";
     let said = config.u32(&["block_ff_dim", "intermediate_size"])?;
@@ -281,7 +281,7 @@ fn width(config: &Config) -> Result<u64> {
     }
 }
 
-/// Which layers have attention: by the list of their kinds, or by the list of their numbers, or all.
+/// Layers with attention: by a list of kinds, or by a list of numbers, or all.
 fn attention_layers(config: &Config) -> Result<Vec<bool>> {
     const KINDS: &str = "layer_types";
     const NUMBERS: &str = "full_attn_idxs";
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn the_width_is_adjusted_as_the_config_says() {
+    fn ffn_size_is_adjusted_by_the_config() {
         for (more, expected) in [
             (json!({ "block_ff_dim": 10752 }), 7168),
             (json!({ "block_ff_dim": 1000, "block_multiple_of": 7 }), 672),
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_have_attention_by_kinds_or_by_numbers() {
+    fn attention_layers_by_kinds_or_numbers() {
         let kinds = json!({ "layer_types": ["conv", "full_attention", "conv"] });
         assert_eq!(
             attention_layers(&config(kinds)).unwrap(),

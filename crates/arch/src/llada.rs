@@ -1,5 +1,5 @@
-//! Models that fill in masked tokens (LLaDA, Dream, RND1): Llama and Qwen 2 that also see what comes after a
-//! token. They are converted, and not run.
+//! Masked language models (LLaDA, Dream, RND1): Llama and Qwen 2 without causal masks. Conversion
+//! only; they cannot be run.
 
 use super::config::Result;
 use super::decoder::Decoder;
@@ -64,7 +64,7 @@ pub(super) static RND1: Architecture = Architecture {
 const MOE_PARAMETERS: &[Parameter] = &[
     Parameter::OptionalU32("expert_feed_forward_length", &["expert_intermediate_size"]),
     Parameter::Computed(|_, keys| {
-        /// Fixed by the reference, not said by the config.
+        /// Fixed by the reference, missing in the config.
         const MASK: u32 = 156_895;
         keys.set_exact("tokenizer.ggml.mask_token_id".into(), Value::U32(MASK));
         keys.set("attention.causal", Value::Bool(false));

@@ -1,5 +1,5 @@
-//! Llama and what is built like it: Mistral, Mixtral, TinyLlama, SmolLM. Other families take their
-//! recipes from here.
+//! Llama and its relatives: Mistral, Mixtral, TinyLlama, SmolLM. Other families reuse these
+//! recipes.
 
 use super::config::{Result, number_in};
 use super::decoder::{Activation, Decoder, Unrotated};
@@ -40,7 +40,7 @@ pub(super) static LLAMA: Architecture = Architecture {
     decoder: Decoder::LLAMA,
 };
 
-/// InternLM 3: Llama with a vocabulary of its own.
+/// InternLM 3: Llama with another vocabulary.
 pub(super) static INTERNLM3: Architecture = Architecture {
     classes: &["InternLM3ForCausalLM"],
     vocabulary: VocabKind::InternLm3,
@@ -80,7 +80,7 @@ pub(super) static SMOLLM3: Architecture = Architecture {
     },
 };
 
-/// Nanbeige: the layers may run several times.
+/// Nanbeige: looped layers.
 pub(super) static NANBEIGE: Architecture = Architecture {
     classes: &["NanbeigeForCausalLM"],
     name: "nanbeige",
@@ -116,13 +116,13 @@ pub(super) const OWN_PARAMETERS: &[Parameter] = &[
     ROPE_DIMENSIONS,
 ];
 
-/// Token embeddings and the output matrix, which is absent where the embeddings serve as both.
+/// Token embeddings and the output matrix, absent with tied embeddings.
 pub(super) const EMBEDDINGS: &[Recipe] = &[
     Recipe::rename("model.embed_tokens", "token_embd", &[Any, Hidden]),
     Recipe::rename("lm_head", "output", &[Any, Hidden]),
 ];
 
-/// A norm before each half of a layer, and one behind the last layer.
+/// Norms before attention and feed-forward network, and after the last layer.
 pub(super) const NORMS: &[Recipe] = &[
     Recipe::rename("model.norm", "output_norm", &[Hidden]),
     Recipe::rename(
@@ -137,7 +137,7 @@ pub(super) const NORMS: &[Recipe] = &[
     ),
 ];
 
-/// Attention whose heads llama.cpp rotates pairwise, so that their rows have to be interleaved.
+/// Attention with RoPE by pairs in llama.cpp, for which rows are interleaved.
 pub(super) const ATTENTION: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.self_attn.q_proj",
@@ -163,7 +163,7 @@ pub(super) const ATTENTION: &[Recipe] = &[
     ),
 ];
 
-/// Attention whose heads are rotated by halves, as in the checkpoint.
+/// Attention with RoPE by halves, as in the checkpoint.
 pub(super) const PLAIN_ATTENTION: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.q_proj",
@@ -220,12 +220,12 @@ pub(super) const PLAIN_FFN: &[Recipe] = &[
     ),
 ];
 
-/// What old checkpoints hold and no model needs: it follows from the config.
+/// Buffers in old checkpoints, redundant with the config.
 pub(super) const BUFFERS: &[Recipe] = &[Recipe::skip(
     "model.layers.{}.self_attn.rotary_emb.inv_freq",
 )];
 
-/// One tensor of every expert becomes one of all experts.
+/// Stacks one tensor per expert into one.
 pub(super) const STACKED: &[Op] = &[Stack(Experts)];
 
 pub(super) const MIXTRAL_EXPERTS: &[Recipe] = &[
@@ -257,7 +257,7 @@ pub(super) const MIXTRAL_EXPERTS: &[Recipe] = &[
     ),
 ];
 
-/// Ministral's scaling of long contexts: of all angles' magnitude, and of queries by position.
+/// Ministral's scaling for long contexts: magnitude of RoPE, and queries by position.
 fn ministral(config: &Config, keys: &mut Keys) -> Result<()> {
     let model_type = config.get("model_type").and_then(|value| value.as_str());
     if model_type == Some("ministral3") {
@@ -276,10 +276,10 @@ fn ministral(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// Llama 3.1's stretching of the rotary embedding: one divisor per frequency.
+/// Llama 3.1's RoPE scaling: one divisor per frequency.
 ///
-/// Frequencies whose wavelength is short stay, long ones are divided by `factor`, and those between
-/// are blended. All in f32, in the order in which PyTorch computes it for the reference: a number
+/// Frequencies with short wavelengths are unchanged, those with long ones are divided by `factor`,
+/// with a blend in between. All in f32, in PyTorch's order of operations in the reference: a number
 /// divided by a tensor is the tensor's reciprocal times the number.
 pub(super) fn rope_factors(config: &Config, _: &mut Keys) -> Result<Vec<Generated>> {
     rope_factors_by(config, 8.0)
@@ -322,7 +322,7 @@ pub(super) fn rope_factors_by(config: &Config, by_default: f64) -> Result<Vec<Ge
     }])
 }
 
-/// The frequencies of so many rotated numbers of a head, one for each two.
+/// RoPE frequencies, one per pair of rotated dimensions.
 pub(super) fn frequencies(base: f32, rotated: u32) -> impl Iterator<Item = f32> {
     let exponents = (0..rotated).step_by(2);
     let exponents = exponents.map(move |i| i as f32 / rotated as f32);

@@ -1,5 +1,5 @@
-//! Llama 4: attention within parts of the text in three of four layers, the others without
-//! rotation; experts in every layer or in every n-th one, whose inputs are weighed.
+//! Llama 4: chunked attention in three of four layers, no RoPE in the others; experts with weighted
+//! inputs in every layer or every n-th one.
 
 use super::config::{Config, Result};
 use super::decoder::Gating;
@@ -12,7 +12,7 @@ use super::{Architecture, Keys, Parameter};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
-/// Tokens of a part of the text, whatever the config says: llama.cpp runs no others.
+/// Tokens per chunk, whatever the config says: llama.cpp supports no other size.
 const PART: u32 = 8192;
 
 pub(super) static LLAMA4: Architecture = Architecture {
@@ -41,14 +41,14 @@ pub(super) static LLAMA4: Architecture = Architecture {
 };
 
 const PARAMETERS: &[Parameter] = &[
-    // `intermediate_size` is the experts'.
+    // `intermediate_size` is the experts' size.
     Parameter::U32("feed_forward_length", &["intermediate_size_mlp"]),
     Parameter::U32("interleave_moe_layer_step", &["interleave_moe_layer_step"]),
     Parameter::U32("expert_feed_forward_length", &["intermediate_size"]),
     Parameter::Computed(windows),
 ];
 
-/// Models all of whose layers see everything say so.
+/// Sets the key of models with full attention in all layers.
 fn windows(config: &Config, keys: &mut Keys) -> Result<()> {
     let kinds = config.get("layer_types").and_then(|kinds| kinds.as_array());
     if kinds.is_some_and(|kinds| kinds.iter().all(|kind| kind == "full_attention")) {
@@ -79,7 +79,7 @@ const FFN: &[Recipe] = &[
     ),
 ];
 
-/// Experts are stored by columns.
+/// Experts are stored transposed.
 const EXPERTS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.feed_forward.router",

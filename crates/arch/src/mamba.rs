@@ -1,5 +1,5 @@
-//! Mamba and Falcon Mamba, whose layers are selective state spaces, and Jamba, which has attention
-//! and mixtures of experts in some layers.
+//! Mamba and Falcon Mamba, with selective state spaces, and Jamba, with attention and mixtures of
+//! experts in some layers.
 
 use super::config::{Config, Result};
 use super::decoder::{Decoder, Needs, Recurrence, Rope, Router, Setting};
@@ -60,7 +60,7 @@ pub(super) static JAMBA: Architecture = Architecture {
 
 const MODEL: Size = Field(&["hidden_size", "d_model"]);
 const KERNEL: Size = Field(&["conv_kernel", "d_conv"]);
-/// The channels of the states: llama.cpp takes no other number.
+/// The number of channels: llama.cpp supports no other.
 const CHANNELS: Size = Product(&[Number(2), MODEL]);
 
 const MAMBA_ENDS: &[Recipe] = &[
@@ -71,7 +71,7 @@ const MAMBA_ENDS: &[Recipe] = &[
         .unless_equal(&["backbone.embeddings.weight", "backbone.embedding.weight"]),
 ];
 
-/// Without biases of the outer matrices, which llama.cpp does not load.
+/// Biases of the outer matrices are unsupported by llama.cpp.
 const MAMBA_LAYERS: &[Recipe] = &[
     Recipe::rename("backbone.layers.{}.norm", "blk.{}.attn_norm", &[MODEL]),
     Recipe::rename(
@@ -187,7 +187,7 @@ const JAMBA_STATES: &[Recipe] = &[
     ),
 ];
 
-/// The network of a layer without experts, under its own names or those of a lone expert.
+/// The feed-forward network of a dense layer, under its names or those of a single expert.
 const JAMBA_FFN: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.feed_forward.gate_proj",
@@ -253,18 +253,18 @@ const JAMBA_EXPERTS: &[Recipe] = &[
     ),
 ];
 
-/// A whole number under the first of these names, or else another; 0 counts as missing.
+/// An integer under the first of these names, or a default; 0 counts as missing.
 fn number(config: &Config, names: &[&str], otherwise: u32) -> Result<u32> {
     let number = config.optional_u32(names)?;
     Ok(number.filter(|number| *number > 0).unwrap_or(otherwise))
 }
 
-/// Ranks of the steps of a model whose config does not say it: a sixteenth of the hidden size.
+/// Default rank of steps: a sixteenth of the hidden size.
 fn usual_rank(hidden: u32) -> u32 {
     hidden.div_ceil(16)
 }
 
-/// Ranks of the steps, which "auto" leaves to the hidden size.
+/// Rank of steps; "auto" is the default.
 fn rank_of(config: &Config, name: &str) -> Result<u32> {
     let hidden = config.u32(&["hidden_size"])?;
     match config.get(name).is_some_and(|rank| *rank == "auto") {
@@ -279,7 +279,7 @@ fn epsilon(config: &Config, otherwise: f64) -> Result<Value<'static>> {
     Ok(Value::F32(epsilon.unwrap_or(otherwise) as f32))
 }
 
-/// Twice the hidden size, which the channels must be.
+/// Twice the hidden size, required as the number of channels.
 fn twice(hidden: u32, channels: u32, field: &str) -> Result<u32> {
     match hidden.checked_mul(2) == Some(channels) {
         true => Ok(channels),
@@ -296,7 +296,7 @@ fn mamba(config: &Config, keys: &mut Keys) -> Result<()> {
     let channels = number(config, &["intermediate_size", "d_inner"], usual)?;
     let is_falcon = config.model_types().contains(&Some("falcon_mamba"));
     for (key, value) in [
-        // Any length will do.
+        // Any length works.
         ("context_length", 1 << 20),
         ("embedding_length", hidden),
         ("feed_forward_length", 0),
@@ -365,8 +365,7 @@ fn jamba(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// Whether a layer is one of those of this kind (`attn`, `expert`): the first at its offset, then
-/// every one of its period.
+/// True if a layer is of this kind (`attn`, `expert`), by the kind's offset and period.
 fn is_of(config: &Config, kind: &str, layer: u32) -> Result<bool> {
     let number = |what: &str| config.u32(&[&format!("{kind}_layer_{what}")]);
     let (offset, period) = (number("offset")?, number("period")?);
@@ -397,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_are_told_by_offset_and_period() {
+    fn layers_by_offset_and_period() {
         let jamba = jamba_config(json!({}));
         let of = |kind: &str| -> Vec<u32> {
             let is_of = |layer: &u32| is_of(&jamba, kind, *layer).unwrap();
@@ -412,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_follow_from_the_hidden_size() {
+    fn default_rank_by_hidden_size() {
         let rank = |more: Json| rank_of(&jamba_config(more), "mamba_dt_rank");
         assert_eq!(rank(json!({ "hidden_size": 100 })), Ok(7));
         assert_eq!(
@@ -423,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn other_numbers_of_channels_are_refused() {
+    fn other_channel_counts_are_rejected() {
         let mut keys = Keys::new("jamba", 0);
         let error = jamba(&jamba_config(json!({ "mamba_expand": 3 })), &mut keys).unwrap_err();
         assert!(error.contains("'mamba_expand'"), "{error}");

@@ -1,5 +1,4 @@
-//! Mamba-2 (Dao and Gu 2024): state spaces alone, and what hybrids of them and attention have in
-//! common.
+//! Mamba-2 (Dao and Gu 2024): pure state spaces, and shared parts of hybrids with attention.
 
 use super::config::{Config, Result};
 use super::decoder::{Decoder, Mamba2Layers, Recurrence, Rope};
@@ -24,7 +23,7 @@ pub(super) static MAMBA2: Architecture = Architecture {
     },
 };
 
-/// The recipes of one layer's state space, whose names begin so, with operations on its matrices.
+/// The recipes of one layer's state space, by prefix of names, with operations on its matrices.
 macro_rules! state_space {
     ($prefix:expr, $sizes:expr, $input:expr, $output:expr) => {
         &[
@@ -91,11 +90,11 @@ pub(super) const ONE_EACH: &[Size] = &[Any, Size::Number(1)];
 pub(super) struct Sizes {
     /// The hidden size.
     pub(super) hidden: Size,
-    /// Heads of values.
+    /// Value heads.
     pub(super) heads: Size,
-    /// Heads of queries and keys.
+    /// Query and key heads.
     pub(super) groups: Size,
-    /// Numbers of all heads of values.
+    /// Total length of value heads.
     pub(super) inner: Size,
 }
 
@@ -110,7 +109,7 @@ const SIZES: Sizes = Sizes {
 
 const STATE_SPACES: &[Recipe] = state_space!("backbone.layers.{}.mixer.", SIZES, &[], &[]);
 
-/// Embeddings, output and the norms of layers as Mamba's authors call them.
+/// Embeddings, output and norms of layers in the names of Mamba's authors.
 pub(super) const EMBEDDINGS: &[Recipe] = &[
     Recipe::rename("backbone.embeddings", "token_embd", &[Any, HIDDEN]),
     Recipe::rename("backbone.embedding", "token_embd", &[Any, HIDDEN]),
@@ -123,7 +122,7 @@ pub(super) const NORM: &[Recipe] = &[Recipe::rename(
     &[HIDDEN],
 )];
 
-/// A context length where none is told: models without attention have none.
+/// Default context length, as models without attention have none.
 pub(super) const CONTEXT: u32 = 1 << 20;
 
 const PARAMETERS: &[Parameter] = &[
@@ -140,7 +139,7 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::Computed(epsilon),
 ];
 
-/// The divisor of norms is never nothing.
+/// The epsilon of norms must not be 0.
 pub(super) fn epsilon(config: &Config, keys: &mut Keys) -> Result<()> {
     let epsilon = config.optional_f64(&["layer_norm_epsilon", "rms_norm_eps"])?;
     let epsilon = epsilon.filter(|epsilon| *epsilon != 0.0).unwrap_or(1e-5);
@@ -158,7 +157,7 @@ pub(super) fn set_size(keys: &mut Keys, key: &str, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// The number under the first of these names, if it is there and not 0.
+/// The number under the first of these names, if present and not 0.
 pub(super) fn nonzero(config: &Config, names: &[&str]) -> Result<Option<u64>> {
     let number = config.optional_u32(names)?.filter(|number| *number > 0);
     Ok(number.map(u64::from))
@@ -168,7 +167,7 @@ fn groups(config: &Config) -> Result<u64> {
     Ok(nonzero(config, &["n_groups"])?.unwrap_or(1))
 }
 
-/// The numbers of all heads: as the config says, or so many times the hidden size.
+/// Total length of heads: by the config, or a multiple of the hidden size.
 fn inner(config: &Config) -> Result<u64> {
     let inner = nonzero(config, &["mamba_d_ssm", "intermediate_size", "d_inner"])?;
     let expansion = nonzero(config, &["mamba_expand", "expand"])?.unwrap_or(2);

@@ -1,5 +1,5 @@
-//! Maple: Qwen 3 with experts whose activations have a limit, windows in listed layers, which alone
-//! rotate.
+//! Maple: Qwen 3 with experts with activation limits, sliding windows in listed layers, RoPE in
+//! these only.
 
 use super::config::{Result, wrong_kind};
 use super::decoder::{Decoder, Listed, Needs, Rope, Unrotated, Window};
@@ -57,7 +57,7 @@ const PARAMETERS: &[Parameter] = &[
     }),
     EXPERT_LENGTH,
     Parameter::Computed(|config, keys| {
-        /// Fixed in the model's code, not said by its config.
+        /// Fixed in the model's code, missing in its config.
         const LIMIT: f32 = 7.0;
         let limits = (0..config.blocks()?).map(|_| Value::F32(LIMIT));
         let limits = Array::of_values(ValueType::F32, limits);
@@ -66,7 +66,7 @@ const PARAMETERS: &[Parameter] = &[
     }),
 ];
 
-/// What the reference demands.
+/// The reference's requirements.
 fn check(config: &Config, _: &mut Keys) -> Result<()> {
     let null = serde_json::Value::Null;
     let shared = config.get("num_shared_experts").unwrap_or(&null);

@@ -1,4 +1,4 @@
-//! Mellum 2: Qwen 3 with experts, and windows in listed layers, whose rotation is not stretched.
+//! Mellum 2: Qwen 3 with experts, and sliding windows in listed layers, whose RoPE is not scaled.
 
 use super::config::Result;
 use super::decoder::{Decoder, Listed, Needs, Rope, Window};

@@ -1,5 +1,6 @@
-//! MiMo V2: sinks, windows by list with heads of keys and a rotation of their own, values shorter than
-//! keys, experts that logistic functions choose with a bias, three blocks for further tokens.
+//! MiMo V2: attention sinks, sliding windows in listed layers with their own KV heads and RoPE,
+//! values shorter than keys, sigmoid-gated experts with a bias in their choice, three multi-token
+//! prediction blocks.
 
 use super::config::{Config, Result, wrong_kind};
 use super::decoder::{Decoder, Gating, Listed, Needs, Rope, Router, Setting, Window};
@@ -12,7 +13,7 @@ use super::{Architecture, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
-/// Blocks for further tokens, of which the config says nothing.
+/// Number of multi-token prediction blocks, missing in the config.
 pub(super) const BLOCKS: u32 = 3;
 
 pub(super) static MIMO2: Architecture = Architecture {
@@ -66,7 +67,7 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::OptionalF32("attention.value_scale", &["attention_value_scale"]),
 ];
 
-/// What the reference demands, and what cannot be converted yet.
+/// The reference's requirements, and unsupported formats.
 fn check(config: &Config, _: &mut Keys) -> Result<()> {
     for [windowed, field] in [
         ["swa_head_dim", "head_dim"],
@@ -93,14 +94,14 @@ fn check(config: &Config, _: &mut Keys) -> Result<()> {
     if says("store_dtype", "mxfp4") {
         return Err("checkpoints with experts in MXFP4 cannot be converted yet".into());
     }
-    // Its 'qkv_proj' has scales by the rank that held the rows.
+    // Scales of its 'qkv_proj' depend on the tensor-parallel rank of the rows.
     if config.class() == Some("MiMoV2ForCausalLM") && says("quant_method", "fp8") {
         return Err("MiMoV2ForCausalLM in FP8 cannot be converted yet".into());
     }
     Ok(())
 }
 
-/// Layers with windows, and their heads of keys. The blocks for further tokens have windows.
+/// Layers with windows, and their KV heads. Multi-token prediction blocks have windows.
 fn windows(config: &Config, keys: &mut Keys) -> Result<()> {
     const FIELD: &str = "hybrid_layer_pattern";
     let value = config.get(FIELD);
@@ -162,7 +163,7 @@ const ATTENTION: &[Recipe] = &[
     ),
 ];
 
-/// The norm behind a block for a further token.
+/// The norm after a multi-token prediction block.
 const BLOCK_NORM: &[Recipe] = &[Recipe::rename(
     "model.layers.{}.final_layernorm",
     "blk.{}.layer_output_norm",

@@ -1,5 +1,5 @@
-//! MiniCPM: Llama with three multipliers, and factors of angles for long contexts. MiniCPM3: keys and
-//! values that are made of a latent vector, by one matrix for all heads.
+//! MiniCPM: Llama with three multipliers, and RoPE factors for long contexts. MiniCPM3: keys and
+//! values from a latent vector, by one matrix for all heads.
 
 use super::config::Result;
 use super::decoder::{Decoder, Rope};
@@ -124,7 +124,7 @@ fn long_rope_factors(config: &Config, _: &mut Keys) -> Result<Vec<Generated>> {
     long_factors(config, config.share_of_head()? as usize / 2)
 }
 
-/// Factors of angles for long and for short contexts, so many of each.
+/// RoPE factors for long and short contexts, `expected` of each.
 fn long_factors(config: &Config, expected: usize) -> Result<Vec<Generated>> {
     let factors = |field: &str, name| {
         let Some(weights) = config.rope_numbers(field)? else {

@@ -1,8 +1,8 @@
-//! MiniMax M2: norms over all heads, experts chosen by logistic functions with a bias. MiniMax M3:
-//! attention to chosen blocks of tokens.
+//! MiniMax M2: norms over all heads, sigmoid-gated experts with a bias in their choice. MiniMax M3:
+//! attention to selected blocks of tokens.
 //!
-//! MiniMax-01 and M1: lightning attention in seven of eight layers, softmax attention in the others,
-//! experts in all; what a block adds to is its normalized input.
+//! MiniMax-01 and M1: lightning attention in seven of eight layers, softmax attention in the
+//! others, experts in all; residuals are the normalized inputs.
 
 use super::config::{Config, Result};
 use super::decoder::{
@@ -72,8 +72,8 @@ pub(super) static MINIMAX_M2: Architecture = Architecture {
     },
 };
 
-/// MiniMax M3: norms plus 1, limited activations, a shared expert; an indexer chooses the blocks of
-/// tokens that attention sees, all of them in contexts that are no longer than what it chooses.
+/// MiniMax M3: norms plus 1, activation limits, a shared expert; an indexer selects the blocks of
+/// tokens for attention, all of them in contexts no longer than its selection.
 pub(super) static MINIMAX_M3: Architecture = Architecture {
     classes: &[
         "MiniMaxM3SparseForCausalLM",
@@ -284,7 +284,7 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::U32("rope.dimension_count", &["rotary_dim"]),
 ];
 
-/// One scale for all kinds of blocks, and none for what they add.
+/// One scale of residuals for all blocks, and none for their outputs.
 fn residual_scale(config: &Config, keys: &mut Keys) -> Result<()> {
     const ALPHAS: [&str; 3] = [
         "layernorm_full_attention_alpha",

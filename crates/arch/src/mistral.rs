@@ -11,13 +11,13 @@ use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 use serde_json::{Map, Value as Json};
 
-/// What stands for the class of a model, which params.json does not name.
+/// Stands for the class of a model, missing in params.json.
 const PLAIN: &str = "params.json";
 const SCALED: &str = "params.json with llama_4_scaling";
-/// How queries grow with their position.
+/// Scaling of queries with their position.
 const SCALING: &str = "llama_4_scaling";
 
-/// Fields of params.json, and what config.json calls them.
+/// Fields of params.json, and their names in config.json.
 const NAMES: [(&str, &str); 4] = [
     ("dim", "hidden_size"),
     ("hidden_dim", "intermediate_size"),
@@ -93,10 +93,10 @@ const TENSORS: &[Recipe] = &[
 ];
 
 impl Config {
-    /// The fields of a params.json.
+    /// The config of a params.json.
     ///
     /// # Errors
-    /// A field of the wrong kind, a model that is not converted from this format.
+    /// A field of the wrong kind, or an unsupported model in this format.
     pub fn of_params(mut fields: Map<String, Json>) -> Result<Config> {
         if fields.get("moe").is_some_and(|moe| !moe.is_null()) {
             return Err(
@@ -119,13 +119,13 @@ impl Config {
         Config::new(fields)
     }
 
-    /// Whether the fields are those of a params.json.
+    /// True for fields of a params.json.
     pub fn is_of_params(&self) -> bool {
         matches!(self.class(), Some(PLAIN | SCALED))
     }
 }
 
-/// YaRN under the names of params.json, and the growth of queries.
+/// YaRN under the names of params.json, and scaling of queries.
 fn long_contexts(config: &Config, keys: &mut Keys) -> Result<()> {
     const CONTEXT: &str = "original_max_position_embeddings";
     if let Some(yarn) = config.optional_object("yarn")? {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_have_the_names_of_params_json() {
+    fn params_json_names() {
         let config = config(
             json!({ "llama_4_scaling": { "beta": 0.5 }, "yarn": { "factor": 4.0, "beta": 32,
             "alpha": 1, "apply_scale": false, "original_max_position_embeddings": 2048 } }),
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_converted_from_this_format_is_named() {
+    fn unsupported_models_in_this_format_are_named() {
         assert_eq!(config(json!({})).unwrap().class(), Some(PLAIN));
         let error = config(json!({ "moe": { "num_experts": 4 } })).unwrap_err();
         assert!(error.contains("'moe'"));
