@@ -1,11 +1,11 @@
-//! Directories that are no checkpoint: what they are, and what to do.
+//! Explanations of directories without a checkpoint.
 
 use crate::format::json;
 use std::path::Path;
 
 const ADAPTER: &str = "adapter_config.json";
 
-/// What a directory without config.json or without weights is, if it can be told.
+/// The kind of a directory without config.json or without weights, if recognized.
 pub(super) fn directory(dir: &Path) -> Option<String> {
     let has = |name: &str| dir.join(name).is_file();
     if has(ADAPTER) {

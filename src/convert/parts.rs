@@ -7,11 +7,11 @@ use crate::format::torch::{self, TensorInfo};
 use crate::format::{Error, safetensors};
 use std::path::Path;
 
-/// The files that hold the weights.
+/// The weight files.
 pub(super) struct Parts {
-    /// Their names, sorted.
+    /// Sorted names.
     pub(super) names: Vec<String>,
-    /// The file of every tensor, where an index says it.
+    /// The file of every tensor, if there is an index.
     pub(super) index: Option<Index>,
     /// The name of the index.
     pub(super) index_name: &'static str,
@@ -32,8 +32,8 @@ impl Parts {
         })
     }
 
-    /// The files in a directory: safetensors, else PyTorch's, as the reference looks for them; of
-    /// either, those that an index names, else those whose names begin and end as the format's do.
+    /// The files in a directory: safetensors, otherwise PyTorch's, as in the reference; those in an
+    /// index, otherwise those with the format's prefix and suffix.
     ///
     /// # Errors
     /// A directory or an index that cannot be read.
@@ -53,7 +53,7 @@ impl Parts {
         })
     }
 
-    /// One file alone.
+    /// A single file.
     pub(super) fn one(name: String) -> Parts {
         Parts {
             names: vec![name],
@@ -63,8 +63,7 @@ impl Parts {
     }
 }
 
-/// The tensors of a file, in the reference's order: safetensors by name, PyTorch's as they were
-/// saved.
+/// The tensors of a file, in the reference's order: safetensors by name, PyTorch's in saved order.
 ///
 /// # Errors
 /// The defect and its place; the caller adds the file's name.
@@ -84,7 +83,7 @@ pub(super) fn tensors(name: &str, file: &[u8]) -> std::result::Result<Vec<Tensor
         .collect())
 }
 
-/// What the weights of a directory are, if not a checkpoint's, and what to do.
+/// The kind of a directory's weights, if not a checkpoint's, with advice.
 pub(super) fn explain(dir: &Path) -> Option<String> {
     foreign::explain(&names(dir).ok()?)
 }

@@ -1,4 +1,4 @@
-//! Weights beyond the range of the output's type, which become infinite.
+//! Weights out of range for the output's type, which overflow to infinity.
 
 use super::plan::{Plan, PlannedTensor};
 use super::weights::Weights;
@@ -10,12 +10,12 @@ use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
-/// The smallest number that becomes infinite in f16: half a step above the largest one, 65504.
+/// The smallest number that overflows in f16: half a step above the largest one, 65504.
 const TOO_LARGE_FOR_F16: f32 = 65_520.0;
-/// Weights that one thread looks at before it asks whether another has found one.
+/// Weights per check for a find by another thread.
 const STEP: u64 = 1 << 20;
 
-/// A weight that the output's type makes infinite.
+/// A weight that overflows in the output's type.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error(
     "{tensor}, row {row}, holds {value}, which becomes infinite in f16 (its largest number is 65504); \
@@ -24,13 +24,13 @@ const STEP: u64 = 1 << 20;
 pub struct TooLarge {
     /// The tensor of the output.
     pub tensor: String,
-    /// Its row, counted over all its matrices.
+    /// Row, counted over all matrices of the tensor.
     pub row: u64,
-    /// What it holds.
+    /// The value.
     pub value: f32,
 }
 
-/// The first weight of each tensor that is too large, as far as they have been seen.
+/// The first overflowing weight of each tensor so far.
 #[derive(Default)]
 pub(super) struct Seen(Mutex<BTreeMap<String, TooLarge>>);
 
@@ -50,8 +50,8 @@ impl Seen {
     }
 }
 
-/// The first of some weights that is too large for the type of its tensor. `start` is the element
-/// that the weights begin with.
+/// The first weight that overflows in its tensor's type. `start` is the element of the first
+/// weight.
 fn too_large(tensor: &PlannedTensor, start: u64, weights: &[f32]) -> Option<TooLarge> {
     if tensor.target != GgmlType::F16 {
         return None;
@@ -60,7 +60,7 @@ fn too_large(tensor: &PlannedTensor, start: u64, weights: &[f32]) -> Option<TooL
     if largest < TOO_LARGE_FOR_F16 {
         return None;
     }
-    // Infinities of the checkpoint are no fault of the type.
+    // Infinities of the checkpoint are not overflows.
     let is_beyond = |w: &f32| w.abs() >= TOO_LARGE_FOR_F16 && w.is_finite();
     let at = weights.iter().position(is_beyond)?;
     Some(TooLarge {
@@ -71,10 +71,10 @@ fn too_large(tensor: &PlannedTensor, start: u64, weights: &[f32]) -> Option<TooL
 }
 
 impl Plan<'_> {
-    /// Looks for weights that are too large, among some of a tensor from element `start` on.
+    /// Checks some of a tensor's weights, from element `start` on, for overflow.
     ///
     /// # Errors
-    /// The first one, under `--check`; else it is kept.
+    /// The first overflow under `--check`; otherwise it is recorded.
     pub(super) fn check_range(
         &self,
         tensor: &PlannedTensor,
@@ -91,13 +91,13 @@ impl Plan<'_> {
         }
     }
 
-    /// The first weight of every tensor that became infinite, among those that have been converted.
+    /// The first overflowing weight of each converted tensor.
     pub fn too_large(&self) -> Vec<TooLarge> {
         self.too_large.all().values().cloned().collect()
     }
 
-    /// A weight that would become infinite in f16, found by reading all that could: those that are
-    /// stored in a type of more range.
+    /// A weight that would overflow in f16, after reading all tensors stored in a type with a
+    /// larger range.
     ///
     /// # Errors
     /// If a file has become shorter.

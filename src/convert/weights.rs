@@ -1,5 +1,5 @@
-//! The weights of an output, as data: views of the checkpoint's tensors, joined, and what is done to
-//! every number. [`super::tensors`] reads bands of them.
+//! The weights of an output, as data: views of the checkpoint's tensors, joined, with operations on
+//! the numbers. [`super::tensors`] reads bands of them.
 
 use super::view::{Order, View};
 use crate::format::types::GgmlType;
@@ -15,24 +15,24 @@ pub(super) enum Weights {
     Stored(Stored),
 }
 
-/// Weights from tensors of the checkpoint: their elements follow each other.
+/// Weights from tensors of the checkpoint, in sequence.
 #[derive(Debug, PartialEq)]
 pub(super) struct Stored {
     parts: Vec<Part>,
 }
 
-/// The elements that come from one view of one tensor.
+/// The elements from one view of one tensor.
 #[derive(Debug, PartialEq)]
 pub(super) struct Part {
-    /// The tensor, as an index.
+    /// Index of the tensor.
     pub(super) source: usize,
-    /// Which of its elements, in which order.
+    /// Its elements, in order.
     pub(super) order: Order,
-    /// What is done to every number, in order.
+    /// Operations on every number, in order.
     pub(super) numeric: Vec<Numeric>,
-    /// The mean magnitude of the numbers, once it is needed.
+    /// The mean magnitude of the numbers, computed on demand.
     pub(super) mean: OnceLock<f32>,
-    /// The first element behind these in the output.
+    /// End of these elements in the output.
     end: u64,
 }
 
@@ -52,7 +52,7 @@ pub(super) enum Numeric {
 }
 
 impl Weights {
-    /// The checkpoint's tensors that they are made of, as indices; a tensor may occur repeatedly.
+    /// Indices of the checkpoint's tensors; a tensor may occur repeatedly.
     pub(super) fn sources(&self) -> impl Iterator<Item = usize> {
         let parts = match self {
             Weights::Computed(_) => &[][..],
@@ -63,7 +63,7 @@ impl Weights {
 }
 
 impl Stored {
-    /// The parts that have these elements of the output, each with those elements of its own.
+    /// The parts with these elements of the output, and the range within each part.
     pub(super) fn pieces(&self, elements: Range<u64>) -> impl Iterator<Item = (&Part, Range<u64>)> {
         let first = self
             .parts
@@ -76,20 +76,19 @@ impl Stored {
     }
 }
 
-/// Weights under construction: the value that the operations of a recipe are applied to.
+/// Weights under construction: the operand of a recipe's operations.
 #[derive(Clone, Debug)]
 pub(super) struct Operand {
-    /// The sizes of the dimensions, outermost first.
+    /// Dimensions, outermost first.
     shape: Vec<u64>,
     parts: Vec<Piece>,
-    /// The number of leading dimensions that the parts divide among them; each part has all of the
-    /// others.
+    /// The number of leading dimensions divided among the parts; each part has all of the others.
     joined: usize,
-    /// The type of the output, where it does not follow from its name and the file type.
+    /// The type of the output, if not given by name and file type.
     pub(super) cast: Option<Cast>,
 }
 
-/// Where the type of an output does not follow from its name and the file type.
+/// Type of an output that is not given by name and file type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Cast {
     /// This type.
@@ -107,13 +106,13 @@ struct Piece {
 }
 
 impl Operand {
-    /// A tensor of the checkpoint whose rows follow each other.
+    /// A tensor of the checkpoint with contiguous rows.
     #[cfg(test)]
     pub(super) fn tensor(source: usize, shape: &[u64]) -> Operand {
         Operand::viewed(source, View::whole(shape))
     }
 
-    /// A tensor of the checkpoint as it is.
+    /// A tensor of the checkpoint without changes.
     pub(super) fn viewed(source: usize, view: View) -> Operand {
         Operand {
             shape: view.shape(),
@@ -127,10 +126,10 @@ impl Operand {
         }
     }
 
-    /// Operands of one shape along a new dimension before all others.
+    /// Stacks operands of one shape along a new outermost dimension.
     ///
     /// # Errors
-    /// If there is none, or they differ in shape or type.
+    /// If there is none, or shapes or types differ.
     pub(super) fn stacked(operands: Vec<Operand>) -> Result<Operand, String> {
         let expanded = |mut operand: Operand| {
             operand.shape.insert(0, 1);
@@ -143,11 +142,11 @@ impl Operand {
         Operand::concatenated(operands.into_iter().map(expanded).collect(), 0)
     }
 
-    /// Operands one behind the other along a dimension.
+    /// Concatenates operands along a dimension.
     ///
     /// # Errors
-    /// If there is none, they differ in more than this dimension, or they are made of several tensors
-    /// already, and not to be joined in the first dimension.
+    /// If there is none, they differ in other dimensions, or they already have several tensors and
+    /// are not joined along the first dimension.
     pub(super) fn concatenated(operands: Vec<Operand>, axis: usize) -> Result<Operand, String> {
         let Some(first) = operands.first() else {
             return Err("there is nothing to join".into());
@@ -203,15 +202,15 @@ impl Operand {
         })
     }
 
-    /// The sizes of the dimensions, outermost first.
+    /// Dimensions, outermost first.
     pub(super) fn shape(&self) -> &[u64] {
         &self.shape
     }
 
-    /// Applies an operation on indices that leaves the dimensions before `axis` alone.
+    /// Applies an operation on indices that does not change the dimensions before `axis`.
     ///
     /// # Errors
-    /// If the parts divide dimension `axis` among them, or the operation fails.
+    /// If dimension `axis` is divided among the parts, or the operation fails.
     pub(super) fn map(
         mut self,
         axis: usize,
@@ -241,7 +240,7 @@ impl Operand {
     /// Makes the numbers ternary.
     ///
     /// # Errors
-    /// If they are not those of one whole tensor, as they are stored.
+    /// If they are not those of one whole tensor in stored order.
     pub(super) fn ternary(self) -> Result<Operand, String> {
         match &self.parts[..] {
             [part] if part.numeric.is_empty() => Ok(self.with(Numeric::Ternary)),
@@ -275,7 +274,7 @@ impl Operand {
     }
 }
 
-/// The part of a view with this index in its leading dimensions, taken as one.
+/// The part of a view at this index of its flattened leading dimensions.
 fn at(view: &View, leading: &[u64], mut index: u64) -> Result<View, String> {
     let mut view = view.clone();
     for (axis, &size) in leading.iter().enumerate().rev() {

@@ -1,8 +1,8 @@
 //! llama.cpp's preset rules as one table: the type of a tensor under a file type.
 //!
 //! A row applies if it lists the tensor's role and the file type, and all its conditions hold; the
-//! first row that applies decides, else the file type's default. The rules are the facts of the
-//! reference's `llama_tensor_get_type`; the order of rows matters only where two could apply.
+//! first matching row wins, otherwise the file type's default applies. The rules are those of the
+//! reference's `llama_tensor_get_type`; the order of rows matters only where two match.
 
 use super::file_type::FileType;
 use quantier_arch::Role;
@@ -23,11 +23,11 @@ pub struct ModelFacts {
     pub kv_heads: u32,
     /// Experts in a layer; 0 for a dense model.
     pub experts: u32,
-    /// Whether the embedding serves as the output matrix.
+    /// True for tied embeddings.
     pub tied: bool,
     /// Tensors that carry attention values.
     pub value_tensors: u32,
-    /// Whether an importance matrix is given.
+    /// True with an importance matrix.
     pub has_imatrix: bool,
 }
 
@@ -37,7 +37,7 @@ impl ModelFacts {
         self.heads.checked_div(self.kv_heads).unwrap_or(0)
     }
 
-    /// Whether llama.cpp counts the model as a 70B, by architecture and depth.
+    /// True if llama.cpp treats the model as a 70B, by architecture and depth.
     fn is_70b(&self) -> bool {
         let depth = self.layers.saturating_sub(self.predict_layers);
         match &*self.architecture {
@@ -63,7 +63,7 @@ pub(crate) struct TensorFacts {
     /// Ordinal within its role among the tensors under these rules, or, for the FFN of a model with
     /// experts, the layer.
     pub ordinal: u32,
-    /// Whether mixtures give it Q8_0.
+    /// True if mixtures use Q8_0.
     pub keeps_q8: bool,
 }
 
@@ -225,9 +225,9 @@ const RULES: &[Rule] = &[
     rule(GATE_UP, &[F::IQ3_XS], &[MiddleLayers], T::IQ3_XXS),
 ];
 
-/// Whether the ordinal of an FFN tensor is its layer, not its index within the role.
+/// True if the ordinal of an FFN tensor is its layer, not its index within the role.
 ///
-/// Experts are not always in order; the file types around two bits count them nevertheless.
+/// Experts may be out of order; the file types around two bits count them anyway.
 pub(crate) fn counts_layers(file_type: FileType, role: Role, model: &ModelFacts) -> bool {
     model.experts > 1
         && matches!(role, Role::FfnDown | Role::FfnGate | Role::FfnUp)
@@ -322,7 +322,7 @@ pub(crate) fn fit_rows(wanted: GgmlType, row_len: u64) -> Option<GgmlType> {
     Some(if fits(smaller) { smaller } else { T::F16 })
 }
 
-/// Whether the reference requires importance weights for this tensor and type.
+/// True if the reference requires importance weights for this tensor and type.
 pub fn requires_imatrix(role: Role, target: GgmlType, file_type: Option<FileType>) -> bool {
     if matches!(role, Role::TokenEmbedding | Role::Output) {
         return false;

@@ -1,19 +1,18 @@
-//! What a model's name says about it, and the name that a file gets.
+//! Parts of a model's name, and the name of the output file.
 
 use regex::Regex;
 use std::sync::LazyLock;
 
-/// What is read out of a model's id, `ORGANIZATION/NAME-SIZE-FINETUNE-VERSION`, as far as the parts
-/// are there.
+/// The parts of a model id, `ORGANIZATION/NAME-SIZE-FINETUNE-VERSION`, as far as present.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct IdParts {
     /// The id without the organization.
     pub full_name: Option<String>,
-    /// What stands before the slash.
+    /// The part before the slash.
     pub organization: Option<String>,
     /// The model family.
     pub basename: Option<String>,
-    /// What it was tuned for.
+    /// The purpose of the finetune.
     pub finetune: Option<String>,
     /// The version, unless it belongs to the basename.
     pub version: Option<String>,
@@ -21,7 +20,7 @@ pub(crate) struct IdParts {
     pub size_label: Option<String>,
 }
 
-/// What a part of a name is. A part can be several of these at once; none so far: unknown.
+/// Meanings of a part of a name. A part can have several; none means unknown.
 #[derive(Clone, Copy, Default, PartialEq)]
 struct Marks {
     basename: bool,
@@ -79,11 +78,11 @@ fn is_letter(c: char) -> bool {
     c.is_ascii_alphabetic() || (!c.is_ascii() && matches(&LETTER, c))
 }
 
-/// Takes an id apart. `weights` is the model's number of weights, 0 if not known: a size far from
-/// it is taken for a context length.
+/// Parses an id. `weights` is the model's number of weights, 0 if unknown: a very different size is
+/// taken for a context length.
 pub(crate) fn id_parts(id: &str, weights: u64) -> IdParts {
     if id.contains(' ') {
-        // A sentence is a name as it is.
+        // A sentence is a name without parts.
         return IdParts {
             full_name: Some(id.to_owned()),
             ..IdParts::default()
@@ -117,7 +116,7 @@ pub(crate) fn id_parts(id: &str, weights: u64) -> IdParts {
             marks.finetune = true;
         }
     }
-    // Words like "mini" say nothing where a number does.
+    // Words like "mini" are redundant beside a number.
     if parts
         .iter()
         .any(|(part, marks)| marks.size && part.chars().any(is_decimal))
@@ -144,7 +143,7 @@ pub(crate) fn id_parts(id: &str, weights: u64) -> IdParts {
     let size_label = Some(sizes.join("-")).filter(|s| !s.is_empty());
     let finetune = joined(&|m| m.finetune);
     let version = joined(&|m| m.version && !m.basename);
-    // A name of which nothing is understood may be anything.
+    // A name without recognized parts may be anything.
     let understood = size_label.is_some() || finetune.is_some() || version.is_some();
     let basename = joined(&|m| m.basename).filter(|_| understood);
     IdParts {
@@ -157,7 +156,7 @@ pub(crate) fn id_parts(id: &str, weights: u64) -> IdParts {
     }
 }
 
-/// A size as it is written in a label, and whether it is rather a context length.
+/// A size as written in a label, and true if it is more likely a context length.
 fn size_label_of(part: &str, weights: u64) -> (String, bool) {
     let mut chars: Vec<char> = part.replace('_', ".").chars().collect();
     // "7b1" is "7.1B".
@@ -180,7 +179,7 @@ fn size_label_of(part: &str, weights: u64) -> (String, bool) {
     {
         let thousands = " KMBT".find(*unit).map_or(-1, |power| power as i32);
         let label = value * 1000f64.powi(thousands);
-        // More than seven eighths of the weights away from them.
+        // Different by more than seven eighths of the weights.
         let away = (u128::from(weights) * 7 / 8) as f64;
         if (label - weights as f64).abs() > away {
             is_context = true;
@@ -190,8 +189,8 @@ fn size_label_of(part: &str, weights: u64) -> (String, bool) {
     (format!("{number}{unit}"), is_context)
 }
 
-/// The basename is what the name begins with, up to the first part that is understood; versions may
-/// stand in it, not at its end. What is not understood after it is a finetune.
+/// The basename extends from the start to the first recognized part; versions may occur in it, not
+/// at its end. Unrecognized parts after it are a finetune.
 fn mark_basename(parts: &mut [(String, Marks)]) {
     let mut at_start = true;
     for (part, marks) in parts.iter_mut() {
@@ -213,8 +212,7 @@ fn mark_basename(parts: &mut [(String, Marks)]) {
     }
 }
 
-/// A name for people: words with a capital, unless they have one already or are numbers or
-/// versions.
+/// A display name: capitalized words, except those with capitals already, numbers and versions.
 pub(crate) fn title(id: &str) -> String {
     let word = |word: &str| {
         let lower = word.chars().any(char::is_lowercase) && !word.chars().any(char::is_uppercase);
@@ -231,7 +229,7 @@ pub(crate) fn title(id: &str) -> String {
         .join(" ")
 }
 
-/// Python's `str.title`: a capital for every letter that follows none.
+/// Python's `str.title`: capitalizes every letter without a letter before it.
 fn title_case(word: &str) -> String {
     let mut after_letter = false;
     let mut out = String::with_capacity(word.len());
@@ -248,7 +246,7 @@ fn title_case(word: &str) -> String {
     out
 }
 
-/// A number of weights in words: at least two digits, `1.1B`, `70B`, `540K`.
+/// A number of weights as text: at least two digits, `1.1B`, `70B`, `540K`.
 pub(crate) fn rounded(weights: u64) -> String {
     const DIGITS: usize = 2;
     let (scale, unit) = match weights {
@@ -267,8 +265,8 @@ pub(crate) fn rounded(weights: u64) -> String {
     format!("{scaled:.0$}{unit}", DIGITS.saturating_sub(digits))
 }
 
-/// The size label of a model: of all weights, or for a mixture of experts, the number of experts
-/// and the weights that one of them has together with what all share.
+/// The size label of a model: all weights, or for a mixture of experts, the number of experts and
+/// the weights of one expert plus the shared ones.
 pub(crate) fn size_label(total: u64, shared: u64, expert: u64, experts: u64) -> String {
     if experts > 0 {
         format!("{experts}x{}", rounded(shared.saturating_add(expert)))
@@ -280,15 +278,15 @@ pub(crate) fn size_label(total: u64, shared: u64, expert: u64, experts: u64) -> 
 /// The parts of a file's name.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct FileName<'a> {
-    /// The model's name; counts if there is no basename.
+    /// The model's name, used without a basename.
     pub name: Option<&'a str>,
     /// The model family.
     pub basename: Option<&'a str>,
-    /// What it was tuned for.
+    /// The purpose of the finetune.
     pub finetune: Option<&'a str>,
     /// The version.
     pub version: Option<&'a str>,
-    /// The number of weights in words.
+    /// The number of weights as text.
     pub size_label: Option<&'a str>,
     /// The type of most tensors, for example `F16`.
     pub encoding: Option<&'a str>,
@@ -321,8 +319,8 @@ impl FileName<'_> {
     }
 }
 
-/// Fills the type into a file name: `{ftype}` or `{outtype}` in small letters, `{FTYPE}` or
-/// `{OUTTYPE}` in capitals. `{{` and `}}` are literal braces.
+/// Fills the type into a file name: `{ftype}` or `{outtype}` in lower case, `{FTYPE}` or
+/// `{OUTTYPE}` in upper case. `{{` and `}}` are literal braces.
 ///
 /// # Errors
 /// An unknown field or a lone brace.

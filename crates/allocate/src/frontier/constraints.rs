@@ -83,7 +83,7 @@ impl Bound {
     }
 }
 
-/// A constraint that cannot be met.
+/// An unsatisfiable constraint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConstraintError {
     /// A constraint without a tensor.
@@ -189,8 +189,7 @@ impl Constraints {
         Ok(())
     }
 
-    /// Whether a tensor with rows of so many weights may have a type. Other types need no
-    /// sensitivity.
+    /// True if a tensor with this row length may have a type. Other types need no sensitivity.
     pub fn allows(&self, name: &str, role: Role, row_len: u64, t: GgmlType) -> bool {
         if let Some((_, pinned)) = self.pin_of(name, role) {
             return *pinned == t;
@@ -448,7 +447,7 @@ mod tests {
         }
     }
 
-    /// The types that stay, by the part of the name before `.weight`.
+    /// The remaining types, by the part of the name before `.weight`.
     fn left(problem: &Problem, name: &str) -> Vec<&'static str> {
         let item = problem
             .items
@@ -478,7 +477,7 @@ mod tests {
         problem
     }
 
-    /// The sentences of what is wrong, after which nothing has changed.
+    /// The error messages; the problem stays unchanged.
     fn errors(options: &[(&str, &str)]) -> Vec<String> {
         let mut narrowed = problem();
         let errors = constraints(options).apply(&mut narrowed).unwrap_err();
@@ -487,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pin_beats_every_other_constraint_and_the_first_pin_decides() {
+    fn pins_override_other_constraints_and_the_first_wins() {
         let options = [
             ("--types", "k,legacy"),
             ("--min", "q4_K"),
@@ -503,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_is_meant_where_its_label_is_named() {
+    fn labels_of_roles_select_roles() {
         let problem = applied(&[("--pin", "output=q6_K")]);
         assert_eq!(left(&problem, "output"), ["q6_K"]);
         assert_eq!(
@@ -522,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_by_bits_and_hold_together() {
+    fn bounds_are_by_bits_and_combine() {
         let problem = applied(&[
             ("--min", "iq4_xs"),
             ("--max", "ffn_down=q4_0"),
@@ -537,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_for_some_stands_before_the_list_for_all() {
+    fn specific_lists_precede_the_list_for_all() {
         for options in [
             [("--types", "iq, q8_0"), ("--types", "ffn_down=q4_K,Q6_k")],
             [("--types", "ffn_down=q4_K,Q6_k"), ("--types", "iq, q8_0")],
@@ -550,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_chosen_need_not_be_scored() {
+    fn excluded_types_need_no_scores() {
         let constraints = constraints(&[("--types", "k"), ("--pin", "output=q8_0")]);
         let allows = |name, role, t| constraints.allows(name, role, 256, t);
         assert!(allows("output.weight", Role::Output, GgmlType::Q8_0));
@@ -563,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_for_all_leaves_out_rows_that_fit_none_of_it() {
+    fn list_for_all_skips_rows_that_fit_none() {
         let all = constraints(&[("--types", "k,q8_0")]);
         let one = constraints(&[("--types", "ssm_dt=k")]);
         for (row_len, t, by_all) in [
@@ -580,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn every_unmet_constraint_is_told_with_names() {
+    fn unsatisfiable_constraints_are_named() {
         let all = errors(&[
             ("--pin", "ffn_dwon=q8_0"),
             ("--min", "blk.7=q8_0"),
@@ -627,7 +626,7 @@ mod tests {
     }
 
     #[test]
-    fn typing_errors_are_told() {
+    fn typing_errors_are_reported() {
         let mut c = Constraints::default();
         assert!(c.pin("q8_0").unwrap_err().contains("NAMES=TYPE"));
         assert!(c.pin("=q8_0").unwrap_err().contains("missing"));
@@ -641,7 +640,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_of_types_that_files_have() {
+    fn groups_have_storable_types() {
         for (name, group) in GROUPS {
             assert!(!group.is_empty() && GgmlType::from_name(name).is_none());
             let prefix = |t: &GgmlType| match *name {

@@ -301,7 +301,7 @@ impl Ladder {
         hull
     }
 
-    /// Whether rung `b` lies above the line from `a` to `c`.
+    /// True if rung `b` lies above the line from `a` to `c`.
     fn is_above(&self, a: usize, b: usize, c: usize) -> bool {
         let [a, b, c] = [a, b, c].map(|i| self.rungs[i]);
         let fall = |from: Rung, to: Rung| {

@@ -1,4 +1,4 @@
-//! The solver against simpler ones, and what must hold of any answer.
+//! The solver against simpler ones, and invariants of its answers.
 
 use super::generator::{KINDS, Kind, brute_force, by_bytes, problem};
 use super::{Choice, Frontier, Item, Problem, Solution};
@@ -9,17 +9,17 @@ use quantier_core::rng::Rng;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How far above the optimum an answer may be.
+/// Maximum relative gap between an answer and the optimum.
 const GAP: f64 = 0.005;
 
-/// Sums of floats are compared up to this part.
+/// Relative tolerance for sums of floats.
 const ROUNDING: f64 = 1e-9;
 
 fn frontier(problem: &Problem) -> Frontier {
     Frontier::of(problem).unwrap()
 }
 
-/// How far the frontier's whole units may be from sums of floats.
+/// Maximum difference between the frontier's units and sums of floats.
 fn units(problem: &Problem) -> f64 {
     let worst: f64 = problem
         .items
@@ -29,7 +29,7 @@ fn units(problem: &Problem) -> f64 {
     problem.items.len() as f64 * worst * 0.5f64.powi(59)
 }
 
-/// The answer is what it says, and within its budget.
+/// The answer is consistent and within its budget.
 fn check(problem: &Problem, solution: &Solution, bytes: u64) {
     let chosen = || {
         problem
@@ -128,7 +128,7 @@ proptest! {
         let choices = |solution: &Option<Solution>| solution.as_ref().map(|s| s.choices.clone());
         let expected = original.at_most(bytes);
         prop_assert_eq!(choices(&scaled(1, 0.125)), choices(&expected));
-        // Other factors round, and an answer within the tolerance may be another one.
+        // Other factors round differently, and another answer within the tolerance is possible.
         for scaled in [scaled(7, 1.0), scaled(1, 3.7e-9)] {
             prop_assert_eq!(scaled.is_some(), expected.is_some());
         }
@@ -158,7 +158,7 @@ proptest! {
     }
 }
 
-/// The widest distance from the optimum over many budgets, of the solver and of plain prefixes.
+/// The largest gap to the optimum over many budgets, of the solver and of plain prefixes.
 fn gaps(problem: &Problem, budgets: u64) -> (f64, f64) {
     let frontier = frontier(problem);
     let (from, to) = (frontier.smallest().bytes, frontier.largest().bytes);
@@ -308,7 +308,7 @@ fn dominated_and_non_convex_choices_make_no_steps() {
             (T::Q6_K, T::Q8_0, 62)
         ]
     );
-    // What is on no hull still fills bytes.
+    // Choices on no hull can still fill bytes.
     assert_eq!(frontier.at_most(180).unwrap().choices, [4]);
 }
 
