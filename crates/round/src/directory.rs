@@ -8,11 +8,11 @@ use quantier_gguf::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The input Hessians of a model's linears, as far as they were collected.
+/// The input Hessians of a model's linears that were collected.
 pub struct InputHessians {
     directory: PathBuf,
     store: Store,
-    /// The last one that was read: linears that share an input follow each other.
+    /// The last one read: linears with the same input follow each other.
     last: Mutex<Option<(Identity, Option<Arc<InputStatistics>>)>>,
 }
 
@@ -20,7 +20,7 @@ impl InputHessians {
     /// Opens a directory.
     ///
     /// # Errors
-    /// A directory that is not complete, or damaged.
+    /// A directory that is incomplete or damaged.
     pub fn open(directory: &Path) -> Result<InputHessians> {
         let store = Store::open(directory)?;
         Ok(InputHessians {
@@ -35,22 +35,22 @@ impl InputHessians {
         &self.directory
     }
 
-    /// All that it depends on.
+    /// Key of everything that the Hessians depend on.
     pub fn key(&self) -> &Key {
         self.store.key()
     }
 
-    /// Whether a tensor has a Hessian.
+    /// True if a tensor has a Hessian.
     pub fn has(&self, tensor: &str) -> bool {
         self.store.identity(tensor, 0).is_some()
     }
 
-    /// How many input channels and matrices a tensor has; `None` without a Hessian.
+    /// Number of input channels and of matrices of a tensor; `None` without a Hessian.
     pub fn shape(&self, tensor: &str) -> Option<[usize; 2]> {
         self.store.shape(tensor)
     }
 
-    /// A warning for the user if Hessians are means over fewer tokens than they have channels.
+    /// A warning if Hessians are means over fewer tokens than channels.
     pub fn few_tokens(&self) -> Option<String> {
         let few: Vec<_> = self.store.of_few_rows().collect();
         let (name, rows, columns) = few
@@ -61,21 +61,21 @@ impl InputHessians {
              {columns} channels), so error feedback is only partial: at least {} tokens are needed, and several times \
              as many are better",
             few.len(),
-            // One of so many chunks is held out.
+            // One of HELD_OUT chunks is held out.
             columns + columns.div_ceil(HELD_OUT - 1)
         ))
     }
 
-    /// The tensors with Hessians, sorted.
+    /// Tensors with Hessians, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.store.names()
     }
 
     /// Statistics of the inputs of matrix `matrix` of a tensor, factored on the threads of the
-    /// current pool; `None` without a Hessian, or if all inputs were zero.
+    /// current pool; `None` without a Hessian, or if all inputs are zero.
     ///
     /// # Errors
-    /// Files that are damaged or of another model.
+    /// Files that are damaged or belong to another model.
     pub fn inputs(
         &self,
         tensor: &str,

@@ -1,22 +1,23 @@
-//! The factor of an input Hessian: how the errors of columns act on each other.
+//! The factor of an input Hessian: the coupling of errors between columns.
 //!
 //! With `H` the mean of `x x^T` over inputs `x`, an error `e` of a row of weights costs `e^T H e`.
-//! Columns are rounded in their order, and the open ones compensate the errors so far as well as
-//! they can: then column `j`, with the compensated weight `w'_j`, costs `costs[j] (w'_j - q_j)^2`
-//! and changes `w'_k` of every open column by `-coupling[j][k] (w'_j - q_j)`. With `H^-1 = U^T U`,
-//! `U` upper triangular, these are `1 / U_jj^2` and `U_jk / U_jj` (GPTQ, Frantar et al. 2022).
+//! Columns are rounded in order, and the columns not yet rounded compensate the errors so far as
+//! well as possible: then column `j`, with the compensated weight `w'_j`, costs `costs[j] (w'_j -
+//! q_j)^2` and changes `w'_k` of every later column by `-coupling[j][k] (w'_j - q_j)`. With `H^-1 =
+//! U^T U`, `U` upper triangular, these are `1 / U_jj^2` and `U_jk / U_jj` (GPTQ, Frantar et al.
+//! 2022).
 
 use crate::matrix::{View, multiply, subtract_product};
 use quantier_blocks::feedback::{Coupling, Metric};
 use rayon::prelude::*;
 
-/// The damping added to the diagonal, relative to its mean: the Hessian of few inputs has directions
-/// without any, in which errors still cost.
+/// Damping of the diagonal, relative to its mean: the Hessian of few inputs has directions without
+/// any, in which errors still cost.
 pub const DAMPING: f64 = 0.01;
-/// Columns that are eliminated together.
+/// Columns eliminated together.
 const PANEL: usize = 128;
 
-/// Why a Hessian has no factor.
+/// Errors of factoring a Hessian.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum NoFactor {
     /// A number that is not finite.
@@ -27,10 +28,10 @@ pub enum NoFactor {
         /// Input channel.
         column: usize,
     },
-    /// All inputs were zero.
+    /// All inputs are zero.
     #[error("its inputs were all zero")]
     Zero,
-    /// Not positive definite: some combination of inputs has a negative square.
+    /// Not positive definite: a combination of inputs has a negative square.
     #[error(
         "its Hessian is not positive definite: eliminating channel {column} leaves a negative square"
     )]
@@ -50,17 +51,18 @@ pub struct InputFactor {
 }
 
 impl InputFactor {
-    /// The factor of a Hessian `[columns, columns]`, with `damping` times the mean of its diagonal
-    /// added to the diagonal, in f64. Channels without inputs are coupled to none.
+    /// The factor of a Hessian `[columns, columns]`, in f64, with `damping` times the mean of its
+    /// diagonal added to the diagonal. Channels without inputs are not coupled.
     ///
-    /// Takes [`InputFactor::operations`], and [`InputFactor::working_bytes`] meanwhile. At most
-    /// `split` threads share the work.
+    /// Costs [`InputFactor::operations`], with a peak memory of [`InputFactor::working_bytes`].
+    /// `split` is the maximum number of threads.
     ///
     /// # Errors
-    /// Numbers that are not finite, inputs that were all zero, a matrix that is no Hessian.
+    /// Numbers that are not finite, inputs that are all zero, a matrix that is not positive
+    /// definite.
     ///
     /// # Panics
-    /// If `mean` has not `columns` times `columns` numbers.
+    /// If the length of `mean` is not `columns` times `columns`.
     pub fn new(
         mean: &[f32],
         columns: usize,
@@ -73,7 +75,7 @@ impl InputFactor {
             "a Hessian of {columns} columns"
         );
         let added = InputFactor::added(mean, columns, damping)?;
-        // From last to first: then the lower triangular factor, reversed, is the upper one.
+        // In reversed order, so that the reversed lower triangular factor is the upper one.
         let mut a: Vec<f64> = mean.iter().rev().map(|x| f64::from(*x)).collect();
         a.iter_mut().step_by(columns + 1).for_each(|x| *x += added);
         lower_factor(&mut a, columns, split).map_err(|at| NoFactor::Negative {
@@ -106,17 +108,16 @@ impl InputFactor {
         })
     }
 
-    /// Multiplications and additions in f64 that making the factor of so many columns takes: a
-    /// third of `columns^3` for the triangle, and two thirds for its inverse, which multiplies
-    /// zeros too.
+    /// Multiplications and additions in f64 for the factor of `columns` columns: a third of
+    /// `columns^3` for the triangle, and two thirds for its inverse, which multiplies zeros too.
     pub fn operations(columns: u64) -> f64 {
         (columns as f64).powi(3)
     }
 
-    /// What is added to the diagonal of a Hessian: `damping` times its mean.
+    /// The addend of a Hessian's diagonal: `damping` times its mean.
     ///
     /// # Errors
-    /// Numbers that are not finite, and a diagonal of zeros.
+    /// Numbers that are not finite, or a zero diagonal.
     pub(super) fn added(mean: &[f32], columns: usize, damping: f64) -> Result<f64, NoFactor> {
         if let Some(at) = mean.iter().position(|x| !x.is_finite()) {
             return Err(NoFactor::NotFinite {
@@ -135,18 +136,18 @@ impl InputFactor {
         Ok(damping * trace / columns as f64)
     }
 
-    /// Bytes that a factor of `columns` columns takes while it is made: the Hessian, its copy in f64,
-    /// and the factor.
+    /// Peak memory of factoring `columns` columns, in bytes: the Hessian, its copy in f64, and the
+    /// factor.
     pub fn working_bytes(columns: u64) -> u64 {
         16 * columns * columns
     }
 
-    /// Multiplies rows `[any, columns]` by the inverse of the Hessian from the right, in
-    /// `4 rows columns^2` operations, which at most `split` threads share.
+    /// Multiplies rows `[any, columns]` by the inverse of the Hessian from the right, in `4 rows
+    /// columns^2` operations on at most `split` threads.
     pub(super) fn divide(&self, rows: &mut [f32], split: usize) {
         let n = self.columns;
         let count = rows.len() / n.max(1);
-        // The inverse is U^T U, and U the coupling times the root of 1 / costs, row by row.
+        // The inverse is U^T U; row by row, U is the coupling times the square root of 1 / costs.
         let mut products = vec![0.0f32; rows.len()];
         let coupling = View::new(&self.coupling, n, n, n);
         multiply(
@@ -164,12 +165,12 @@ impl InputFactor {
         multiply(View::new(&products, count, n, n), coupling, rows, n, split);
     }
 
-    /// How many columns it has.
+    /// Number of columns.
     pub(crate) fn columns(&self) -> usize {
         self.columns
     }
 
-    /// The coupling of the columns from `from` on.
+    /// The coupling of the columns starting at `from`.
     pub(super) fn coupling(&self, from: usize) -> Coupling<'_> {
         Coupling {
             rows: &self.coupling[from * self.columns + from..],
@@ -179,7 +180,7 @@ impl InputFactor {
         }
     }
 
-    /// How errors of the columns `from .. to` act on the columns `to .. end`.
+    /// Effect of errors of the columns `from .. to` on the columns `to .. end`.
     pub(super) fn later(&self, from: usize, to: usize, end: usize) -> View<'_> {
         View::new(
             &self.coupling[from * self.columns + to..],
@@ -190,8 +191,8 @@ impl InputFactor {
     }
 }
 
-/// `a = L L^T` in place, from the lower triangle of a symmetric matrix; what is above the diagonal
-/// becomes 0. The error is the first column that leaves nothing positive.
+/// Cholesky factor `a = L L^T` in place, from the lower triangle of a symmetric matrix; the part
+/// above the diagonal is set to 0. The error is the first column with a pivot that is not positive.
 pub(super) fn lower_factor(a: &mut [f64], n: usize, split: usize) -> Result<(), usize> {
     for from in (0..n).step_by(PANEL) {
         let to = (from + PANEL).min(n);
@@ -234,7 +235,7 @@ pub(super) fn lower_factor(a: &mut [f64], n: usize, split: usize) -> Result<(), 
                 }
                 copy.copy_from_slice(row);
             });
-        // What is left, its lower triangle in bands.
+        // The Schur complement, its lower triangle in bands.
         for (band, rows) in below.chunks_mut(n * 2 * PANEL).enumerate() {
             let (first, count) = (band * 2 * PANEL, rows.len() / n);
             let view =
@@ -252,7 +253,7 @@ pub(super) fn lower_factor(a: &mut [f64], n: usize, split: usize) -> Result<(), 
     Ok(())
 }
 
-/// The inverse of a lower triangular matrix in place, zeros above the diagonal.
+/// Inverts a lower triangular matrix in place, with zeros above the diagonal.
 fn invert_lower(a: &mut [f64], n: usize, split: usize) {
     for from in (0..n).step_by(PANEL) {
         let to = (from + PANEL).min(n);
@@ -316,9 +317,9 @@ mod tests {
         mean
     }
 
-    /// The costs of errors column by column add up to their cost together.
+    /// The costs of errors column by column add up to their joint cost.
     #[test]
-    fn the_costs_of_columns_add_up() {
+    fn costs_of_columns_add_up() {
         for n in [8, 136, 300] {
             let mean = hessian(n);
             let factor = InputFactor::new(&mean, n, 0.0, 1).unwrap();
@@ -348,7 +349,7 @@ mod tests {
         }
     }
 
-    /// The inverse is undone by the Hessian.
+    /// Multiplication by the Hessian restores the rows.
     #[test]
     fn rows_are_divided_by_the_hessian() {
         let n = 136;
@@ -376,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_change_nothing() {
+    fn factors_do_not_depend_on_threads() {
         let mean = hessian(300);
         let [one, two] =
             [1, 2].map(|split| InputFactor::new(&mean, 300, 0.01, split).unwrap().coupling);
@@ -384,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn no_factor_of_what_is_no_hessian() {
+    fn invalid_hessians_are_refused() {
         let factor = |mean: &[f32], damping| InputFactor::new(mean, 2, damping, 1).map(|f| f.costs);
         assert_eq!(factor(&[0.0; 4], 0.01), Err(NoFactor::Zero));
         assert_eq!(

@@ -1,19 +1,19 @@
-//! Error feedback along rows (GPTQ/LDLQ): panel after panel of columns becomes blocks, and each error
-//! is compensated in the columns not yet rounded.
+//! Error feedback along rows (GPTQ/LDLQ): columns are rounded panel by panel, and each error is
+//! compensated in the columns not yet rounded.
 
 use crate::InputFactor;
 use crate::matrix::{View, subtract_product};
 use quantier_blocks::Codec;
 use quantier_blocks::simd::LANES;
 
-/// Columns whose errors go to all later columns in one product.
+/// Columns per panel: their errors are propagated to all later columns in one product.
 const PANEL: usize = 256;
 
-/// Rounds rows of weights, `[rows, columns]`, into rows of blocks; the weights are lost. Each row's
-/// result depends on it alone.
+/// Rounds rows of weights, `[rows, columns]`, into rows of blocks; `weights` is overwritten. The
+/// result of a row depends on that row only.
 ///
 /// # Panics
-/// If the type takes no feedback, or lengths do not fit each other.
+/// If the type does not take feedback, or the lengths are inconsistent.
 pub fn round_rows(codec: &Codec, factor: &InputFactor, weights: &mut [f32], out: &mut [u8]) {
     let (n, len, block_bytes) = (
         factor.columns(),

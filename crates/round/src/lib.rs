@@ -1,19 +1,19 @@
 //! Rounding of weights to the blocks of llama.cpp's types, with error feedback.
 //!
 //! ```text
-//! Rounder          rows of weights and knowledge of them in, blocks out: the one place
+//! Rounder          rows of weights and calibration data in, blocks out; used for all rounding
 //! round_tensor     a whole tensor, band by band
 //! lossless_type    the type that holds a tensor without loss
 //! InputHessians    a directory of input Hessians
-//! InputStatistics  of one matrix: factored Hessian, held-out inputs, target shift
-//! InputFactor      how errors of columns act on each other (GPTQ)
-//! OutputFactor     how errors of rows act on each other (YAQA)
+//! InputStatistics  for one matrix: factored Hessian, held-out inputs, target shift
+//! InputFactor      coupling of errors between columns (GPTQ)
+//! OutputFactor     coupling of errors between rows (YAQA)
 //! hessian          sums, files and pairs of Hessians
 //! matrix           dense matrices in slices, and their products
 //! ```
 //!
-//! The result is plain blocks: a type says which numbers a weight can become, and error feedback
-//! chooses among them. See [`quantier_blocks`] for what happens within a block.
+//! The result is plain blocks: a type defines the values that a weight can take, and error feedback
+//! chooses among them. See [`quantier_blocks`] for rounding within a block.
 
 #![warn(missing_docs, unreachable_pub)]
 

@@ -1,16 +1,16 @@
-//! Tensors that a type holds without loss.
+//! Types that represent a tensor without loss.
 
 use crate::{Result, Rounder};
 use quantier_blocks::Codec;
 use quantier_gguf::reader::{Tensor, TensorReader};
 use quantier_gguf::types::GgmlType;
 
-/// Rows that are looked at.
+/// Number of rows checked.
 const SAMPLE: u64 = 16;
 
-/// The smallest type that holds a tensor without loss, as far as some of its rows tell, which are
-/// spread over all of it: its own if that has blocks, one on whose grid the weights of a checkpoint
-/// lie, or none.
+/// The smallest type that represents a tensor without loss, judged by a sample of evenly spaced
+/// rows: the tensor's own type if that is quantized, a type whose grid contains the checkpoint's
+/// weights, or none.
 ///
 /// # Errors
 /// Weights that cannot be read.
@@ -29,7 +29,7 @@ pub fn lossless_type(reader: &TensorReader<'_>, tensor: &Tensor<'_>) -> Result<O
     let (rows, mut row, mut blocks) = (tensor.info.shape.rows(), vec![0.0; row_len], Vec::new());
     let mut has_weights = false;
     for sample in 0..SAMPLE.min(rows) {
-        // The last row of the last part first.
+        // From the last row backwards.
         let at = rows - 1 - sample * rows / SAMPLE.min(rows);
         reader.widen_here(tensor, at..at + 1, &mut row)?;
         has_weights |= row.iter().any(|w| *w != 0.0);

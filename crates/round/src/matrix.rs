@@ -1,22 +1,22 @@
 //! Dense matrices in slices, and their products.
 //!
-//! Each product runs on the thread that calls it, or on some threads of its pool; how many changes
-//! no result.
+//! Each product runs on the calling thread or on several threads of its pool; results do not depend
+//! on their number.
 
 use gemm::Parallelism;
 
-/// A matrix whose numbers lie somewhere in a slice.
+/// A strided matrix in a slice.
 #[derive(Clone, Copy)]
 pub struct View<'a, T = f32> {
     numbers: &'a [T],
     rows: usize,
     columns: usize,
-    /// From a row to the next, and from a column to the next.
+    /// Row stride and column stride.
     steps: (usize, usize),
 }
 
 impl<'a, T> View<'a, T> {
-    /// `rows` rows of `columns` numbers, of which each begins `step` numbers after the one before.
+    /// `rows` rows of `columns` numbers each, with a stride of `step` numbers.
     pub fn new(numbers: &'a [T], rows: usize, columns: usize, step: usize) -> View<'a, T> {
         View {
             numbers,
@@ -26,7 +26,7 @@ impl<'a, T> View<'a, T> {
         }
     }
 
-    /// Its transpose.
+    /// The transpose.
     pub fn transposed(self) -> View<'a, T> {
         View {
             numbers: self.numbers,
@@ -36,7 +36,7 @@ impl<'a, T> View<'a, T> {
         }
     }
 
-    /// Some of the rows.
+    /// A range of rows.
     pub fn range(self, rows: std::ops::Range<usize>) -> View<'a, T> {
         View {
             numbers: &self.numbers[rows.start * self.steps.0..],
@@ -45,7 +45,7 @@ impl<'a, T> View<'a, T> {
         }
     }
 
-    /// Its numbers, row by row.
+    /// The numbers, row by row.
     pub fn to_vec(self) -> Vec<T>
     where
         T: Copy,
@@ -64,12 +64,12 @@ impl<'a, T> View<'a, T> {
         all
     }
 
-    /// How many rows it has.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// How many columns it has.
+    /// Number of columns.
     pub fn columns(&self) -> usize {
         self.columns
     }
@@ -95,29 +95,29 @@ impl Number for f64 {
     const SIGNS: [f64; 3] = [0.0, 1.0, -1.0];
 }
 
-/// Where the rows of a product go.
+/// Destination of a product.
 struct Place<'o, T> {
     out: &'o mut [T],
-    /// From a row to the next.
+    /// Row stride.
     step: usize,
 }
 
-/// What a product does to the numbers where it goes.
+/// Effect of a product on its destination.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Effect {
-    /// It takes their place.
+    /// Overwrites it.
     Replace,
-    /// It is added to them.
+    /// Is added to it.
     Add,
-    /// It is taken away from them.
+    /// Is subtracted from it.
     Subtract,
 }
 
-/// `out = a b`, row by row with `step` numbers from one to the next; what is between rows stays as
-/// it is. `split` is how many threads may share the work, which changes no result.
+/// `out = a b`, with a row stride of `step`; numbers between rows are unchanged. `split` is the
+/// maximum number of threads and does not affect the result.
 ///
 /// # Panics
-/// If the shapes do not fit each other or the slices.
+/// If the shapes do not match each other or the slices.
 pub fn multiply<T: Number>(
     a: View<'_, T>,
     b: View<'_, T>,
@@ -128,10 +128,10 @@ pub fn multiply<T: Number>(
     product(a, b, Place { out, step }, split, Effect::Replace);
 }
 
-/// `out -= a b`; the rest as [`multiply`].
+/// `out -= a b`; otherwise as [`multiply`].
 ///
 /// # Panics
-/// If the shapes do not fit each other or the slices.
+/// If the shapes do not match each other or the slices.
 pub(crate) fn subtract_product<T: Number>(
     a: View<'_, T>,
     b: View<'_, T>,
@@ -142,10 +142,10 @@ pub(crate) fn subtract_product<T: Number>(
     product(a, b, Place { out, step }, split, Effect::Subtract);
 }
 
-/// `out += a b`; the rest as [`multiply`].
+/// `out += a b`; otherwise as [`multiply`].
 ///
 /// # Panics
-/// If the shapes do not fit each other or the slices.
+/// If the shapes do not match each other or the slices.
 pub fn add_product<T: Number>(
     a: View<'_, T>,
     b: View<'_, T>,
@@ -157,11 +157,11 @@ pub fn add_product<T: Number>(
 }
 
 /// Adds to `out[i][j]` the product of column `i` of `left` with column `j` of `right`, for `i` in
-/// `some` and `j` from `from` on: some rows of `left^T right`, both `[n, columns]`. On the calling
+/// `some` and `j >= from`: some rows of `left^T right`, both `[n, columns]`. Runs on the calling
 /// thread; `out` is `[some.len(), columns - from]`.
 ///
 /// # Panics
-/// If the lengths do not fit.
+/// If the lengths are inconsistent.
 pub(crate) fn add_columns_times_columns(
     [left, right]: [&[f32]; 2],
     columns: usize,
@@ -232,8 +232,8 @@ fn product<T: Number>(
         Effect::Add => (one, one),
         Effect::Subtract => (one, minus_one),
     };
-    // SAFETY: every number of the three matrices is inside its slice, as was checked above, and
-    // `out` is ours alone.
+    // SAFETY: every number of the three matrices is inside its slice, as checked above, and `out`
+    // is borrowed exclusively.
     unsafe {
         gemm::gemm(
             m,
@@ -264,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn views_with_gaps_are_multiplied() {
+    fn strided_views_are_multiplied() {
         // 2 x 3 in rows of 4, times 3 x 2 as the transpose of 2 x 3, into rows of 3.
         let a = [1.0, 2.0, 3.0, 99.0, 4.0, 5.0, 6.0];
         let b = [1.0, 0.0, 2.0, 0.0, 1.0, 1.0];
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "does not fit")]
-    fn a_product_beyond_its_slice_is_refused() {
+    fn products_beyond_the_slice_are_refused() {
         multiply(
             View::new(&[1.0; 4], 2, 2, 2),
             View::new(&[1.0; 4], 2, 2, 2),
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "a product of")]
-    fn a_view_beyond_its_slice_is_refused() {
+    fn views_beyond_the_slice_are_refused() {
         multiply(
             View::new(&[1.0; 4], 2, 2, 3),
             View::new(&[1.0; 4], 2, 2, 2),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn panels_of_columns_are_added() {
+    fn column_products_are_added_by_panel() {
         let rows = [1.0, 2.0, 3.0, -1.0, 0.5, 4.0];
         let mut out = [100.0; 2];
         add_columns_times_columns([&rows, &rows], 3, 1..2, 1, &mut out);
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_product_is_taken_away_in_either_precision() {
+    fn products_are_subtracted_in_both_precisions() {
         let (a, b) = ([1.0f64, 2.0, 3.0, 4.0], [1.0f64, 0.0, 1.0, 1.0]);
         let mut out = [10.0f64; 5];
         subtract_product(

@@ -1,51 +1,52 @@
-//! The factor of an output Hessian: how the errors of rows act on each other (two-sided rounding).
+//! The factor of an output Hessian: the coupling of errors between rows (two-sided rounding).
 //!
 //! An error `E` of a matrix costs, to second order, about `tr(G E H E^T)` nats, with `H` its input
 //! Hessian and `G` its output Hessian (the Kronecker-factored form of Martens and Grosse 2015; for
-//! rounding YAQA, Tseng et al. 2025). With `G = U D U^T`, `U` upper triangular with ones on its
-//! diagonal, this is the sum over rows `i` of `D_i t H t^T`, where `t = E_i + sum over k < i of
-//! U_ki E_k`: rows are rounded in their order, each with a target that compensates the errors of
-//! the rows before it.
+//! rounding YAQA, Tseng et al. 2025). With `G = U D U^T`, `U` unit upper triangular, this is the
+//! sum over rows `i` of `D_i t H t^T`, where `t = E_i + sum over k < i of U_ki E_k`: rows are
+//! rounded in order, each with a target that compensates the errors of the rows before it.
 //!
-//! Rows are taken in blocks without feedback inside a block, so that its rows can be rounded side by
-//! side: `D` is then a block of `G`, and `U` times the inverse of its own blocks replaces `U`.
+//! Rows are processed in blocks without feedback within a block, so that its rows can be rounded in
+//! parallel: `D` is then block diagonal, and `U` is replaced by `U` times the inverse of its
+//! diagonal blocks.
 
 use super::factor::lower_factor;
 use super::{InputFactor, NoFactor};
 use crate::matrix::{View, add_product, multiply};
 use rayon::prelude::*;
 
-/// The damping added to the diagonal, relative to its mean: gradients are of fewer positions than
+/// Damping of the diagonal, relative to its mean: gradients are sampled at fewer positions than
 /// inputs.
 const ROW_DAMPING: f64 = 0.3;
-/// The fewest and the most rows of a block.
+/// Minimum and maximum rows per block.
 const BLOCK: [usize; 2] = [16, 128];
-/// The fewest blocks, as long as they are not too small.
+/// Minimum number of blocks, unless they get too small.
 const BLOCKS: usize = 32;
 
 /// The factor of the output Hessian of a matrix.
 pub struct OutputFactor {
     rows: usize,
-    /// The rows in the order of rounding: rows of a block are as far apart as possible.
+    /// Rounding order of the rows: rows of a block are as far apart as possible.
     order: Vec<usize>,
-    /// The begin of each block, and the end of the last.
+    /// First row of each block, and the end of the last.
     starts: Vec<usize>,
-    /// `[rows, rows]` in that order: how the error of a row changes the targets in later blocks.
+    /// `[rows, rows]` in rounding order: effect of a row's error on the targets of later blocks.
     coupling: Vec<f32>,
     /// The Hessian: `[rows, rows]`.
     mean: Vec<f32>,
 }
 
 impl OutputFactor {
-    /// Factors a Hessian `[rows, rows]`, with 0.3 times the mean of its diagonal added
-    /// to the diagonal, in f64. Takes [`OutputFactor::working_bytes`] meanwhile. At most `split`
-    /// threads share the work.
+    /// Factors a Hessian `[rows, rows]` in f64, with 0.3 times the mean of its diagonal added to
+    /// the diagonal. Peak memory is [`OutputFactor::working_bytes`]. `split` is the maximum number
+    /// of threads.
     ///
     /// # Errors
-    /// Numbers that are not finite, gradients that were all zero, a matrix that is no Hessian.
+    /// Numbers that are not finite, gradients that are all zero, a matrix that is not positive
+    /// definite.
     ///
     /// # Panics
-    /// If `mean` has not `rows` times `rows` numbers.
+    /// If the length of `mean` is not `rows` times `rows`.
     pub fn new(mean: Vec<f32>, rows: usize, split: usize) -> Result<OutputFactor, NoFactor> {
         assert_eq!(mean.len(), rows * rows, "a Hessian of {rows} rows");
         let added = InputFactor::added(&mean, rows, ROW_DAMPING)?;
@@ -58,7 +59,7 @@ impl OutputFactor {
             order.extend((block..rows).step_by(blocks));
             starts.push(order.len());
         }
-        // From last to first: then the lower triangular factor, reversed, is the upper one.
+        // In reversed order, so that the reversed lower triangular factor is the upper one.
         let mut a = vec![0.0f64; rows * rows];
         a.par_chunks_mut(rows.max(1))
             .zip(order.par_iter().rev())
@@ -80,7 +81,7 @@ impl OutputFactor {
             .for_each(|(k, out)| {
                 let mut row = Vec::new();
                 for block in starts.windows(2).filter(|block| block[0] > k) {
-                    // Times the inverse of the block's own triangle.
+                    // Times the inverse of the block's diagonal triangle.
                     row.clear();
                     for j in block[0]..block[1] {
                         let sum: f64 = row
@@ -105,20 +106,19 @@ impl OutputFactor {
         })
     }
 
-    /// Bytes that a factor of `rows` rows takes while it is made: the Hessian, its copy in f64,
-    /// and the factor.
+    /// Peak memory of factoring `rows` rows, in bytes: the Hessian, its copy in f64, and the
+    /// factor.
     pub fn working_bytes(rows: u64) -> u64 {
         16 * rows * rows
     }
 
-    /// How many rows it has.
+    /// Number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Goes through the blocks of rows in their order. `round` replaces the targets of a block,
-    /// `[rows, n]`, by their rounded form. `matrix` has the targets of all rows without the errors of
-    /// others.
+    /// Processes the blocks of rows in order. `round` replaces the targets of a block, `[rows, n]`,
+    /// by rounded values. `matrix` holds the targets of all rows without feedback between rows.
     pub(super) fn round_blocks(
         &self,
         matrix: &[f32],
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
     use quantier_core::rng::Rng;
 
-    /// The Hessian of vectors with a few strong directions.
+    /// The Hessian of vectors with a few dominant directions.
     fn hessian(m: usize) -> Vec<f32> {
         let mut rng = Rng::new(5);
         let mut next = || rng.centered();
@@ -203,10 +203,10 @@ mod tests {
         mean
     }
 
-    /// Rounded to whole numbers block after block, errors cost less than without feedback, and every
-    /// row comes once.
+    /// Block by block rounding to integers costs less than rounding without feedback, and visits
+    /// every row once.
     #[test]
-    fn errors_of_rows_compensate_each_other() {
+    fn feedback_between_rows_reduces_the_cost() {
         for (m, n) in [(8, 3), (100, 4), (700, 2)] {
             let factor = OutputFactor::new(hessian(m), m, 2).unwrap();
             let weights: Vec<f32> = (0..m * n)
@@ -234,10 +234,9 @@ mod tests {
         }
     }
 
-    /// Without rounding in the last block, its targets are the minimum: the derivative of the cost is
-    /// zero there.
+    /// If the last block is not rounded, its targets minimize the cost: the gradient is zero there.
     #[test]
-    fn open_rows_minimize_the_cost() {
+    fn unrounded_rows_minimize_the_cost() {
         let (m, n) = (64, 2);
         let mean = hessian(m);
         let factor = OutputFactor::new(mean.clone(), m, 1).unwrap();

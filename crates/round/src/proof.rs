@@ -1,4 +1,4 @@
-//! The proof of a rounding: its errors on inputs that its Hessian has not seen.
+//! The proof of a rounding: its errors on held-out inputs, which its Hessian does not contain.
 
 use quantier_gguf::types::GgmlType;
 use serde::{Deserialize, Serialize};
@@ -8,18 +8,18 @@ use serde::{Deserialize, Serialize};
 pub struct Proof {
     /// Sum of the squared errors of the reference's rounding.
     pub reference: f64,
-    /// The same of the rounding that was taken.
+    /// Sum of the squared errors of the chosen rounding.
     pub taken: f64,
-    /// Sum of the squares of the products themselves.
+    /// Sum of the squares of the exact products.
     pub power: f64,
-    /// Rows that were rounded.
+    /// Number of rounded rows.
     pub rows: u64,
-    /// Rows of which the reference's rounding was taken, whose error was smaller.
+    /// Number of rows for which the reference's rounding was chosen, because its error was smaller.
     pub by_reference: u64,
 }
 
 impl Proof {
-    /// Of rows without held-out inputs.
+    /// The proof of rows without held-out inputs.
     pub(crate) fn unjudged(rows: usize) -> Proof {
         Proof {
             rows: rows as u64,
@@ -36,13 +36,13 @@ impl Proof {
         self.by_reference += other.by_reference;
     }
 
-    /// The error relative to the reference's; `None` without one, or without held-out inputs.
+    /// Error relative to the reference's; `None` without feedback or held-out inputs.
     pub fn ratio(&self) -> Option<f64> {
         (self.reference > 0.0).then(|| self.taken / self.reference)
     }
 }
 
-/// The geometric mean of ratios, the least and the largest; `None` if there are none.
+/// Geometric mean, minimum and maximum of ratios; `None` without ratios.
 pub fn spread(ratios: &[f64]) -> Option<[f64; 3]> {
     let logarithms = ratios.iter().map(|r| r.max(f64::MIN_POSITIVE).ln());
     let mean = (logarithms.sum::<f64>() / ratios.len() as f64).exp();
@@ -59,7 +59,7 @@ pub struct TensorProof {
     /// Its type in the output.
     #[serde(rename = "type")]
     pub ggml_type: GgmlType,
-    /// Its proof.
+    /// The proof.
     #[serde(flatten)]
     pub proof: Proof,
 }

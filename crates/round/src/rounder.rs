@@ -1,4 +1,4 @@
-//! The one place where rows of weights become blocks.
+//! Rounding of rows of weights into blocks, for all methods.
 
 use crate::feedback::round_rows;
 use crate::{InputStatistics, OutputFactor, Proof};
@@ -8,10 +8,10 @@ use quantier_core::progress::Progress;
 use quantier_gguf::types::GgmlType;
 use rayon::prelude::*;
 
-/// How weights are rounded to the levels of blocks.
+/// Method of rounding weights to the levels of blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rounding {
-    /// To the nearest level, byte for byte as the reference does.
+    /// To the nearest level, byte-identical to the reference.
     #[default]
     Reference,
     /// With error feedback (GPTQ), from input Hessians.
@@ -24,18 +24,18 @@ pub enum Rounding {
 }
 
 impl Rounding {
-    /// Error feedback in its simplest form: neither sequential nor two-sided.
+    /// Plain error feedback: neither sequential nor two-sided.
     pub const FEEDBACK: Rounding = Rounding::Feedback {
         sequential: false,
         two_sided: false,
     };
 
-    /// Whether there is error feedback.
+    /// True with error feedback.
     pub fn has_feedback(self) -> bool {
         self != Rounding::Reference
     }
 
-    /// Whether each linear is calibrated on the activations of the already rounded model.
+    /// True if each linear is calibrated on the activations of the already rounded model.
     pub fn is_sequential(self) -> bool {
         matches!(
             self,
@@ -46,7 +46,7 @@ impl Rounding {
         )
     }
 
-    /// Whether rows are rounded jointly.
+    /// True if rows are rounded jointly, weighted by the output Hessian.
     pub fn is_two_sided(self) -> bool {
         matches!(
             self,
@@ -57,7 +57,7 @@ impl Rounding {
         )
     }
 
-    /// Its name in a file's metadata.
+    /// Name in a file's metadata.
     pub fn name(self) -> &'static str {
         match self {
             Rounding::Reference => "reference",
@@ -71,35 +71,35 @@ impl Rounding {
     }
 }
 
-/// What the rounding of a matrix uses beside its weights.
+/// Calibration data for rounding a matrix.
 #[derive(Clone, Copy, Default)]
 pub struct Knowledge<'k> {
-    /// The importance of each column: the mean square of its input.
+    /// Importance by column: the mean square of its input.
     pub importance: Option<&'k [f32]>,
-    /// The input Hessian, with the target shift of sequential rounding: error feedback, for types
-    /// that take it.
+    /// The input Hessian, with the target shift of sequential rounding: enables error feedback for
+    /// types that take it.
     pub inputs: Option<&'k InputStatistics>,
-    /// The output Hessian, for two-sided rounding of a whole matrix.
+    /// The output Hessian: enables two-sided rounding of a whole matrix.
     pub output: Option<&'k OutputFactor>,
 }
 
-/// The job was stopped from outside.
+/// The job was cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("stopped")]
 pub struct Stopped;
 
-/// Rounds rows of one length to the blocks of one type.
+/// Rounds rows of equal length to the blocks of one type.
 #[derive(Clone, Copy)]
 pub struct Rounder {
     codec: &'static Codec,
     row_len: usize,
-    /// Whether rows on the type's grid are encoded without loss.
+    /// True if rows on the type's grid are encoded without loss.
     lossless: bool,
 }
 
 impl Rounder {
-    /// For rows of `row_len` weights; `None` if the type holds no weights, or its blocks do not fit
-    /// the rows.
+    /// A rounder for rows of `row_len` weights; `None` if the type does not hold weights, or its
+    /// blocks do not fit the row length.
     pub fn new(ggml_type: GgmlType, row_len: usize) -> Option<Rounder> {
         let codec = Codec::of(ggml_type)?;
         let fits = row_len > 0 && row_len.is_multiple_of(ggml_type.block_len());
@@ -110,8 +110,8 @@ impl Rounder {
         })
     }
 
-    /// The same, but rows that all lie on the type's grid are encoded without loss, where the
-    /// reference's search may miss their scales.
+    /// Enables lossless encoding of rows that lie on the type's grid; the reference's search may
+    /// miss their scales.
     #[must_use]
     pub fn or_lossless(self) -> Rounder {
         Rounder {
@@ -120,7 +120,7 @@ impl Rounder {
         }
     }
 
-    /// Encodes rows that the type holds without loss; `false` if some are none.
+    /// Encodes rows that the type represents without loss; `false` if any row is not representable.
     pub fn encode_lossless(&self, weights: &[f32], out: &mut [u8]) -> bool {
         let mut rows = self.rows(weights, out);
         rows.all(|(weights, out)| self.codec.encode_lossless(weights, out) == Some(true))
@@ -135,44 +135,45 @@ impl Rounder {
         self.codec
     }
 
-    /// Whether the type has levels to choose with error feedback.
+    /// True if the type supports error feedback.
     pub fn takes_feedback(&self) -> bool {
         self.codec.takes_feedback()
     }
 
-    /// Bytes of a row of blocks.
+    /// Bytes per row of blocks.
     pub fn row_bytes(&self) -> usize {
         self.row_len / self.codec.ggml_type.block_len() * self.codec.ggml_type.block_bytes()
     }
 
-    /// Bytes of the blocks of this number of weights.
+    /// Bytes of the blocks of `weights` weights.
     pub fn blocks_bytes(&self, weights: usize) -> usize {
         weights / self.row_len * self.row_bytes()
     }
 
-    /// The weights that rows of blocks hold.
+    /// Dequantizes rows of blocks.
     ///
     /// # Panics
-    /// If the lengths do not fit each other.
+    /// If the lengths are inconsistent.
     pub fn widen(&self, blocks: &[u8], out: &mut [f32]) {
         self.codec.dequantize_row(blocks, out);
     }
 
-    /// Rounds rows of one matrix, `[rows, row_len]`, to rows of blocks. With inputs, and a type that
-    /// takes feedback, the reference's rounding is taken instead where it has the smaller error on
-    /// held-out inputs; else every row is rounded as the reference does. With an output Hessian,
-    /// the rows are those of the whole matrix, and the threads of the current pool share the work,
-    /// whose number changes no byte; else the calling thread does it.
+    /// Rounds rows of one matrix, `[rows, row_len]`, to rows of blocks. With inputs, and a type
+    /// that takes feedback, rows are rounded with error feedback, and replaced by the reference's
+    /// rounding if that has the smaller error on held-out inputs; otherwise every row is rounded as
+    /// in the reference. With an output Hessian, the rows must be those of the whole matrix and are
+    /// rounded on all threads of the current pool, with results independent of their number;
+    /// otherwise on the calling thread.
     ///
-    /// The proof is empty without feedback, and of rows that are encoded without loss. With feedback along rows alone it has no
-    /// [`Proof::power`], which is the same for all types. That of two-sided rounding is weighted by
-    /// the output Hessian.
+    /// The proof is empty without feedback and for rows that are encoded without loss. One-sided
+    /// feedback leaves [`Proof::power`] at 0, since it is the same for all types. Two-sided proofs
+    /// are weighted by the output Hessian.
     ///
     /// # Errors
-    /// If `progress` is cancelled, which is looked at before each row, or before feedback.
+    /// If `progress` is cancelled; checked before each row, or before feedback.
     ///
     /// # Panics
-    /// If lengths do not fit each other.
+    /// If the lengths are inconsistent.
     pub fn round(
         &self,
         weights: &[f32],
@@ -217,7 +218,7 @@ impl Rounder {
             .zip(out.chunks_exact_mut(self.row_bytes()))
     }
 
-    /// With feedback along rows.
+    /// Feedback along rows only.
     fn one_sided(
         &self,
         weights: &[f32],
@@ -242,7 +243,7 @@ impl Rounder {
         better([feedback, reference], rows, out, &plain)
     }
 
-    /// With feedback along rows and between them.
+    /// Feedback along rows and between them.
     fn two_sided(
         &self,
         weights: &[f32],
@@ -294,11 +295,11 @@ impl Rounder {
     }
 }
 
-/// Replaces blocks of error feedback by the reference's `plain` ones if these have the smaller
-/// error; `errors` are those of both.
+/// Replaces the blocks of error feedback by the reference's `plain` blocks if these have the
+/// smaller error; `errors` holds both errors in this order.
 fn better(errors: [f64; 2], rows: usize, blocks: &mut [u8], plain: &[u8]) -> Proof {
     let ([feedback, reference], rows) = (errors, rows as u64);
-    // NaN is not smaller.
+    // NaN counts as larger.
     if feedback > reference || feedback.is_nan() {
         blocks.copy_from_slice(plain);
         return Proof {

@@ -1,5 +1,5 @@
-//! Statistics of a linear's inputs: the factored Hessian, rows that it has not seen, and the target
-//! shift of sequential rounding.
+//! Statistics of a linear's inputs: the factored Hessian, held-out rows, and the target shift of
+//! sequential rounding.
 
 use crate::hessian::{PairMeans, PairSums};
 use crate::matrix::{View, add_product, multiply, subtract_product};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// Statistics of the inputs of one matrix.
 pub struct InputStatistics {
     pub(crate) factor: Arc<InputFactor>,
-    /// Rows that the factor has not seen: `[rows, columns]`.
+    /// Held-out rows, not contained in the factor: `[rows, columns]`.
     pub(crate) held_out: Arc<Vec<f32>>,
     /// The target shift of sequential rounding.
     pub(crate) shift: Option<Arc<TargetShift>>,
@@ -25,8 +25,8 @@ pub(crate) struct TargetShift {
     held_out: Vec<f32>,
 }
 
-/// The factor of a Hessian that is the mean over `rows` inputs, made on the threads of the current
-/// pool; `None` if all inputs were zero.
+/// The factor of a Hessian, a mean over `rows` inputs, computed on the threads of the current pool;
+/// `None` if all inputs are zero.
 pub(crate) fn factored(
     mean: &[f32],
     columns: usize,
@@ -37,21 +37,21 @@ pub(crate) fn factored(
         match InputFactor::new(mean, columns, damping, rayon::current_num_threads()) {
             Ok(factor) => return Ok(Some(factor)),
             Err(NoFactor::Zero) => return Ok(None),
-            // With few rows, f32 leaves negative squares, which a Hessian does not have.
+            // With few rows, f32 rounding can leave negative eigenvalues.
             Err(NoFactor::Negative { .. }) if damping < 1.0 => damping *= 10.0,
             Err(error) => return Err(error),
         }
     }
 }
 
-/// The damping of a Hessian, relative to the mean of its diagonal: more where it has fewer rows than
+/// Damping of a Hessian, relative to the mean of its diagonal: stronger with fewer rows than
 /// columns.
 fn damping(columns: usize, rows: u64) -> f64 {
     DAMPING * (1.0 + columns as f64 / rows.max(1) as f64)
 }
 
 impl InputStatistics {
-    /// Statistics without held-out inputs: nothing judges the rounding.
+    /// Statistics without held-out inputs: the rounding has no proof.
     pub fn unjudged(factor: InputFactor) -> InputStatistics {
         InputStatistics {
             factor: factor.into(),
@@ -60,10 +60,10 @@ impl InputStatistics {
         }
     }
 
-    /// Statistics for sequential rounding. The target of the rounding is then not the weights but
-    /// those whose products with the inputs in the rounded model come nearest to the original
-    /// products (GPTAQ, Li et al. 2025), as far as that holds on held-out rows. `None` if all
-    /// inputs are zero. Made on the threads of the current pool.
+    /// Statistics for sequential rounding. The rounding target is then not the original weights but
+    /// those whose products with the rounded model's inputs are closest to the original products
+    /// (GPTAQ, Li et al. 2025), scaled down as far as held-out rows require. `None` if all inputs
+    /// are zero. Computed on the threads of the current pool.
     ///
     /// # Errors
     /// Numbers that are not finite.
@@ -108,8 +108,8 @@ impl InputStatistics {
         }
     }
 
-    /// Bytes that statistics of `columns` columns take while they are made, at most: the sums of pairs,
-    /// then the factor beside the result.
+    /// Upper bound of the peak memory of statistics of `columns` columns, in bytes: the sums of
+    /// pairs, then the factor beside the result.
     pub fn working_bytes(columns: u64) -> u64 {
         PairSums::bytes(columns as usize)
             .max(InputFactor::working_bytes(columns) + 4 * columns * columns)
@@ -119,7 +119,7 @@ impl InputStatistics {
         self.factor.columns()
     }
 
-    /// The target of the rounding of rows of weights `[rows, columns]`.
+    /// The rounding target of rows of weights `[rows, columns]`.
     pub(crate) fn target(&self, weights: &[f32], split: usize) -> Vec<f32> {
         let (n, mut target) = (self.columns(), weights.to_vec());
         if let Some(shift) = &self.shift {
@@ -129,12 +129,12 @@ impl InputStatistics {
         target
     }
 
-    /// The sum of the squares of the products of rows of weights with held-out inputs.
+    /// Sum of squares of the products of rows of weights with held-out inputs.
     pub(crate) fn power(&self, weights: &[f32]) -> f64 {
         squares(&self.original_products(weights, 1))
     }
 
-    /// The products of rows of weights with held-out inputs of the original model.
+    /// Products of rows of weights with held-out inputs of the original model.
     pub(crate) fn original_products(&self, weights: &[f32], split: usize) -> Vec<f32> {
         let inputs = match &self.shift {
             Some(shift) => &shift.held_out,
@@ -143,13 +143,13 @@ impl InputStatistics {
         self.products(weights, inputs, split)
     }
 
-    /// The squared error of the products of weights and their `rounded` form, which is overwritten.
+    /// Squared error of the products of `rounded` weights, which is overwritten.
     pub(crate) fn squared_error(&self, weights: &[f32], rounded: &mut [f32]) -> f64 {
         squares(&self.errors(weights, rounded, 1))
     }
 
-    /// The errors of the products with held-out inputs, `[rows, held out]`, of weights and their
-    /// `rounded` form, which is overwritten.
+    /// Errors of the products of `rounded` weights with held-out inputs, `[rows, held out]`.
+    /// `rounded` is overwritten.
     pub(crate) fn errors(&self, weights: &[f32], rounded: &mut [f32], split: usize) -> Vec<f32> {
         let Some(shift) = &self.shift else {
             rounded
@@ -171,7 +171,7 @@ impl InputStatistics {
         errors
     }
 
-    /// The products of rows with inputs: `[rows, inputs]`.
+    /// Products of rows with inputs: `[rows, inputs]`.
     fn products(&self, rows: &[f32], inputs: &[f32], split: usize) -> Vec<f32> {
         let n = self.columns();
         let (count, input_count) = (rows.len() / n, inputs.len() / n);
@@ -187,7 +187,7 @@ impl InputStatistics {
     }
 }
 
-/// The factor from 0 to 1 of the map `[n, n]` from `z` to `x - z` that predicts best on held-out
+/// Factor from 0 to 1 for the map `[n, n]` from `z` to `x - z` with the best prediction on held-out
 /// rows of `x` and `z`; 1 without such rows.
 fn trust(map: &[f32], [x, z]: [&[f32]; 2], n: usize, split: usize) -> f32 {
     let rows = z.len() / n;
@@ -212,7 +212,7 @@ fn trust(map: &[f32], [x, z]: [&[f32]; 2], n: usize, split: usize) -> f32 {
     }
 }
 
-/// The sum of their squares, a few hundred at a time in f32.
+/// Sum of squares, in f32 for a few hundred numbers at a time.
 fn squares(numbers: &[f32]) -> f64 {
     numbers
         .chunks(512)

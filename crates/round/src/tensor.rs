@@ -1,4 +1,5 @@
-//! Tensors to blocks, band by band: widened once, rounded for every target, checked.
+//! Rounding of whole tensors, band by band: each band is widened once, rounded for every target,
+//! and checked.
 
 use crate::{InputStatistics, Knowledge, OutputFactor, Proof, Rounder, Stopped};
 use quantier_blocks::Fault;
@@ -10,16 +11,16 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Rows of a task with error feedback: as many as share one reading of the factor.
+/// Rows per task with error feedback: enough to amortize reading the factor.
 const FEEDBACK_ROWS: usize = 128;
 
-/// Why a tensor could not be rounded.
+/// Errors of rounding a tensor.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read.
     #[error(transparent)]
     Format(#[from] quantier_gguf::Error),
-    /// The model holds something that is not a number.
+    /// The model contains a NaN or an infinity.
     #[error(
         "{}: tensor '{tensor}', row {row}, has {fault}; llama-quantize refuses such a model too: repair or convert it again",
         path.display()
@@ -29,9 +30,9 @@ pub enum Error {
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// Its row, counted over all its matrices.
+        /// The row, counted over all matrices.
         row: u64,
-        /// What is wrong.
+        /// The fault.
         fault: Fault,
     },
     /// Weights too large for the type's scales.
@@ -41,14 +42,14 @@ pub enum Error {
     Overflow {
         /// The tensor.
         tensor: String,
-        /// Its row, counted over all its matrices.
+        /// The row, counted over all matrices.
         row: u64,
         /// The type.
         target: GgmlType,
-        /// What is wrong.
+        /// The fault.
         fault: Fault,
     },
-    /// Stopped from outside.
+    /// Cancelled.
     #[error(transparent)]
     Stopped(#[from] Stopped),
 }
@@ -56,35 +57,35 @@ pub enum Error {
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The weights of a tensor, and their importance.
+/// A tensor's weights and importance.
 #[derive(Clone, Copy)]
 pub struct Weights<'w> {
     /// The model.
     pub reader: &'w TensorReader<'w>,
     /// The tensor.
     pub tensor: &'w Tensor<'w>,
-    /// Its name in the output.
+    /// Name in the output.
     pub name: &'w str,
     /// One importance weight per column and matrix.
     pub importance: Option<&'w [f32]>,
 }
 
-/// One form that a band of rows takes.
+/// One output of a band: a type with its buffer.
 pub struct Target<'t> {
-    /// Its type.
+    /// The rounder of the type.
     pub rounder: Rounder,
-    /// Whether it is rounded with error feedback.
+    /// True if it is rounded with error feedback.
     pub feedback: bool,
-    /// Its blocks, as many as the band's rows need.
+    /// Destination of the band's blocks.
     pub blocks: &'t mut [u8],
-    /// What the proofs of the band's rows are added to.
+    /// Accumulates the proofs of the band's rows.
     pub proof: &'t mut Proof,
 }
 
-/// What the rounding of one matrix of a tensor uses beside weights and importance.
+/// Calibration data of one matrix of a tensor, beside weights and importance.
 #[derive(Default)]
 pub struct MatrixKnowledge {
-    /// Statistics of its inputs, for error feedback.
+    /// Input statistics, for error feedback.
     pub inputs: Option<Arc<InputStatistics>>,
     /// The factor of its output Hessian, for two-sided rounding.
     pub output: Option<OutputFactor>,
@@ -95,17 +96,17 @@ impl Weights<'_> {
         self.tensor.info.shape.row_len() as usize
     }
 
-    /// The importance of the columns of one matrix.
+    /// Importance of the columns of one matrix.
     pub fn importance_of(&self, matrix: usize) -> Option<&[f32]> {
         let n = self.row_len();
         self.importance.map(|all| &all[matrix * n..][..n])
     }
 
-    /// Rounds the whole tensor for one target, on the threads of the current pool: its blocks, and
-    /// their proof. `knowledge` is asked once for each matrix.
+    /// Rounds the whole tensor to one type, on the threads of the current pool: its blocks, and
+    /// their proof. `knowledge` is called once per matrix.
     ///
     /// # Errors
-    /// Those of reading, of `knowledge`, faults of the weights, overflow, a stop.
+    /// Those of reading and of `knowledge`, faults of the weights, overflow, cancellation.
     pub fn round<E: From<Error>>(
         &self,
         rounder: &Rounder,
@@ -143,11 +144,10 @@ impl Weights<'_> {
         Ok((blocks, proof))
     }
 
-    /// The weights that the tensor's blocks hold, in the order of the file; on the threads of the
-    /// current pool.
+    /// Dequantizes the tensor's blocks, in file order, on the threads of the current pool.
     ///
     /// # Panics
-    /// If `blocks` are not those of the whole tensor.
+    /// If `blocks` does not have the length of the whole tensor.
     pub fn widen(&self, rounder: &Rounder, blocks: &[u8]) -> Vec<f32> {
         let mut weights = vec![0.0f32; self.tensor.info.shape.elements() as usize];
         let rows = self.tensor.task_rows();
@@ -189,7 +189,7 @@ impl Weights<'_> {
         Ok(proof)
     }
 
-    /// Rounds one matrix as a whole, from row `first` on.
+    /// Rounds one matrix as a whole, starting at row `first` of the tensor.
     fn round_whole(
         &self,
         first: u64,
@@ -217,13 +217,13 @@ impl Weights<'_> {
     }
 
     /// Checks the weights of a band and rounds them for every target, on the threads of the current
-    /// pool. With `inputs`, the band is of one matrix, whose inputs they are.
+    /// pool. With `inputs`, the band must belong to one matrix, whose input statistics they are.
     ///
     /// # Errors
-    /// Faults of the weights, overflow, a stop.
+    /// Faults of the weights, overflow, cancellation.
     ///
     /// # Panics
-    /// If a target's blocks are not of the band's length.
+    /// If the blocks of a target do not have the band's length.
     pub fn round_band(
         &self,
         band: Band<'_>,
@@ -262,7 +262,7 @@ impl Weights<'_> {
             }
         }
         let room = || vec![0.0f32; task_rows.min(band.len()) * self.row_len()];
-        // A band can take a minute in the slowest types: a stop is noticed between tasks.
+        // A band can take a minute in the slowest types: cancellation is checked between tasks.
         let proofs: Result<Vec<Vec<(usize, Proof)>>> = tasks
             .into_par_iter()
             .map_init(room, |room, task| match progress.cancelled() {
@@ -270,7 +270,7 @@ impl Weights<'_> {
                 false => self.round_task(task, room, progress),
             })
             .collect();
-        // In the order of the rows, so that sums do not depend on threads.
+        // In row order, so that sums do not depend on threads.
         for (target, proof) in proofs?.into_iter().flatten() {
             targets[target].proof.add(&proof);
         }
@@ -290,7 +290,7 @@ impl Weights<'_> {
         }
         let weights = &mut room[..band.len() * row_len];
         band.widen(weights);
-        // The same for all targets.
+        // Shared by all targets.
         let inputs = task.rows.iter().find_map(|rows| rows.inputs);
         let power = inputs.map_or(0.0, |inputs| inputs.power(weights));
         let mut proofs = Vec::new();
@@ -316,7 +316,7 @@ impl Weights<'_> {
         Ok(proofs)
     }
 
-    /// The parts of rows that are of one matrix each.
+    /// Splits a range of rows by matrix.
     fn matrices_of(&self, rows: Range<u64>) -> impl Iterator<Item = Piece> + use<> {
         let rows_per_matrix = self.tensor.rows_per_matrix();
         let matrices = self.tensor.matrices() as u64;
@@ -329,7 +329,7 @@ impl Weights<'_> {
         })
     }
 
-    /// Fails if a band holds something that is not a number.
+    /// Fails if a band contains a NaN or an infinity.
     fn check_input(&self, band: &Band<'_>) -> Result<()> {
         match band.first_fault() {
             None => Ok(()),
@@ -342,7 +342,7 @@ impl Weights<'_> {
         }
     }
 
-    /// Fails if blocks of the rows from `first` on hold something that is not a number.
+    /// Fails if blocks of the rows from `first` on contain a NaN or an infinity.
     fn check_output(&self, rounder: &Rounder, blocks: &[u8], first: u64) -> Result<()> {
         match first_fault(rounder.codec(), self.row_len(), first, blocks) {
             None => Ok(()),
@@ -362,7 +362,7 @@ struct Piece {
     matrix: usize,
 }
 
-/// A few rows that one thread rounds for all targets.
+/// Rows that one thread rounds for all targets.
 struct Task<'t> {
     band: Band<'t>,
     rows: Vec<Rows<'t>>,
@@ -370,7 +370,7 @@ struct Task<'t> {
 
 /// The rows of a task for one target.
 struct Rows<'t> {
-    /// The number of the target.
+    /// Index of the target.
     target: usize,
     rounder: Rounder,
     inputs: Option<&'t InputStatistics>,

@@ -7,8 +7,8 @@ use quantier_gguf::types::GgmlType;
 
 const N: usize = 512;
 
-/// Inputs with much in common: each channel is a mixture of a few strong directions and some noise;
-/// two channels are dead.
+/// Strongly correlated inputs: each channel is a mixture of a few dominant directions and some
+/// noise; two channels are zero.
 fn inputs(rows: usize) -> Vec<f32> {
     const DIRECTIONS: usize = 24;
     let mut rng = Rng::new(3);
@@ -44,7 +44,7 @@ fn weights(rows: usize) -> Vec<f32> {
         .collect()
 }
 
-/// The squared error of products with inputs.
+/// Squared error of the products with inputs.
 fn error(x: &[f32], w: &[f32], codec: &Codec, blocks: &[u8]) -> f64 {
     let mut back = vec![0.0; w.len()];
     codec.dequantize_row(blocks, &mut back);
@@ -61,9 +61,10 @@ fn error(x: &[f32], w: &[f32], codec: &Codec, blocks: &[u8]) -> f64 {
     products.iter().map(|p| f64::from(p * p)).sum()
 }
 
-/// Every type, on inputs that the factor has not seen, with rows that do not fill the last eight.
+/// All types, on inputs that the factor does not contain, with a number of rows that is not a
+/// multiple of eight.
 #[test]
-fn every_type_loses_less() {
+fn feedback_reduces_the_error_of_every_type() {
     const ROWS: usize = 11;
     let x = inputs(1400);
     let (seen, unseen) = x.split_at(1200 * N);
@@ -92,9 +93,8 @@ fn every_type_loses_less() {
     assert_eq!(tried, 25);
 }
 
-/// Rows are independent of each other.
 #[test]
-fn a_row_does_not_depend_on_those_beside_it() {
+fn rows_are_rounded_independently() {
     let factor = InputFactor::new(&hessian(&inputs(700)), N, DAMPING, 1).unwrap();
     let w = weights(11);
     for name in ["q4_K", "q5_0", "iq3_xxs", "iq1_m", "nvfp4"] {
@@ -110,7 +110,8 @@ fn a_row_does_not_depend_on_those_beside_it() {
                 back
             };
             let (alone, among) = (weights(&one), weights(&all[row * row_bytes..][..row_bytes]));
-            // Products of other shapes may round otherwise, and a tie fall to the other side.
+            // Products of other shapes may round differently, which can change the rounding of
+            // ties.
             let same = alone.iter().zip(&among).filter(|(a, b)| a == b).count();
             assert!(
                 same > N * 9 / 10,
@@ -132,11 +133,10 @@ fn zeros_stay_zeros() {
     }
 }
 
-/// Inputs that have half of their strength in the rounded model: the target shift compensates it,
-/// and the products come out as they were. Held-out rows that contradict the shift leave nothing
-/// of it.
+/// Inputs at half strength in the rounded model: the target shift compensates this and restores the
+/// products. Contradicting held-out rows reduce the shift to zero.
 #[test]
-fn a_target_shift_holds_as_far_as_held_out_rows_say() {
+fn target_shifts_are_scaled_by_held_out_rows() {
     let z = inputs(1200);
     let pairs = |sign: f32| {
         let (summed, held) = z.split_at(1000 * N);
@@ -166,7 +166,7 @@ fn a_target_shift_holds_as_far_as_held_out_rows_say() {
         (blocks, proof)
     };
     let (_, proof) = round(pairs(1.0));
-    // The reference knows nothing of the lost half; damping leaves little of it.
+    // The reference cannot compensate the lost half; feedback does up to damping.
     assert!(
         proof.by_reference == 0 && proof.taken < 1e-2 * proof.reference,
         "{proof:?}"

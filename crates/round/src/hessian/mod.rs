@@ -2,13 +2,13 @@
 //! (GPTQ, Frantar et al. 2022; YAQA, Tseng et al. 2025).
 //!
 //! ```text
-//! sums      products of columns, summed by all threads in a fixed order
+//! sums      column products, summed by all threads in a fixed order
 //! Store     a directory of Hessians, read by tensor name
 //! PairSums  inputs of a linear in the original and in the rounded model, in memory
 //! ```
 //!
-//! The last of every [`HELD_OUT`] chunks is not summed. Some of its rows are kept, so that a rounding
-//! can be judged on activations that its Hessian has not seen.
+//! The last of every [`HELD_OUT`] chunks is not summed. A sample of its rows is kept, so that a
+//! rounding can be validated on activations that its Hessian does not contain.
 
 mod pairs;
 mod sample;
@@ -19,21 +19,21 @@ pub use pairs::{PairMeans, PairSums};
 pub use sample::Sample;
 pub use store::{Hessian, Identity, Store, check_free, clear, holds_others};
 
-/// The last of this number of chunks is held out.
+/// One chunk in this many is held out, the last.
 pub const HELD_OUT: usize = 8;
-/// Rows of held-out chunks that are saved of an input.
+/// Held-out rows stored per input.
 pub const SAMPLE: usize = 512;
-/// The same of one expert.
+/// Held-out rows stored per expert.
 pub const EXPERT_SAMPLE: usize = 128;
-/// Fewer rows than these give an expert no sum of its own: beside the pooled one, it would weigh
-/// nothing.
+/// Minimum rows for a separate sum of an expert: with fewer, its weight beside the pooled sum would
+/// be negligible.
 pub const LEAST_ROWS: u64 = 32;
 
-/// Rows in a product, at least: each reads and writes the whole sum.
+/// Minimum rows per product: each product reads and writes the whole sum.
 pub const TOGETHER: usize = 512;
 
-/// Whether a chunk of `chunks` is held out: the last of every [`HELD_OUT`], or the last of fewer, if
-/// there are two.
+/// True if a chunk of `chunks` is held out: the last of every [`HELD_OUT`], or the last of fewer if
+/// there are at least two.
 pub fn is_held_out(chunk: usize, chunks: usize) -> bool {
     match chunks {
         0 | 1 => false,
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_of_eight_chunks_is_held_out_or_the_last_of_few() {
+    fn every_eighth_chunk_or_the_last_of_few_is_held_out() {
         let held = |chunks: usize| {
             (0..chunks)
                 .filter(|c| is_held_out(*c, chunks))

@@ -1,5 +1,5 @@
-//! Inputs of a linear in the original and in the rounded model: sums for the linear prediction of one
-//! from the other.
+//! Inputs of a linear in the original and in the rounded model: sums for the linear prediction of
+//! one from the other.
 
 use super::sample::Sample;
 use super::store::symmetric;
@@ -9,8 +9,8 @@ use quantier_core::turns::Turns;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Sums over pairs of activations, while chunks go through both models: from several threads, in
-/// the order of the chunks.
+/// Sums over pairs of activations, while chunks run through both models: from several threads,
+/// added in chunk order.
 pub struct PairSums {
     columns: usize,
     chunks: usize,
@@ -22,10 +22,10 @@ pub struct PairSums {
 
 struct Turn {
     turns: Turns<[Vec<f32>; 2]>,
-    /// Differences that are too few for a product yet, and their activations.
+    /// Differences waiting for a product, and their activations of the rounded model.
     waiting: [Vec<f32>; 2],
     rows: u64,
-    /// Rows of both, concatenated.
+    /// Held-out rows of both, concatenated.
     sample: Sample,
 }
 
@@ -34,19 +34,18 @@ struct Turn {
 pub struct PairMeans {
     /// The length `n` of an input row.
     pub columns: usize,
-    /// Rows that were summed.
+    /// Number of rows summed.
     pub rows: u64,
     /// The mean of `z z^T`: `[n, n]`.
     pub mean: Vec<f32>,
     /// The mean of `(x - z) z^T`: `[n, n]`.
     pub cross: Vec<f32>,
-    /// `x` and `z` of rows that were not summed: `[k, n]` each; `k` is 0 where there was a single
-    /// chunk.
+    /// `x` and `z` of held-out rows: `[k, n]` each; `k` is 0 for a single chunk.
     pub samples: [Vec<f32>; 2],
 }
 
 impl PairSums {
-    /// For activations of `columns` channels in `chunks` chunks.
+    /// Sums for activations of `columns` channels in `chunks` chunks.
     pub fn new(columns: usize, chunks: usize) -> PairSums {
         let work = Work::default();
         let panels = [Kind::Square, Kind::Cross].map(|kind| work.begin(columns, kind));
@@ -65,13 +64,13 @@ impl PairSums {
         }
     }
 
-    /// Bytes of the sums of `columns` channels, with their means.
+    /// Bytes of the sums and means of `columns` channels.
     pub(crate) fn bytes(columns: usize) -> u64 {
         4 * (panel_numbers(columns) + 3 * columns * columns) as u64
     }
 
-    /// Adds the inputs of a chunk in the original and in the rounded model, both
-    /// `[positions, columns]`.
+    /// Adds the inputs of a chunk in the original and in the rounded model, both `[positions,
+    /// columns]`.
     pub fn add(&self, chunk: usize, original: Vec<f32>, rounded: Vec<f32>) {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = &mut *turn;
@@ -101,7 +100,7 @@ impl PairSums {
         }
     }
 
-    /// Takes part in the sums that are queued.
+    /// Processes queued sums on the calling thread.
     pub fn help(&self) {
         self.work.help();
     }
@@ -117,7 +116,7 @@ impl PairSums {
         }
     }
 
-    /// The means; on all threads of the current pool.
+    /// Computes the means on all threads of the current pool.
     pub fn finish(self) -> PairMeans {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.flush(&mut turn);
@@ -153,7 +152,7 @@ mod tests {
     use quantier_core::rng::Rng;
 
     #[test]
-    fn pairs_are_summed_in_their_order_and_some_held_out() {
+    fn pairs_are_summed_in_order_without_held_out_chunks() {
         const N: usize = 100;
         const ROWS: usize = 40;
         let mut rng = Rng::new(5);

@@ -1,20 +1,21 @@
-//! A few of many rows, evenly spread, without knowing how many will come.
+//! Evenly spread sample of a stream of rows of unknown length.
 
 use std::collections::BinaryHeap;
 
-/// 2^64 over the golden ratio: any number of its multiples, modulo 2^64, is spread evenly.
+/// 2^64 over the golden ratio: its multiples modulo 2^64 are evenly distributed, for any number of
+/// them.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Keeps the rows whose number, times `GOLDEN`, is least. Their distances take three values at
-/// most, and none of them is in step with the length of a chunk, so that first tokens come no more
-/// often than others.
+/// Keeps the rows whose number times `GOLDEN` modulo 2^64 is smallest. The gaps between them take
+/// at most three values, none in step with the chunk length, so that first tokens are not
+/// overrepresented.
 pub struct Sample {
     limit: usize,
     offered: u64,
     kept: BinaryHeap<(u64, u64, Row)>,
 }
 
-/// A row; all are equal, since the numbers before it decide.
+/// A row; all compare equal, so that the preceding keys decide.
 struct Row(Vec<f32>);
 
 impl PartialEq for Row {
@@ -47,10 +48,10 @@ impl Sample {
         }
     }
 
-    /// Offers rows `[n, columns]`.
+    /// Offers rows `[n, columns]` to the sample.
     pub fn offer(&mut self, rows: &[f32], columns: usize) {
         for row in rows.chunks_exact(columns) {
-            // From 1 on, since the multiple of 0 would always be the least.
+            // Starting at 1, since 0 times `GOLDEN` would always be smallest.
             self.offered += 1;
             let rank = self.offered.wrapping_mul(GOLDEN);
             if self.kept.len() == self.limit {
@@ -63,7 +64,7 @@ impl Sample {
         }
     }
 
-    /// The rows of the sample in their order: how many, and their numbers.
+    /// The sampled rows in order: their number, and their numbers row by row.
     pub fn finish(self) -> (usize, Vec<f32>) {
         let mut kept = self.kept.into_vec();
         kept.sort_unstable_by_key(|(_, number, _)| *number);
@@ -79,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_rows_are_kept_and_evenly_spread() {
+    fn samples_are_small_and_evenly_spread() {
         for (count, limit) in [(3, 8), (8, 8), (512 * 9, 64), (512 * 40, 512)] {
             let mut sample = Sample::new(limit);
             let rows: Vec<f32> = (0..count).map(|i| i as f32).collect();
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_offered_is_nothing_kept() {
+    fn empty_streams_give_empty_samples() {
         assert_eq!(Sample::new(4).finish(), (0, Vec::new()));
     }
 }

@@ -6,39 +6,39 @@ use quantier_gguf::{Error, Result, shown};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// An expert with fewer rows in its own sample is given that of all experts.
+/// An expert with fewer rows in its own sample uses the sample of all experts.
 const LEAST_SAMPLE: usize = 16;
 
-/// A directory of Hessians. Only the headers of the files are in memory.
+/// A directory of Hessians. Only the files' headers are in memory.
 pub struct Store {
     directory: PathBuf,
     index: Index,
     tensors: BTreeMap<String, usize>,
-    /// The matrices of each file that have a mean of their own.
+    /// By file: matrices with a separate mean.
     apart: Vec<Vec<bool>>,
-    /// The length of an input row of each file.
+    /// By file: length of an input row.
     columns: Vec<usize>,
-    /// Rows that were summed for each file, over all its matrices.
+    /// By file: rows summed over all matrices.
     rows: Vec<u64>,
 }
 
 /// The Hessian of one matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hessian {
-    /// The length `n` of an input row.
+    /// Length `n` of an input row.
     pub columns: usize,
-    /// Rows that were summed; of an expert, its own.
+    /// Number of rows summed; for an expert, its own.
     pub rows: u64,
     /// The mean of `x x^T`: `[n, n]`, symmetric.
     pub mean: Vec<f32>,
-    /// Rows that were not summed: `[k, n]`; `k` is 0 where there was a single chunk. Those of all
-    /// experts together, if this one has fewer than 16.
+    /// Held-out rows: `[k, n]`; `k` is 0 for a single chunk. Those of all experts if this one has
+    /// fewer than 16.
     pub sample: Vec<f32>,
-    /// Which mean it is.
+    /// Identity of the mean.
     pub identity: Identity,
 }
 
-/// Equal for matrices of a store that share a mean.
+/// Equal for matrices of a store with the same mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
     file: usize,
@@ -49,7 +49,7 @@ impl Store {
     /// Opens a complete directory.
     ///
     /// # Errors
-    /// If it is not complete, or one of its files is missing, damaged or of another run.
+    /// If it is incomplete, or a file is missing, damaged or from another run.
     pub fn open(directory: &Path) -> Result<Store> {
         let index = Index::read(directory)?;
         let (tensors, apart, columns, rows) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
@@ -87,23 +87,23 @@ impl Store {
         Ok(store)
     }
 
-    /// The key of the job that made it.
+    /// Key of the job that created it.
     pub fn key(&self) -> &Key {
         &self.index.key
     }
 
-    /// The tensors with Hessians, sorted.
+    /// Tensors with Hessians, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The input channels of a tensor, and how many matrices it has; `None` without a Hessian.
+    /// Input channels and number of matrices of a tensor; `None` without a Hessian.
     pub(crate) fn shape(&self, tensor: &str) -> Option<[usize; 2]> {
         let file = *self.tensors.get(tensor)?;
         Some([self.columns[file], self.apart[file].len()])
     }
 
-    /// The tensors with means over fewer rows than columns, with both numbers: their Hessians are
+    /// Tensors whose means have fewer rows than columns, with both numbers: their Hessians are
     /// singular.
     pub(crate) fn of_few_rows(&self) -> impl Iterator<Item = (&str, u64, usize)> {
         let all = self
@@ -113,7 +113,7 @@ impl Store {
         all.filter(|(_, rows, columns)| *rows < *columns as u64)
     }
 
-    /// The identity of a matrix's mean, which is not read; `None` without one.
+    /// Identity of a matrix's mean, without reading it; `None` without a mean.
     pub fn identity(&self, tensor: &str, matrix: usize) -> Option<Identity> {
         let file = *self.tensors.get(tensor)?;
         let own = *self.apart[file].get(matrix)?;
@@ -125,13 +125,13 @@ impl Store {
 
     /// The Hessian of matrix `matrix` (the expert, or 0) of a tensor; `None` without one.
     ///
-    /// An expert's mean is drawn towards that of all experts: with `r` rows of length `n`, its own
-    /// mean has the weight `r / (r + n)`. A singular Hessian of a few rows never decides alone, and
-    /// both means weigh the same where the expert has just as many rows as full rank needs. An
-    /// expert without a mean of its own takes that of all.
+    /// An expert's mean is shrunk towards that of all experts: with `r` rows of length `n`, its own
+    /// mean has the weight `r / (r + n)`. A singular Hessian of a few rows thus never decides
+    /// alone, and both means have equal weight if the expert has just as many rows as full rank
+    /// requires. An expert without a separate mean uses that of all.
     ///
     /// # Errors
-    /// If the file is damaged, or has been changed since the store was opened.
+    /// If the file is damaged, or was changed after opening the store.
     pub fn get(&self, tensor: &str, matrix: usize) -> Result<Option<Hessian>> {
         let Some(identity) = self.identity(tensor, matrix) else {
             return Ok(None);
@@ -188,9 +188,9 @@ impl Store {
     }
 }
 
-/// The whole matrix of an upper triangle.
+/// The symmetric matrix of an upper triangle.
 pub(crate) fn symmetric(upper: &[f32], n: usize) -> Vec<f32> {
-    /// Numbers of a row that are transposed at a time, which stay in the cache.
+    /// Numbers per row that are transposed together, to stay in cache.
     const BLOCK: usize = 64;
     debug_assert_eq!(upper.len(), triangle(n));
     let mut whole = vec![0.0; n * n];
@@ -210,15 +210,15 @@ pub(crate) fn symmetric(upper: &[f32], n: usize) -> Vec<f32> {
     whole
 }
 
-/// Removes the Hessians in a directory, and nothing else. A directory that does not exist has none.
+/// Removes the Hessian files of a directory, and nothing else. A missing directory is empty.
 ///
 /// # Errors
-/// If it cannot be read or written.
+/// If the directory cannot be read or written.
 pub fn clear(directory: &Path) -> Result<()> {
     if !directory.exists() {
         return Ok(());
     }
-    // The index first: without it, the rest is known to be incomplete.
+    // The index first: without it, the remaining files count as incomplete.
     let mut files = gguf_files(directory)?;
     files.sort_by_key(|path| !is_index(path));
     for path in files.into_iter().filter(|path| key_of(path).is_some()) {
@@ -231,10 +231,10 @@ pub fn clear(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a directory holds Hessians of another job.
+/// True if a directory holds Hessians of another job.
 ///
 /// # Errors
-/// If it cannot be read.
+/// If the directory cannot be read.
 pub fn holds_others(directory: &Path, key: &Key) -> Result<bool> {
     let files = if directory.exists() {
         gguf_files(directory)?
@@ -247,7 +247,7 @@ pub fn holds_others(directory: &Path, key: &Key) -> Result<bool> {
         .any(|found| found != *key))
 }
 
-/// Fails if a directory holds Hessians of another job. Returns the bytes of those of this one.
+/// Fails if a directory holds Hessians of another job. Returns the bytes of this job's files.
 ///
 /// # Errors
 /// Files of another job, a directory that cannot be read.
@@ -273,7 +273,7 @@ pub fn check_free(directory: &Path, key: &Key) -> Result<u64> {
     Ok(bytes)
 }
 
-/// The job of a file; `None` if it is no Hessian, or damaged.
+/// The key in a file; `None` if it is not a Hessian file, or damaged.
 fn key_of(path: &Path) -> Option<Key> {
     match is_index(path) {
         true => Index::read(path.parent()?).ok().map(|index| index.key),
@@ -306,7 +306,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_triangle_is_mirrored() {
+    fn triangles_are_mirrored() {
         assert_eq!(
             symmetric(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3),
             [1.0, 2.0, 3.0, 2.0, 4.0, 5.0, 3.0, 5.0, 6.0]

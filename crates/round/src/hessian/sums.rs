@@ -1,20 +1,20 @@
-//! Products of columns, summed by whichever thread has time for them.
+//! Sums of column products, computed by any available thread.
 //!
-//! A sum is cut into panels: some rows of the upper triangle, from the diagonal's block to the
-//! right. Each panel has a queue of activations to be added; one thread at a time takes a panel and
-//! empties its queue. So additions keep the order of the queue whatever the threads do, and no
-//! thread waits for another.
+//! A sum is split into panels: rows of the upper triangle, from the diagonal block to the right.
+//! Each panel has a queue of activations; one thread at a time takes a panel and empties its queue.
+//! Additions therefore keep the order of the queue regardless of threads, and no thread waits for
+//! another.
 
 use crate::matrix::add_columns_times_columns;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Rows of a panel. More compute more below the diagonal, fewer make slower products: with 96, 256
-/// columns and 4096 are within a few percent of the best.
+/// Rows per panel. More compute more below the diagonal, fewer make products less efficient: with
+/// 96, both 256 and 4096 columns are within a few percent of the optimum.
 const PANEL: usize = 96;
 
-/// Numbers that the panels of a matrix hold.
+/// Size of a matrix's panels, in numbers.
 pub fn panel_numbers(columns: usize) -> usize {
     (0..columns)
         .step_by(PANEL)
@@ -22,20 +22,20 @@ pub fn panel_numbers(columns: usize) -> usize {
         .sum()
 }
 
-/// Activations `[n, columns]`, whose products with each other, or with others, are summed.
+/// Activations `[n, columns]`, shared by the queues of panels.
 pub type Rows = Arc<Vec<f32>>;
 
-/// What is summed of pairs of activations `x` and `y`.
+/// Kind of product summed over pairs of activations `x` and `y`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
-    /// `x x^T`, of which the upper triangle is enough; `y` is `x`.
+    /// `x x^T`, upper triangle only; `y` is `x`.
     #[default]
     Square,
-    /// `x y^T`, the whole of it.
+    /// `x y^T`, in full.
     Cross,
 }
 
-/// Some rows of a sum: `[some.len(), columns]`; of a square without the columns before `some`.
+/// Some rows of a sum: `[some.len(), columns]`; for a square without the columns before `some`.
 #[derive(Default)]
 pub struct Panel {
     columns: usize,
@@ -43,12 +43,12 @@ pub struct Panel {
     kind: Kind,
     sums: Vec<f32>,
     queue: VecDeque<[Rows; 2]>,
-    /// Whether a thread has it, or it is among those that are ready.
+    /// True if a thread holds it or it is in the ready queue.
     taken: bool,
 }
 
 impl Panel {
-    /// The first column that is there.
+    /// First stored column.
     fn from(&self) -> usize {
         if self.kind == Kind::Square {
             self.some.start
@@ -57,7 +57,7 @@ impl Panel {
         }
     }
 
-    /// The numbers of row `i`; of a square from the diagonal on.
+    /// The numbers of row `i`; for a square from the diagonal on.
     fn row(&self, i: usize) -> &[f32] {
         let (below, width) = (i - self.some.start, self.columns - self.from());
         let row = &self.sums[below * width..][..width];
@@ -69,7 +69,7 @@ impl Panel {
     }
 }
 
-/// The rows of a finished sum; of a square those of its upper triangle, each from the diagonal on.
+/// Rows of a finished sum; for a square those of its upper triangle, from the diagonal on.
 pub fn rows(panels: &[Panel]) -> impl Iterator<Item = &[f32]> {
     panels
         .iter()
@@ -83,12 +83,12 @@ pub struct Work(Mutex<State>);
 #[derive(Default)]
 struct State {
     panels: Vec<Panel>,
-    /// Those that have something in their queue and that no thread has.
+    /// Panels with queued activations that no thread holds.
     ready: VecDeque<usize>,
 }
 
 impl Work {
-    /// Makes room for a sum of `columns` columns: the numbers of its panels.
+    /// Allocates a sum of `columns` columns; returns the indices of its panels.
     pub fn begin(&self, columns: usize, kind: Kind) -> Range<usize> {
         let mut state = self.state();
         let start = state.panels.len();
@@ -117,7 +117,7 @@ impl Work {
         }
     }
 
-    /// Adds what is queued until there is nothing left but what other threads are at.
+    /// Processes ready panels until none is left; other threads may still be busy with theirs.
     pub fn help(&self) {
         let mut state = self.state();
         while let Some(i) = state.ready.pop_front() {
@@ -141,8 +141,7 @@ impl Work {
         }
     }
 
-    /// Adds all that is queued, on all threads of the pool that it is called in, and takes the
-    /// panels away.
+    /// Processes all queued activations on all threads of the current pool, and returns the panels.
     pub fn finish(&self) -> Vec<Panel> {
         rayon::broadcast(|_| self.help());
         std::mem::take(&mut self.state().panels)
@@ -159,7 +158,7 @@ mod tests {
     use quantier_core::rng::Rng;
 
     #[test]
-    fn the_upper_triangle_is_that_of_a_plain_sum() {
+    fn upper_triangles_match_a_plain_sum() {
         let mut rng = Rng::new(1);
         let mut number = || rng.centered();
         for columns in [1, 5, PANEL, PANEL + 1, 2 * PANEL + 37] {
