@@ -2,10 +2,11 @@
 //! the same job, started again, resumes from the last one.
 //!
 //! ```text
-//! KeyBuilder       everything that a result depends on -> a key
-//! Resume::open     the snapshot of an earlier run of the same job
-//! Resume::due      is a snapshot due?                  Resume::save     saves it
-//! Resume::remove   the job has ended
+//! KeyBuilder       key of a result from all its dependencies
+//! Resume::open     loads the snapshot of an earlier run of the same job
+//! Resume::due      true if a snapshot is due
+//! Resume::save     saves a snapshot
+//! Resume::remove   removes the snapshot at the end of the job
 //! ```
 
 use quantier_arch::Input;

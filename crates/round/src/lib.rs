@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! Rounder          rows of weights and calibration data in, blocks out; used for all rounding
-//! round_tensor     a whole tensor, band by band
-//! lossless_type    the type that holds a tensor without loss
+//! Weights          a tensor with its importance, rounded as a whole or band by band
+//! lossless_type    the type that represents a tensor without loss
 //! InputHessians    a directory of input Hessians
 //! InputStatistics  for one matrix: factored Hessian, held-out inputs, target shift
 //! InputFactor      coupling of errors between columns (GPTQ)

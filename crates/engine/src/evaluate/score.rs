@@ -205,7 +205,7 @@ fn checked_max(values: &[f32]) -> Result<f32, Error> {
         for chunk in chunks {
             for i in 0..LANES {
                 max[i] = if chunk[i] > max[i] { chunk[i] } else { max[i] };
-                bad[i] += chunk[i] * 0.0; // 0, or NaN for what is not finite
+                bad[i] += chunk[i] * 0.0; // NaN if not finite, else 0
             }
         }
         (max, bad)
