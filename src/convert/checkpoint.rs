@@ -22,21 +22,21 @@ const MODULES: &str = "modules.json";
 
 /// The mapped files of a checkpoint, and their tensors.
 pub struct Checkpoint {
-    /// The directory with the files beside the weights.
+    /// The directory with config and tokenizer.
     pub dir: PathBuf,
     /// config.json, or params.json of Mistral's own format.
     pub config: Config,
     /// The tensors of the text model, in the reference's order: by file name, then by tensor name.
     pub tensors: Vec<Source>,
-    /// The number of other tensors, by the part of the model that they belong to.
+    /// The number of other tensors, by part of the model.
     pub(super) left_out: BTreeMap<&'static str, u64>,
-    /// The type of the first matrix of 16 bits among the tensors of the files.
+    /// The type of the first 16-bit matrix in the files.
     pub(super) halves: Option<Dtype>,
-    /// What is wrong with quantized tensors; a conversion fails with it.
+    /// Errors of quantized tensors; a conversion fails with them.
     pub problems: Vec<Problem>,
-    /// What the user should know about quantized tensors.
+    /// Notes for the user about quantized tensors.
     pub(super) notes: Vec<String>,
-    /// Its 4-bit floats.
+    /// 4-bit floats of the checkpoint.
     pub(super) fp4: Fp4Types,
     maps: Vec<Map>,
 }
@@ -46,30 +46,29 @@ pub struct Checkpoint {
 pub struct Source {
     /// Its name.
     pub name: String,
-    /// Its name within the text model, if that is another.
+    /// Its name within the text model, if different.
     pub(super) text_name: Option<String>,
-    /// How its numbers are stored; of a quantized tensor, what they are made.
+    /// The stored type; for a quantized tensor, the type after dequantization.
     pub dtype: Dtype,
     /// Dimensions, outermost first.
     pub shape: Vec<u64>,
-    /// Numbers in the file from one index of each dimension to the next, where rows do not simply
-    /// follow each other.
+    /// Strides of dimensions in numbers, if rows are not contiguous.
     pub(super) strides: Option<Vec<u64>>,
-    /// Its file, as an index.
+    /// Index of the file.
     pub(super) file: usize,
-    /// Its bytes in that file, from its first number to its last.
+    /// Bytes in the file, from the first number to the last.
     pub(super) range: Range<usize>,
-    /// How its numbers are made, if it is quantized; file and bytes are those of its codes.
+    /// The quantized form, if any; file and bytes are those of the codes.
     pub(super) form: Option<Box<Form>>,
 }
 
 impl Source {
-    /// Its name within the text model.
+    /// The name within the text model.
     pub(super) fn text_name(&self) -> &str {
         self.text_name.as_ref().unwrap_or(&self.name)
     }
 
-    /// Its numbers as they lie in the file.
+    /// The numbers as stored in the file.
     pub(super) fn view(&self) -> View {
         match &self.strides {
             Some(strides) => View::strided(&self.shape, strides),
@@ -77,8 +76,8 @@ impl Source {
         }
     }
 
-    /// Where these elements are in the file, in bytes; of a quantized tensor, all of its codes once
-    /// the last element is among them.
+    /// Byte range of these elements in the file; for a quantized tensor, all codes once the last
+    /// element is included.
     pub(super) fn bytes(&self, elements: Range<u64>) -> Range<usize> {
         let (start, width) = (self.range.start, self.dtype.bytes());
         if self.form.is_some() {
@@ -94,11 +93,10 @@ impl Source {
 }
 
 impl Checkpoint {
-    /// Opens a directory, or one file of weights with a config.json beside it, and checks that
-    /// nothing is missing.
+    /// Opens a directory, or one weight file next to a config.json, and checks for missing files.
     ///
     /// # Errors
-    /// Everything that is wrong with the files at once, as far as it can be seen.
+    /// All detectable errors of the files at once.
     pub fn open(path: &Path) -> Result<Checkpoint> {
         Checkpoint::open_with(path, CONFIG)
     }
@@ -194,14 +192,14 @@ impl Checkpoint {
         self.maps.iter().map(Map::path).collect()
     }
 
-    /// The numbers of some of a tensor's elements in f32, in the order of the file; of a quantized
-    /// tensor, the weights that it stands for, row by row.
+    /// Some of a tensor's elements in f32, in file order; for a quantized tensor, the dequantized
+    /// weights by rows.
     ///
     /// # Errors
-    /// A scale that no quantizer writes.
+    /// An invalid scale.
     ///
     /// # Panics
-    /// If the tensor has no such elements, or `out` is not as long.
+    /// If the tensor lacks some of the elements, or `out` has another length.
     pub fn numbers(&self, source: &Source, elements: Range<u64>, out: &mut [f32]) -> Result<()> {
         let Some(form) = &source.form else {
             let width = source.dtype.bytes();
@@ -213,7 +211,7 @@ impl Checkpoint {
         read.map_err(|fault| self.bad_scale(source, fault))
     }
 
-    /// The error of a number that no quantizer writes.
+    /// The error of an invalid number.
     pub(super) fn bad_scale(&self, source: &Source, fault: Fault) -> Error {
         let columns = source.shape.last().copied().unwrap_or(1).max(1);
         Error::BadScale {
@@ -230,13 +228,13 @@ impl Checkpoint {
         &self.maps[source.file].bytes()[source.range.clone()]
     }
 
-    /// Where the configuration is.
+    /// Path of the config.
     pub(crate) fn config_path(&self) -> PathBuf {
         let is_mistral = self.config.is_of_params();
         self.dir.join(if is_mistral { PARAMS } else { CONFIG })
     }
 
-    /// Fails with what to do if the checkpoint has no weights.
+    /// Fails with advice if the checkpoint has no weights.
     pub(super) fn check_has_weights(&self) -> Result<()> {
         if !self.tensors.is_empty() {
             return Ok(());

@@ -59,83 +59,83 @@ pub enum OutType {
     Tq2_0,
 }
 
-/// A whole job.
+/// A conversion job.
 #[derive(Clone, Debug, Default)]
 pub struct Job {
-    /// Where the output goes: a file, `{ftype}` in whose name becomes the output type, or a
-    /// directory, where the file is named after the model.
+    /// Output path: a file, with `{ftype}` in the name replaced by the output type, or a directory,
+    /// with the file named after the model.
     pub output: PathBuf,
     /// A JSON file with `general.*` keys that override the checkpoint's.
     pub metadata: Option<PathBuf>,
     /// The model's name, which overrides all others.
     pub model_name: Option<String>,
-    /// The pre-tokenizer of a byte-level vocabulary, if it is not to be detected.
+    /// The pre-tokenizer of a byte-level vocabulary; detected if None.
     pub pre: Option<String>,
-    /// Write no chat template of a community for a model in Mistral's format.
+    /// Write no community chat template for a model in Mistral's format.
     pub no_community_template: bool,
     /// The type of matrices.
     pub out_type: OutType,
-    /// Begin another file before one would have more tensors than this; 0 for no limit.
+    /// Maximum number of tensors per file; 0 for no limit.
     pub split_max_tensors: u64,
-    /// Begin another file before one would have more bytes of tensors than this; 0 for no limit.
+    /// Maximum tensor bytes per file; 0 for no limit.
     pub split_max_size: u64,
-    /// Leave the first file without tensors, and begin them in a second one.
+    /// Write a first file without tensors.
     pub no_tensor_first_split: bool,
     /// Write metadata and vocabulary only.
     pub vocab_only: bool,
-    /// Fail where a weight is not a number or infinite.
+    /// Fail on weights that are NaN or infinite.
     pub check: bool,
-    /// Threads; 0 takes one per core.
+    /// Threads; 0 for one per core.
     pub threads: usize,
     /// The byte order of the files.
     pub endian: Endian,
-    /// What is written of a model with blocks for multi-token prediction.
+    /// Treatment of multi-token prediction blocks.
     pub nextn: Nextn,
-    /// Make the matrices Q8_0 that the checkpoint stores as FP8.
+    /// Convert FP8 matrices to Q8_0.
     pub fp8_as_q8: bool,
-    /// Multiply 4-bit floats by their scales instead of keeping them as they are.
+    /// Dequantize 4-bit floats instead of repacking them.
     pub widen: bool,
 }
 
-/// Why a conversion failed.
+/// Error of a conversion.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
     #[error(transparent)]
     Format(#[from] format::Error),
-    /// The conversion cannot work; one sentence per reason.
+    /// An impossible conversion; one sentence per reason.
     #[error("this cannot be done, and nothing was written:\n{}", Problem::by_reason(.0))]
     Impossible(Vec<Problem>),
-    /// A weight that `--check` refuses.
+    /// A weight rejected by `--check`.
     #[error("{}: tensor '{tensor}', row {row}, holds {value}; the checkpoint is damaged", path.display())]
     BadWeight {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// Its row, counted over all its matrices.
+        /// Row, counted over all matrices of the tensor.
         row: u64,
-        /// What it holds: NaN or an infinity.
+        /// The value: NaN or an infinity.
         value: f32,
     },
-    /// A number of a quantized tensor that no quantizer writes.
+    /// An invalid number in a quantized tensor.
     #[error("{}: tensor '{tensor}', row {row}, column {column}: {what}; the checkpoint is damaged, download it again", path.display())]
     BadScale {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// Its row, counted over all its matrices.
+        /// Row, counted over all matrices of the tensor.
         row: u64,
         /// The column.
         column: u64,
-        /// What is wrong there.
+        /// The error.
         what: String,
     },
-    /// A weight that `--check` refuses: the output's type makes it infinite.
+    /// A weight rejected by `--check`: infinite in the output's type.
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
-    /// Stopped from outside.
+    /// Cancelled by the caller.
     #[error("stopped; nothing was written")]
     Cancelled,
 }
@@ -144,14 +144,14 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// A reason that concerns no single tensor.
+    /// A reason without a tensor.
     fn impossible(reason: impl Into<String>) -> Error {
         Error::Impossible(vec![Problem::of("", reason)])
     }
 }
 
 impl OutType {
-    /// Every type with its name on the command line.
+    /// All types with their names on the command line.
     pub const NAMES: [(&'static str, OutType); 7] = [
         ("auto", OutType::Auto),
         ("f32", OutType::F32),
@@ -162,7 +162,7 @@ impl OutType {
         ("tq2_0", OutType::Tq2_0),
     ];
 
-    /// The file type that a checkpoint gets whose first matrix of 16 bits is of this type.
+    /// The file type for a checkpoint whose first 16-bit matrix has this type.
     pub(crate) fn file_type(self, stored: Option<Dtype>) -> FileType {
         match self {
             OutType::F32 => FileType::F32,

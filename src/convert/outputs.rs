@@ -1,5 +1,5 @@
-//! From the checkpoint's tensors to the output's, by the recipes of the architecture; and everything
-//! that is wrong with them.
+//! From the checkpoint's tensors to the output's, by the recipes of the architecture, with all
+//! errors.
 
 use super::numbers;
 use super::ops::{self, Sizes};
@@ -16,13 +16,13 @@ use crate::plan::file_type::FileType;
 use crate::plan::recipe::Problem;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Computed by every model from its config; some checkpoints hold them all the same.
+/// Buffers computed from the config by every model, but saved in some checkpoints.
 const BUFFERS: &[&str] = &[
     ".attention.masked_bias",
     ".attention.bias",
     ".rotary_emb.inv_freq",
 ];
-/// Matrices that llama.cpp wants in f32, by the end of their name.
+/// Suffixes of matrices in f32, required by llama.cpp.
 const ALWAYS_F32: &[&str] = &[
     "ffn_gate_inp.weight",
     "ffn_gate_inp_shexp.weight",
@@ -41,14 +41,13 @@ const ALWAYS_F32: &[&str] = &[
     "time_mix_lerp_fused.weight",
 ];
 
-/// The ending of a norm's name.
+/// Suffix of norms.
 const NORM: &str = "_norm.weight";
 
-/// A matrix that no rule is about.
+/// Any other matrix.
 const ANY: &str = ".weight";
 
-/// Matrices that the reference leaves in f16 where all others become ternary, by the end of their
-/// name.
+/// Suffixes of matrices in f16 in ternary files, as in the reference.
 const NEVER_TERNARY: &[&str] = &[
     "token_embd.weight",
     "altup_router.weight",
@@ -56,15 +55,15 @@ const NEVER_TERNARY: &[&str] = &[
     "laurel_r.weight",
 ];
 
-/// What to do about a tensor that is needed and not there.
+/// Advice for missing required tensors.
 const ABSENT: &str = "these tensors are missing, and the model cannot be run without them; download the files again, \
                       or convert a checkpoint that is whole";
-/// What blocks for further tokens are a part of.
+/// The name of multi-token prediction blocks for the user.
 const NEXTN: &str = "multi-token prediction";
-/// Missing inputs of a recipe that an error names; it counts the others.
+/// Number of missing inputs named in a recipe's error; the others are counted.
 const NAMED_ABSENT: usize = 8;
 
-/// Why tensors cannot be planned: the config, or any number of tensors.
+/// Reason why tensors cannot be planned: the config, or any number of tensors.
 pub(super) enum Fault {
     Config(String),
     Tensors(Vec<Problem>),
@@ -72,37 +71,36 @@ pub(super) enum Fault {
 
 /// The tensors of the output.
 pub(super) struct Outputs {
-    /// In the order of the files.
+    /// In file order.
     pub(super) tensors: Vec<PlannedTensor>,
-    /// The number of the checkpoint's tensors that are left out, by the part of the model that they
-    /// belong to.
+    /// The number of dropped tensors, by part of the model.
     pub(super) left_out: BTreeMap<&'static str, u64>,
-    /// Those whose activations must not have 4 bits.
+    /// Tensors whose activations must not be rounded to 4 bits.
     pub(super) weights_only: Vec<String>,
-    /// The number of those whose 4-bit floats llama.cpp would not load.
+    /// The number of tensors whose 4-bit floats llama.cpp would not load.
     pub(super) widened: u64,
 }
 
-/// What is converted, and how.
+/// A conversion: input and options.
 #[derive(Clone, Copy)]
 pub(super) struct Conversion<'a> {
     pub(super) checkpoint: &'a Checkpoint,
-    /// The checkpoint's, with the blocks for further tokens that are written.
+    /// The checkpoint's config, with the number of converted multi-token prediction blocks.
     pub(super) config: &'a Config,
     pub(super) architecture: &'static Architecture,
     pub(super) file_type: FileType,
     pub(super) nextn: Nextn,
-    /// Whether matrices of FP8 become Q8_0.
+    /// True if FP8 matrices become Q8_0.
     pub(super) fp8_as_q8: bool,
-    /// Whether 4-bit floats are not kept.
+    /// True if 4-bit floats are dequantized.
     pub(super) widen: bool,
 }
 
-/// Every tensor of the output in its order: those that are computed, then the checkpoint's as they
-/// come. Sets the keys that belong to computed tensors.
+/// All tensors of the output in order: computed ones, then the checkpoint's in their order. Sets
+/// the keys of computed tensors.
 ///
 /// # Errors
-/// Everything that is wrong with any tensor at once, or what is wrong with the config.
+/// All errors of tensors at once, or the error of the config.
 pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Outputs, Fault> {
     let Conversion {
         checkpoint,
@@ -156,29 +154,29 @@ struct Planner<'a> {
     outputs: Outputs,
     /// Outputs before all others.
     early: Early,
-    /// Layers that tensors have been seen of.
+    /// Layers with tensors so far.
     seen_layers: HashSet<u32>,
-    /// Names of outputs that some tensor of the checkpoint belongs to.
+    /// Names of outputs with at least one tensor of the checkpoint.
     touched: HashSet<String>,
-    /// Inputs of recipes whose other inputs have not been seen yet.
+    /// Recipes with missing inputs so far.
     incomplete: HashMap<Group, (&'static Recipe, Vec<Member>)>,
-    /// Values of keys, by layer, where one is of layers.
+    /// Values of keys, by layer for keys of layers.
     values: BTreeMap<String, BTreeMap<Option<u32>, f32>>,
 }
 
 /// The inputs of one recipe in one layer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Group {
-    /// The first output's name, which tells recipes apart.
+    /// The first output's name, which identifies the recipe.
     output: String,
     layer: Option<u32>,
 }
 
-/// One of the tensors that a recipe takes.
+/// An input of a recipe.
 #[derive(Clone, Debug)]
 struct Member {
     matched: Match,
-    /// The tensor, as an index.
+    /// Index of the tensor.
     source: usize,
 }
 
@@ -191,7 +189,7 @@ impl<'a> Planner<'a> {
         self.problems.push(Problem::of(&source.name, what));
     }
 
-    /// Plans a tensor of the checkpoint. Fails for what is wrong with the config.
+    /// Plans a tensor of the checkpoint. Errors are those of the config.
     fn source(&mut self, index: usize, blocks: u32) -> Result<(), String> {
         let Conversion {
             architecture,
@@ -232,7 +230,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// Plans what a recipe makes of a tensor of the checkpoint.
+    /// Plans the outputs of a checkpoint tensor's recipe.
     fn matched(
         &mut self,
         index: usize,
@@ -282,7 +280,7 @@ impl<'a> Planner<'a> {
         self.member(recipe, matched, index)
     }
 
-    /// Whether a tensor is one that came before it, under a name that its recipe gives.
+    /// True if a tensor repeats an earlier one under a name in its recipe.
     fn is_repeated(&self, recipe: &Recipe, index: usize) -> bool {
         let checkpoint = self.conversion.checkpoint;
         let (before, rest) = checkpoint.tensors.split_at(index);
@@ -301,7 +299,7 @@ impl<'a> Planner<'a> {
 
     /// The numbers of a small tensor.
     fn numbers(&self, source: &Source) -> Result<Vec<f32>, String> {
-        /// No key has a number for each weight of a matrix.
+        /// Keys have at most this many numbers.
         const MOST: u64 = 1 << 16;
         let count: u64 = source.shape.iter().product();
         if count > MOST {
@@ -317,7 +315,7 @@ impl<'a> Planner<'a> {
         Ok(numbers)
     }
 
-    /// Sets the keys of which all values are known.
+    /// Sets the keys with complete values.
     fn set_keys(&mut self, layers: u32, keys: &mut Keys) {
         self.values.retain(|key, values| {
             if let Some(value) = values.get(&None) {
@@ -334,7 +332,7 @@ impl<'a> Planner<'a> {
         });
     }
 
-    /// Takes a tensor for its recipe; once the recipe has all of them, plans its outputs.
+    /// Adds a tensor to its recipe; once complete, plans the outputs.
     fn member(
         &mut self,
         recipe: &'static Recipe,
@@ -376,7 +374,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// Plans an output of a recipe whose inputs are complete and in order.
+    /// Plans an output of a recipe with complete and ordered inputs.
     fn output(
         &mut self,
         recipe: &Recipe,
@@ -462,7 +460,7 @@ impl<'a> Planner<'a> {
             self.early.add(tensors, stack, first);
             return Ok(());
         }
-        // The reference looks at the tensor that completes an output.
+        // The reference uses the tensor that completes an output.
         let last = members.iter().map(|member| member.source).max();
         let form = last.and_then(|last| checkpoint.tensors[last].form.as_ref());
         let is_fp8 = form.is_some_and(|form| form.is_fp8()) && dims.len() > 1;
@@ -474,7 +472,8 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// Refuses a part of a small tensor with a number that is not finite, or does not stay so.
+    /// Rejects a part of a small tensor with a number that is not finite before or after the
+    /// operations.
     fn check_finite(&self, part: &Part) -> Result<(), String> {
         let source = &self.conversion.checkpoint.tensors[part.source];
         for (place, number) in self.numbers(source)?.into_iter().enumerate() {
@@ -493,7 +492,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// Adds a tensor with dimensions that are counted from the outermost.
+    /// Adds a tensor with dimensions from the outermost.
     fn push(
         &mut self,
         name: String,
@@ -523,8 +522,8 @@ impl<'a> Planner<'a> {
         });
     }
 
-    /// Finds recipes without all of their inputs, tensors that the architecture needs, and layers
-    /// without tensors.
+    /// Checks for recipes with missing inputs, missing required tensors, and layers without
+    /// tensors.
     fn check_complete(&mut self, layers: u32) {
         for (key, values) in std::mem::take(&mut self.values) {
             let missing = (0..layers).find(|layer| !values.contains_key(&Some(*layer)));
@@ -547,7 +546,7 @@ impl<'a> Planner<'a> {
         let mut promised = layers..blocks;
         let mut needed = match self.conversion.nextn {
             Nextn::Alone => 0..0,
-            // Layers may have nothing at all.
+            // Layers may be empty.
             _ if self.conversion.architecture.decoder.linear_layers => 0..0,
             _ => 0..layers,
         };
@@ -570,9 +569,9 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Finds tensors that the architecture needs and no tensor of the checkpoint leads to.
+    /// Checks for required tensors without a source in the checkpoint.
     fn check_needed(&mut self, blocks: u32) {
-        // A draft model has tensors of its own.
+        // A draft model has other tensors.
         if self.conversion.nextn == Nextn::Alone {
             return;
         }
@@ -587,7 +586,7 @@ impl<'a> Planner<'a> {
         self.problems.extend(missing);
     }
 
-    /// Finds names that occur twice or are too long for ggml.
+    /// Checks for names that are duplicate or too long for ggml.
     fn check_names(&mut self) {
         let mut seen = HashSet::new();
         for tensor in &self.outputs.tensors {
@@ -603,7 +602,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// What the names of tensors have in common, in whole modules: the name itself of a single one.
+/// The common prefix of tensor names, in whole modules; the name itself of a single one.
 fn common<'n>(names: impl Iterator<Item = &'n str>) -> String {
     let mut common: Option<&str> = None;
     for name in names {
@@ -619,7 +618,7 @@ fn common<'n>(names: impl Iterator<Item = &'n str>) -> String {
     common.unwrap_or_default().to_owned()
 }
 
-/// The inputs that a recipe lacks beside those that have been seen, of `stack` that each stack has.
+/// The missing inputs of a recipe; `stack` is the number of tensors per stack.
 fn absent_inputs(recipe: &Recipe, members: &[Member], stack: u64) -> Vec<Problem> {
     let Some(Match { layer, ending, .. }) = members.first().map(|first| &first.matched) else {
         return Vec::new();
@@ -659,7 +658,7 @@ fn absent_inputs(recipe: &Recipe, members: &[Member], stack: u64) -> Vec<Problem
     problems
 }
 
-/// What is wrong with a matrix of whole numbers or of 8 bits that has no scales.
+/// The error of a matrix of integers or 8-bit numbers without scales.
 fn unscaled(source: &Source) -> Option<String> {
     if source.shape.len() < 2 {
         return None;
@@ -683,7 +682,7 @@ fn unscaled(source: &Source) -> Option<String> {
     }
 }
 
-/// Compares a tensor's dimensions with those that the config leads to.
+/// Compares a tensor's dimensions with those given by the config.
 fn check_dims(input: &Input, source: &Source, config: &Config) -> Result<(), String> {
     // A bias has one number per row of its matrix.
     let dims = match source.name.ends_with(".bias") {
@@ -698,7 +697,7 @@ fn check_dims(input: &Input, source: &Source, config: &Config) -> Result<(), Str
         ));
     }
     for (i, (dim, size)) in dims.iter().zip(shape).enumerate() {
-        // Fields of the wrong kind are found where the metadata is made of them.
+        // Fields of the wrong kind are reported by the metadata.
         let expected = dim.of(config).ok().flatten();
         if let Some(expected) = expected.filter(|expected| expected != size) {
             return Err(format!(
@@ -709,7 +708,7 @@ fn check_dims(input: &Input, source: &Source, config: &Config) -> Result<(), Str
     Ok(())
 }
 
-/// What a tensor becomes if its rows allow it.
+/// The type of a tensor, if its rows permit.
 fn wanted_type(name: &str, rank: usize, file_type: FileType) -> GgmlType {
     let in_f32 = rank <= 1
         || !name.ends_with(".weight")

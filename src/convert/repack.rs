@@ -1,8 +1,8 @@
-//! Outputs that keep the 4-bit floats of the checkpoint, in ggml's blocks: their type, their scales and
-//! their place in the file.
+//! Outputs with the checkpoint's 4-bit floats, in ggml's blocks: type, scales and place in the
+//! file.
 //!
-//! The reference writes them before all other tensors. Each has the scale of its tensor, or of every
-//! expert, beside it, unless they are 1.
+//! The reference writes them before all other tensors. Each is followed by the scale of its tensor,
+//! or of every expert, unless all scales are 1.
 
 use super::Checkpoint;
 use super::plan::PlannedTensor;
@@ -12,14 +12,15 @@ use crate::arch::Config;
 use crate::format::gguf::{Array, Value, ValueType};
 use crate::format::types::GgmlType;
 
-/// The ending of weights, and those of their scales.
+/// Suffixes of weights and of their scales.
 const WEIGHT: &str = ".weight";
 const SCALE: &str = ".scale";
 const INPUT_SCALE: &str = ".input_scale";
-/// Names of tensors with options beside their types, and whether activations may have 4 bits.
+/// Names of tensors with options in addition to types, and the permission to round activations to 4
+/// bits.
 const EXTRA_NAMES: &str = "general.tensor_extra.name";
 const EXTRA_VALUES: &str = "general.tensor_extra.prec_a4";
-/// Weights whose scales llama.cpp loads, by the end of their name. A file with others does not load.
+/// Suffixes of weights whose scales llama.cpp loads. A file with others does not load.
 const SCALED: &[&str] = &[
     ".attn_q.weight",
     ".attn_k.weight",
@@ -45,27 +46,27 @@ const SCALED: &[&str] = &[
 ];
 const OUTPUT: &str = "output.weight";
 
-/// The fields without which the reference does not know when all experts are there, and writes them
-/// behind all others.
+/// The fields with the number of experts. Without one, the reference does not know when all experts
+/// are complete, and writes them last.
 const EXPERTS: [&str; 2] = ["num_local_experts", "num_experts"];
 
 /// An output of 4-bit floats.
 pub(super) struct Repacked {
     pub(super) ggml_type: GgmlType,
-    /// Further outputs: endings of their names, and numbers.
+    /// Additional outputs: suffixes of names, and numbers.
     pub(super) scales: Vec<(&'static str, Vec<f32>)>,
 }
 
 impl Repacked {
-    /// Whether llama.cpp loads a file with the scales of this output. It looks for none in the blocks
-    /// for further tokens.
+    /// True if llama.cpp loads a file with the scales of this output. It loads none in multi-token
+    /// prediction blocks.
     pub(super) fn is_loaded(&self, name: &str, is_nextn: bool) -> bool {
         let is_scaled = name == OUTPUT || SCALED.iter().any(|end| name.ends_with(end));
         self.scales.is_empty() || is_scaled && !is_nextn
     }
 }
 
-/// What an output keeps, if all of it is 4-bit floats, in whole groups, unchanged but for their order.
+/// The repacked form of an output that consists of 4-bit floats in whole groups, only reordered.
 pub(super) fn of(checkpoint: &Checkpoint, stored: &Stored, dims: &[u64]) -> Option<Repacked> {
     let elements = dims.iter().product::<u64>();
     let fp4 = |source: usize| checkpoint.tensors[source].form.as_ref()?.fp4();
@@ -105,7 +106,7 @@ pub(super) fn of(checkpoint: &Checkpoint, stored: &Stored, dims: &[u64]) -> Opti
     })
 }
 
-/// Whether the reference leaves scales out, by its own bounds.
+/// True if the reference leaves scales out, by its own tolerance.
 fn is_one(scales: &[f32], is_stack: bool) -> bool {
     const NEAR: f64 = 1e-6;
     const NEAR_IN_STACK: f64 = 1e-6 + 1e-5;
@@ -118,12 +119,12 @@ fn is_one(scales: &[f32], is_stack: bool) -> bool {
     })
 }
 
-/// The name of an output beside another.
+/// The name of an output with another suffix.
 pub(super) fn beside(name: &str, ending: &str) -> String {
     name.replace(WEIGHT, ending)
 }
 
-/// Repacked outputs on their way into the file.
+/// Repacked outputs in construction.
 #[derive(Default)]
 pub(super) struct Early {
     now: Vec<PlannedTensor>,
@@ -146,7 +147,7 @@ impl Early {
         }
     }
 
-    /// All of them, in the file's order.
+    /// All of them, in file order.
     pub(super) fn finish(mut self) -> Vec<PlannedTensor> {
         self.late.sort_by_key(|(first, _)| *first);
         let late = self.late.into_iter().flat_map(|(_, tensors)| tensors);
@@ -154,7 +155,7 @@ impl Early {
     }
 }
 
-/// The keys that say whose activations must not have 4 bits; none if there is none.
+/// The keys for weights whose activations must not be rounded to 4 bits; None without such weights.
 pub(super) fn keys(mut names: Vec<String>) -> Option<[(&'static str, Value<'static>); 2]> {
     names.sort_unstable();
     let values = names.iter().map(|_| Value::Bool(false));
