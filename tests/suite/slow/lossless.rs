@@ -98,7 +98,8 @@ fn a_model_on_the_grid_of_q4_0_loses_nothing_in_it() {
             let most = block.iter().fold(0.0f32, |most, w| most.max(w.abs()));
             let d = half::f16::from_f32(most / 7.0).to_f32();
             for w in block {
-                let level = (*w / d).round().clamp(-7.0, 7.0);
+                // Without the sign of zero, which levels do not have.
+                let level = (*w / d).round().clamp(-7.0, 7.0) + 0.0;
                 *w = if d > 0.0 { d * level } else { 0.0 };
             }
         }
@@ -227,7 +228,7 @@ fn a_published_nvfp4_model_is_a_base() {
     let relative = query.unwrap()["relative_rmse"].as_f64().unwrap();
     assert!((0.01..0.2).contains(&relative), "{relative}");
 
-    let (file, nats, notes) = made(dir.path(), "--bpw 5.5 --types q3_K,q4_K,q6_K,q8_0");
+    let (file, nats, notes) = made(dir.path(), "--bpw 5.5 --types nvfp4,q3_K,q4_K,q6_K,q8_0");
     assert!(notes.contains("are quantized already"), "{notes}");
     let all = matrices(&file);
     let kept = all.values().filter(|(t, _)| *t == GgmlType::NVFP4).count();
@@ -281,6 +282,6 @@ fn a_scaled_output_matrix_keeps_its_type() {
         dir.path(),
         "quantize --allow-requantize --leave-output-tensor m.gguf q.gguf Q8_0",
     );
-    let (file, _, _) = made(dir.path(), "--bpw 8 --types q8_0,q6_K");
+    let (file, _, _) = made(dir.path(), "--bpw 8 --types q8_0,q6_K,nvfp4");
     assert_eq!(matrices(&file)["output.weight"].0, GgmlType::NVFP4);
 }
