@@ -248,7 +248,7 @@ impl Checkpoint {
         Err(bad(&self.dir, what))
     }
 
-    /// What to do about a file that the index names and that is missing.
+    /// Advice for a missing file of the index.
     fn missing_file(&self, parts: &[String]) -> String {
         let has_whole = self.dir.join(WHOLE).is_file() && !parts.iter().any(|part| part == WHOLE);
         match has_whole {
@@ -323,10 +323,10 @@ impl Checkpoint {
     }
 }
 
-/// The only file of a model that is not divided.
+/// The only file of an unsharded model.
 const WHOLE: &str = "model.safetensors";
 
-/// The matrix behind the pooling of a sentence-transformers model.
+/// The projection after the pooling of a sentence-transformers model.
 const PROJECTION: &str = "1_Dense/model.safetensors";
 
 /// The pooling of a sentence-transformers model.
@@ -369,13 +369,13 @@ fn pooling(dir: &Path) -> Result<Option<Pooling>> {
     }
 }
 
-/// Whether a path stays below the directory that it is joined to.
+/// True if a path stays below its parent directory.
 fn is_inside(path: &Path) -> bool {
     path.components()
         .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
-/// Tensors that the index names and the files lack, and the other way round.
+/// Tensors in the index but not in the files, and vice versa.
 fn compare(index: &Index, index_name: &str, stored: &BTreeSet<String>) -> Vec<Problem> {
     let absent = index.files().filter(|(name, _)| !stored.contains(*name));
     let absent = absent.map(|(name, file)| {
@@ -398,7 +398,7 @@ fn bad(path: &Path, what: impl Into<String>) -> Error {
     .into()
 }
 
-/// A missing config.json mostly means that the wrong thing was named.
+/// A missing config.json usually means a wrong path.
 fn explain_config(error: crate::format::Error, path: &Path, config_name: &str) -> Error {
     match error {
         crate::format::Error::Io { source, .. }

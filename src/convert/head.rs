@@ -1,5 +1,5 @@
-//! The two ends of a model, token embeddings and output matrix: as many rows as there are tokens, and
-//! an output matrix of its own where the config says so.
+//! Checks of token embeddings and output matrix: one row per token, and an untied output matrix
+//! where the config requires it.
 
 use super::plan::PlannedTensor;
 use super::{Checkpoint, Error, Result};
@@ -8,15 +8,15 @@ use crate::plan::recipe::Problem;
 
 const EMBEDDING: &str = "token_embd.weight";
 const OUTPUT: &str = "output.weight";
-/// The classifier of a reranker, which is made of the output matrix.
+/// The classifier of a reranker, computed from the output matrix.
 const CLASSIFIER: &str = "cls.output.weight";
-/// Whether the embeddings serve as output matrix.
+/// The field of tied embeddings.
 const TIED: &str = "tie_word_embeddings";
-/// Bytes from the beginning of two matrices that tell whether they are the same.
+/// Bytes at the start of two matrices in their comparison.
 const COMPARED: usize = 1 << 20;
 
-/// Refuses a model whose embeddings or output matrix have another number of rows than the
-/// vocabulary has tokens: llama.cpp does not load it.
+/// Rejects a model with a different number of tokens than rows of the embeddings or the output
+/// matrix: llama.cpp does not load it.
 pub(super) fn check_rows(
     tensors: &[PlannedTensor],
     tokens: u64,
@@ -46,8 +46,8 @@ pub(super) fn check_rows(
     }
 }
 
-/// The tokens behind the tokenizer's own whose embeddings are zeros, which llama.cpp must not choose:
-/// models with added tokens that were never trained list them.
+/// Tokens beyond the tokenizer's with zero embeddings, to exclude from sampling in llama.cpp:
+/// models with untrained added tokens list them.
 ///
 /// # Errors
 /// A tokenizer.json that cannot be read.
@@ -79,11 +79,11 @@ pub(super) fn untrained(checkpoint: &Checkpoint) -> Result<Vec<u32>> {
     Ok(untrained)
 }
 
-/// Compares what config.json says about the output matrix with what is there. Returns a note where
-/// an output matrix of its own will be used although the config denies it.
+/// Compares config.json with the output matrix. Returns a note if an untied output matrix is used
+/// against the config.
 ///
 /// # Errors
-/// If there should be one and is none.
+/// If a required output matrix is missing.
 pub(super) fn check_tie(
     checkpoint: &Checkpoint,
     architecture: &Architecture,
@@ -114,14 +114,14 @@ pub(super) fn check_tie(
     }
 }
 
-/// Whether the checkpoint is of a model without a head: an embedding model, or a bare one.
+/// True for a checkpoint without a head: an embedding model, or a base model.
 fn is_without_head(checkpoint: &Checkpoint) -> bool {
     let class = checkpoint.config.class().unwrap_or_default();
     let is_bare = class.ends_with("Model") && !class.ends_with("LMHeadModel");
     is_bare || checkpoint.dir.join("modules.json").is_file()
 }
 
-/// Whether two tensors hold other numbers, by their beginnings.
+/// True if two tensors differ at the start.
 fn differ(checkpoint: &Checkpoint, tensors: [&PlannedTensor; 2]) -> bool {
     let sources = tensors.map(|tensor| tensor.weights.sources().next());
     let [Some(a), Some(b)] = sources.map(|index| Some(&checkpoint.tensors[index?])) else {

@@ -1,4 +1,4 @@
-//! The plan: every name, shape, type and key, and every refusal, before the first byte is written.
+//! The plan: all names, shapes, types and keys, and all errors, before the first byte is written.
 
 use super::general::{General, ParameterCount, naming::fill_template};
 use super::outputs::{self, Conversion, Fault, Outputs};
@@ -16,20 +16,20 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// The key behind which a model in Mistral's format has no more tokens.
+/// The last token key of a model in Mistral's format.
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
-/// A conversion that can work.
+/// A valid conversion.
 pub struct Plan<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
-    /// What is written, in the order of the files.
+    /// Output tensors, in file order.
     pub tensors: Vec<PlannedTensor>,
-    /// What matrices are stored as, most of them; 4-bit floats that are kept aside.
+    /// The type of most matrices, apart from repacked 4-bit floats.
     pub file_type: FileType,
     /// The architecture.
     pub architecture: &'static Architecture,
-    /// What the user should know about the vocabulary and about tensors that are left out.
+    /// Notes for the user about the vocabulary and dropped tensors.
     pub notes: Vec<String>,
     /// The files, one per shard, and their metadata.
     files: Vec<(PathBuf, Metadata<'static>)>,
@@ -37,7 +37,7 @@ pub struct Plan<'a> {
     vocab_only: bool,
     pub(super) check: bool,
     pub(super) threads: usize,
-    /// Weights that became infinite.
+    /// Overflowing weights.
     pub(super) too_large: range::Seen,
 }
 
@@ -45,18 +45,18 @@ pub struct Plan<'a> {
 pub struct PlannedTensor {
     /// Its name in the output.
     pub name: String,
-    /// Its dimensions, row length first.
+    /// Dimensions, row length first.
     pub shape: Shape,
-    /// What the file type wants.
+    /// The type by the file type.
     pub wanted: GgmlType,
-    /// What it becomes; another than wanted where its rows are not whole blocks.
+    /// The actual type; different if rows are not whole blocks.
     pub target: GgmlType,
     pub(super) weights: Weights,
     pub(super) shard: usize,
 }
 
 impl PlannedTensor {
-    /// As the output's header describes it.
+    /// The entry in the output's header.
     pub(crate) fn info(&self) -> TensorInfo<'_> {
         TensorInfo {
             name: (&*self.name).into(),
@@ -70,8 +70,8 @@ impl PlannedTensor {
         self.info().bytes()
     }
 
-    /// The smallest number of elements that are converted together: a row. The only row of one
-    /// dimension counts as many, where its type allows it.
+    /// The smallest number of elements converted together: a row, or less for one-dimensional
+    /// tensors if the type permits.
     pub(super) fn unit(&self) -> u64 {
         match self.shape.dims() {
             [_] if self.target.row_bytes(1).is_some() => 1,
@@ -79,12 +79,12 @@ impl PlannedTensor {
         }
     }
 
-    /// About so many elements, in whole rows, and one at least.
+    /// About this many elements, in whole rows, at least one.
     pub(super) fn step(&self, elements: u64) -> u64 {
         (elements / self.unit()).max(1) * self.unit()
     }
 
-    /// Bytes of so many elements in the output; whole rows.
+    /// Bytes of this many elements in the output, in whole rows.
     pub(super) fn bytes_of(&self, elements: u64) -> usize {
         let row_bytes = self.target.row_bytes(self.unit()).unwrap_or(0);
         (elements / self.unit() * row_bytes) as usize
@@ -109,7 +109,7 @@ impl PlannedTensor {
     }
 }
 
-/// Tokens that must not be chosen.
+/// Tokens excluded from sampling.
 const SUPPRESSED: &str = "tokenizer.ggml.suppress_tokens";
 
 /// A list of tokens.
@@ -119,10 +119,10 @@ fn tokens(tokens: &[u32]) -> Value<'static> {
 }
 
 impl<'a> Plan<'a> {
-    /// Decides everything.
+    /// Plans a conversion.
     ///
     /// # Errors
-    /// [`Error::Impossible`] with every reason at once.
+    /// [`Error::Impossible`] with all reasons at once.
     pub fn new(checkpoint: &'a Checkpoint, job: &Job) -> Result<Plan<'a>> {
         let config = &checkpoint.config;
         let in_config = |what| crate::format::Error::Bad {
@@ -232,7 +232,8 @@ impl<'a> Plan<'a> {
             if is_template && job.no_community_template && !own_template {
                 continue;
             }
-            // Mistral's format says the size by its tokenizer, and the reference behind the tokens.
+            // In Mistral's format, the vocabulary size is the tokenizer's, and the reference writes
+            // it after the tokens.
             if config.is_of_params() && key == ADD_BOS {
                 let size = Value::U32(vocabulary.tokens as u32);
                 entries.set(format!("{}.vocab_size", architecture.name), size);
@@ -271,7 +272,7 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Where the output goes.
+    /// Output paths.
     pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         self.files.iter().map(|(path, _)| path)
     }
@@ -290,7 +291,7 @@ impl<'a> Plan<'a> {
                 .filter(|t| t.shard == shard)
                 .map(PlannedTensor::info)
                 .collect();
-            // A file of metadata alone ends with it.
+            // A file without tensors ends after the metadata.
             let alignment = if self.vocab_only {
                 1
             } else {
@@ -339,8 +340,8 @@ impl ParameterCount {
     }
 }
 
-/// A note about a chat template that does not reach the output: the reference looks for none
-/// without a `tokenizer_config.json`.
+/// A note about a dropped chat template: the reference reads none without a
+/// `tokenizer_config.json`.
 fn dropped_template(dir: &Path, vocabulary: &Entries) -> Option<String> {
     const FILE: &str = "chat_template.jinja";
     let is_dropped =
@@ -353,8 +354,8 @@ fn dropped_template(dir: &Path, vocabulary: &Entries) -> Option<String> {
     })
 }
 
-/// Refuses types that convert_hf_to_gguf.py writes in the wrong byte order: it swaps the bytes of
-/// numpy's numbers, and has bf16 and blocks as plain bytes.
+/// Rejects types that convert_hf_to_gguf.py writes in the wrong byte order: it swaps the bytes of
+/// numpy's numbers, but stores bf16 and blocks as plain bytes.
 fn check_endian(tensors: &[PlannedTensor], endian: Endian) -> Result<()> {
     let is_swapped = |t: &&PlannedTensor| matches!(t.target, GgmlType::F32 | GgmlType::F16);
     match tensors.iter().find(|t| !is_swapped(t)) {
@@ -367,7 +368,7 @@ fn check_endian(tensors: &[PlannedTensor], endian: Endian) -> Result<()> {
     }
 }
 
-/// Deals the tensors out to files; returns how many there are.
+/// Distributes the tensors over files; returns the number of files.
 fn split(tensors: &mut [PlannedTensor], job: &Job) -> usize {
     let first = usize::from(job.no_tensor_first_split);
     let (mut shard, mut in_shard, mut bytes) = (first, 0, 0u64);
@@ -385,7 +386,7 @@ fn split(tensors: &mut [PlannedTensor], job: &Job) -> usize {
     shard + 1
 }
 
-/// Where the output goes: in a directory, under the model's own name.
+/// The output path: in a directory, the model's name.
 fn output(
     job: &Job,
     architecture: &Architecture,
@@ -407,8 +408,7 @@ fn output(
         .with_file_name(fill_template(&name, file_type.name()).map_err(Error::impossible)?))
 }
 
-/// The files of the output and their metadata. Later shards have nothing but their place in the
-/// split.
+/// The files of the output and their metadata. Later shards have only their place in the split.
 fn files(
     output: &Path,
     metadata: Metadata<'static>,

@@ -1,15 +1,15 @@
-//! Qwen 3's rerankers: language models that say "yes" or "no" about a pair of texts. The reference
-//! recognizes them by their name and card.
+//! Qwen 3's rerankers: language models that judge a pair of texts by "yes" or "no". The reference
+//! recognizes them by name and card.
 
 use crate::arch::Config;
 use std::path::Path;
 
-/// What the names of such models contain.
+/// Parts of their names.
 const NAMES: [&str; 2] = ["qwen3-reranker", "qwen3-vl-reranker"];
-/// What the names of their classes contain, if they have one of their own.
+/// Part of the class's name, if they have a separate one.
 const CLASS: &str = "sequenceclassification";
 
-/// Whether the model in a directory is one.
+/// True if the model in a directory is a reranker.
 pub(super) fn is_one(dir: &Path, config: &Config) -> bool {
     let name = std::path::absolute(dir).ok();
     let name = name.as_ref().and_then(|dir| dir.file_name()?.to_str());
@@ -38,7 +38,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn rerankers_are_recognized_as_the_reference_does() {
+    fn rerankers_are_recognized_like_the_reference() {
         let is_one = |dir: &Path, fields: serde_json::Value| {
             let config = Config::new(fields.as_object().unwrap().clone()).unwrap();
             super::is_one(dir, &config)

@@ -1,4 +1,4 @@
-//! What a checkpoint says of its quantization, in config.json and hf_quant_config.json.
+//! The quantization declared by a checkpoint, in config.json and hf_quant_config.json.
 
 use super::fp4::Kind;
 use crate::arch::Config;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// ModelOpt's file beside config.json.
+/// ModelOpt's file next to config.json.
 const SIDE_FILE: &str = "hf_quant_config.json";
 const CONFIG: &str = "quantization_config";
 /// The format of NVFP4 in compressed-tensors.
@@ -20,19 +20,19 @@ const NVFP4_PACKED: &str = "nvfp4-pack-quantized";
 #[derive(Debug)]
 pub(super) struct Declared {
     pub(super) method: Method,
-    /// Rows and columns that share a scale.
+    /// Rows and columns per scale.
     pub(super) block: Option<Vec<u64>>,
     /// The groups of tensors of compressed-tensors.
     pub(super) groups: Vec<Group>,
-    /// Columns that share a scale.
+    /// Columns per scale.
     pub(super) group_size: Option<u64>,
     pub(super) fp4: Fp4Types,
 }
 
-/// Which names and shapes the tensors have.
+/// Names and shapes of the tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Method {
-    /// `NAME_scale_inv` beside `NAME`; Mistral's `qscale_weight`.
+    /// `NAME_scale_inv` next to `NAME`; Mistral's `qscale_weight`.
     Fp8,
     CompressedTensors,
     ModelOpt,
@@ -47,7 +47,7 @@ pub(super) enum Method {
     Mxfp4,
 }
 
-/// What the weights of a group are stored as.
+/// Storage of a group's weights.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Group {
     pub(super) bits: u32,
@@ -56,19 +56,19 @@ pub(super) struct Group {
     pub(super) block: Option<Vec<u64>>,
 }
 
-/// The 4-bit floats of a checkpoint, which decide the file type.
+/// The 4-bit floats of a checkpoint, which determine the file type.
 #[derive(Clone, Debug, Default)]
 pub(in crate::convert) struct Fp4Types {
     pub(in crate::convert) nvfp4: bool,
     pub(in crate::convert) mxfp4: bool,
-    /// Whether every group of compressed-tensors is NVFP4.
+    /// True if all groups of compressed-tensors are NVFP4.
     pub(super) all_groups: bool,
     algorithm: Option<String>,
     of_modules: HashMap<String, Option<String>>,
 }
 
 impl Fp4Types {
-    /// Adds what the tensors show and the config does not say.
+    /// Adds properties visible in the tensors but missing in the config.
     pub(super) fn add(&mut self, sources: &[Source]) {
         let forms = sources
             .iter()
@@ -81,7 +81,7 @@ impl Fp4Types {
         }
     }
 
-    /// Whether activations must not be rounded to 4 bits under a module or a weight of this name.
+    /// True if activations must not be rounded to 4 bits for a module or a weight of this name.
     pub(in crate::convert) fn keeps_activations(&self, name: &str) -> bool {
         /// Weights of 4 bits, activations of 16.
         const WEIGHTS_ONLY: &str = "W4A16_NVFP4";
@@ -99,10 +99,10 @@ impl Fp4Types {
 }
 
 impl Declared {
-    /// Reads it; nothing of a checkpoint that is not quantized.
+    /// Reads the declaration; empty for an unquantized checkpoint.
     ///
     /// # Errors
-    /// A quantization that is not read, a field of the wrong kind.
+    /// An unsupported quantization, or a field of the wrong kind.
     pub(super) fn of(
         config: &Config,
         dir: &Path,
@@ -111,7 +111,7 @@ impl Declared {
         let empty = Map::new();
         let inner = config.get(CONFIG).and_then(Value::as_object);
         let inner = inner.unwrap_or(&empty);
-        // Mistral's own format names it otherwise.
+        // Mistral's format has another name for it.
         if let Some(mistral) = config.get("quantization").filter(|_| config.is_of_params()) {
             return match text(mistral, "qformat_weight") {
                 Some("fp8_e4m3") => Ok(Some(Declared::plain(Method::Fp8))),
@@ -226,7 +226,7 @@ impl Fp4Types {
 }
 
 impl Group {
-    /// Nothing of a group whose weights are not quantized.
+    /// None for a group with unquantized weights.
     fn of(name: &str, group: &Value) -> Result<Option<Group>, String> {
         let Some(weights) = group.get("weights").filter(|w| !w.is_null()) else {
             return Ok(None);
@@ -247,7 +247,8 @@ impl Group {
     }
 }
 
-/// hf_quant_config.json, where the reference reads it: config.json does not say the algorithm of every
+/// hf_quant_config.json, in the cases in which the reference reads it: config.json lacks the
+/// algorithm of every layer.
 /// layer.
 fn side_file(dir: &Path, inner: &Map<String, Value>) -> Result<Map<String, Value>, String> {
     let path = dir.join(SIDE_FILE);
@@ -280,7 +281,7 @@ fn of_awq(inner: &Map<String, Value>) -> Result<Method, String> {
     }
 }
 
-/// The error of a quantization that is not read, with the model that it was made of.
+/// The error of an unsupported quantization, with the base model.
 fn refusal(method: &str, config: &Config, dir: &Path) -> String {
     let name = match method {
         "mlx" => "MLX",
@@ -294,7 +295,7 @@ fn refusal(method: &str, config: &Config, dir: &Path) -> String {
     format!("checkpoints quantized by {name} are not read; convert {base}")
 }
 
-/// The repository that the checkpoint was made of: the card's `base_model`, or the name in config.json.
+/// The base repository: the card's `base_model`, or the name in config.json.
 fn base_model(config: &Config, dir: &Path) -> Option<String> {
     let card = std::fs::read_to_string(dir.join("README.md")).unwrap_or_default();
     let front = card
@@ -324,12 +325,12 @@ fn text_of<'v>(fields: &'v Map<String, Value>, name: &str) -> Option<&'v str> {
     fields.get(name).and_then(Value::as_str)
 }
 
-/// Whether numbers are stored as floats of at least 16 bits.
+/// True for floats of at least 16 bits.
 fn is_plain(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16)
 }
 
-/// The rows and columns that share a scale.
+/// Rows and columns per scale.
 fn block(size: Option<&Value>, field: &str) -> Result<Option<Vec<u64>>, String> {
     let Some(size) = size.filter(|size| !size.is_null()) else {
         return Ok(None);

@@ -6,8 +6,8 @@
 //! weight = number (code) * (scale * scale of the tensor)                                  in f32
 //! ```
 //!
-//! ggml's blocks hold the same codes and scales in another order, so that [`Fp4::repack`] loses
-//! nothing. It has no place for the scale of the tensor, which becomes a tensor of its own.
+//! ggml's blocks have the same codes and scales in another order, so [`Fp4::repack`] is lossless.
+//! The scale of the tensor becomes a separate tensor.
 
 use super::{Fault, Raw, Sign, check_scale};
 use crate::convert::numbers::widen;
@@ -16,12 +16,12 @@ use crate::format::safetensors::Dtype;
 use crate::format::types::GgmlType;
 use std::ops::Range;
 
-/// The numbers of E2M1, by their code.
+/// E2M1 numbers by code.
 const NUMBERS: [f32; 16] = [
     0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0,
 ];
 
-/// The two numbers of every byte.
+/// Both numbers of every byte.
 static PAIRS: [[f32; 2]; 256] = {
     let mut pairs = [[0.0; 2]; 256];
     let mut byte = 0;
@@ -39,9 +39,9 @@ pub(in crate::convert) struct Fp4 {
     scales: Raw,
     kind: Kind,
     columns: u64,
-    /// What all weights are multiplied by beside their scales.
+    /// Factor of all weights, in addition to their scales.
     pub(in crate::convert) scale: f32,
-    /// What the quantizer divided the input by.
+    /// The quantizer's divisor of the input.
     pub(in crate::convert) input_scale: f32,
 }
 
@@ -53,7 +53,7 @@ pub(in crate::convert) enum Kind {
 }
 
 impl Kind {
-    /// Columns that share a scale.
+    /// Columns per scale.
     pub(in crate::convert) fn group(self) -> u64 {
         match self {
             Kind::Nvfp4 => 16,
@@ -61,7 +61,7 @@ impl Kind {
         }
     }
 
-    /// The type with the same codes and scales.
+    /// The ggml type with the same codes and scales.
     pub(in crate::convert) fn ggml_type(self) -> GgmlType {
         match self {
             Kind::Nvfp4 => GgmlType::NVFP4,
@@ -70,7 +70,7 @@ impl Kind {
     }
 }
 
-/// Codes and scales that belong together.
+/// Codes and scales of one tensor.
 pub(super) struct Parts {
     pub(super) codes: Raw,
     pub(super) scales: Raw,
@@ -79,7 +79,7 @@ pub(super) struct Parts {
 
 impl Fp4 {
     /// # Errors
-    /// If codes and scales do not fit each other.
+    /// If codes and scales do not match.
     pub(super) fn new(parts: Parts, [scale, input_scale]: [f32; 2]) -> Result<Fp4, String> {
         let Parts {
             codes,
@@ -138,7 +138,7 @@ impl Fp4 {
         vec![&self.codes, &self.scales]
     }
 
-    /// The scale of a group as it is stored, checked against its codes.
+    /// The stored scale of a group, checked against its codes.
     fn group_scale(&self, scales: &[u8], index: u64) -> Result<f32, Fault> {
         let byte = scales[index as usize];
         let mut scale = [0.0];
@@ -185,11 +185,11 @@ impl Fp4 {
         Ok(())
     }
 
-    /// Puts groups of the weights into ggml's blocks, one behind the other: `first` is the first
-    /// element, and `block` takes the next groups from the group `place` on.
+    /// Packs groups of weights into consecutive ggml blocks: `first` is the first element, and
+    /// `block` receives groups from index `place` on.
     ///
     /// # Errors
-    /// A scale that no quantizer writes.
+    /// An invalid scale.
     pub(in crate::convert) fn repack(
         &self,
         maps: &[Map],
@@ -225,9 +225,9 @@ impl Fp4 {
     }
 }
 
-/// Blocks to fill, from a group on.
+/// Blocks to fill, starting at a group.
 pub(in crate::convert) struct Blocks<'b> {
     pub(in crate::convert) bytes: &'b mut [u8],
-    /// The group, counted from the first block's first.
+    /// Index of the group, from the first block's first.
     pub(in crate::convert) place: usize,
 }

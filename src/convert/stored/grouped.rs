@@ -10,8 +10,8 @@
 //! AWQ                   [columns, rows], by rows       [groups, rows], by rows    [groups, rows]
 //! ```
 //!
-//! "By columns" names the dimension along which codes share a word. GPTQ's codes are one string of
-//! bits, so that those of 3 bits go from a word into the next; AWQ's stand in another order in it.
+//! "By columns" names the dimension along which codes share a word. GPTQ's codes are one bit
+//! string, so 3-bit codes may cross words; AWQ permutes the codes of a word.
 
 use super::{Fault, Raw, Sign, check_scale};
 use crate::format::map::Map;
@@ -32,7 +32,7 @@ pub(in crate::convert) struct Grouped {
     rows: u64,
     columns: u64,
     groups: u64,
-    /// Columns of a group, where there is no `g_idx`.
+    /// Columns per group, without `g_idx`.
     size: u64,
 }
 
@@ -41,36 +41,36 @@ pub(in crate::convert) struct Grouped {
 pub(super) struct Tensors {
     pub(super) codes: Raw,
     pub(super) scales: Raw,
-    /// The zero points; without, they are the middle of the codes.
+    /// The zero points; if None, the middle of the codes.
     pub(super) zeros: Option<Raw>,
     /// The group of every column.
     pub(super) group_of: Option<Raw>,
 }
 
-/// How codes lie in words.
+/// Layout of codes in words.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Packing {
     CompressedTensors,
-    /// Zero points are this much greater than what is stored.
+    /// Stored zero points are smaller by this.
     Gptq {
         zero_offset: u8,
     },
     Awq,
 }
 
-/// What the config says of packed integers.
+/// The config of packed integers.
 #[derive(Clone, Copy)]
 pub(super) struct Layout {
     pub(super) bits: u64,
     pub(super) rows: u64,
     pub(super) columns: u64,
-    /// Columns of a group; all of a row without.
+    /// Columns per group; whole rows if None.
     pub(super) size: Option<u64>,
 }
 
 impl Grouped {
     /// # Errors
-    /// If the tensors do not fit each other or the config.
+    /// If the tensors do not match each other or the config.
     pub(super) fn new(
         tensors: Tensors,
         packing: Packing,
@@ -104,7 +104,7 @@ impl Grouped {
             ));
         }
         let groups = match (&tensors.group_of, is_transposed) {
-            // Groups are as many as there are scales.
+            // The number of groups is that of scales.
             (Some(_), true) => tensors.scales.shape.first().copied().unwrap_or(0),
             (Some(_), false) => tensors.scales.shape.last().copied().unwrap_or(0),
             _ => groups,
@@ -354,7 +354,7 @@ impl Grouped {
                 if at % WORD + bits > WORD {
                     pair |= word(1) << WORD;
                 }
-                // Not cut to the bits again: the greatest one stands for a zero point beyond the codes.
+                // Not masked again: the greatest code stands for a zero point beyond the codes.
                 (((pair >> (at % WORD)) as u32 & mask) + u32::from(zero_offset)) as f32
             }
             Packing::Awq => {

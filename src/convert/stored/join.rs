@@ -1,4 +1,4 @@
-//! Which tensors belong together, by the names of each method.
+//! Joins related tensors, by the names of each method.
 
 use super::declared::{Declared, Group, Method};
 use super::fp4::{self, Fp4, Kind};
@@ -9,7 +9,7 @@ use super::{Form, Raw, Scaled};
 use crate::format::map::Map;
 use crate::format::safetensors::Dtype;
 
-/// Scales of activations and of the KV cache, which no GGUF has.
+/// Scales of activations and of the KV cache, unused in GGUF.
 const UNUSED: &[&str] = &[
     ".activation_scale",
     "_activation_scale",
@@ -54,7 +54,7 @@ fn fp8(declared: &Declared, table: &mut Table) {
     }
 }
 
-/// Whether scales have no weights, which is then noted as a problem.
+/// True if scales have no weights, reported as a problem.
 fn is_alone(table: &mut Table, scales: &str, codes: &str) -> bool {
     let is_alone = table.get(codes).is_none();
     if is_alone {
@@ -76,11 +76,11 @@ fn scaled(
     Ok((shape, Form::Scaled(form)))
 }
 
-/// compressed-tensors and ModelOpt: the types of a linear's tensors say how it is stored.
+/// compressed-tensors and ModelOpt: the types of a linear's tensors determine its form.
 fn by_type(declared: &Declared, maps: &[Map], table: &mut Table) {
     for name in table.ending(".weight_packed") {
         let dtype = table.get(&name).map(|source| source.dtype);
-        // The reference renames the tensors of NVFP4, and puts joined integers behind all others.
+        // The reference renames the tensors of NVFP4, and writes joined integers last.
         let order = match dtype {
             Some(Dtype::I32) => Order::Behind,
             _ => Order::InPlace,
@@ -93,7 +93,7 @@ fn by_type(declared: &Declared, maps: &[Map], table: &mut Table) {
     for scales in table.ending(".weight_scale") {
         let codes = scales.strip_suffix("_scale").unwrap_or(&scales).to_owned();
         let Some(source) = table.get(&codes) else {
-            // ModelOpt leaves scales of tensors that it did not quantize.
+            // ModelOpt keeps scales of unquantized tensors.
             if declared.method == Method::CompressedTensors {
                 is_alone(table, &scales, &codes);
             } else {
@@ -128,14 +128,14 @@ fn by_type(declared: &Declared, maps: &[Map], table: &mut Table) {
 }
 
 impl Group {
-    /// Rows and columns that share a scale, unless they are those of whole rows or tensors.
+    /// Rows and columns per scale, unless scales are per row or per tensor.
     fn scale_block(&self) -> Option<Vec<u64>> {
         let columns = || self.size.map(|size| vec![1, size]);
         self.block.clone().or_else(columns)
     }
 }
 
-/// What the groups of config.json make of a linear, where they do not contradict each other.
+/// The form of a linear by the groups of config.json, if they agree.
 fn fit<G, T: PartialEq>(
     mut groups: Vec<Option<G>>,
     make: impl Fn(Option<G>) -> Result<T, String>,
@@ -193,8 +193,8 @@ fn packed(
     Ok((grouped.shape(), Form::Grouped(grouped)))
 }
 
-/// 4-bit floats, in the names of compressed-tensors, whose scales of tensors divide, and of ModelOpt,
-/// where they multiply.
+/// 4-bit floats, in the names of compressed-tensors, whose tensor scales are divisors, and of
+/// ModelOpt, whose tensor scales are factors.
 fn fp4(
     maps: &[Map],
     table: &mut Table,
@@ -270,7 +270,7 @@ fn transposed(declared: &Declared, packing: Packing, table: &mut Table) {
     }
 }
 
-/// Bits and sizes follow from the shapes: zero points and scales are those of the same rows.
+/// Bits and sizes follow from the shapes: zero points and scales belong to the same rows.
 fn transposed_layout(
     declared: &Declared,
     packing: Packing,
@@ -336,8 +336,8 @@ fn ternary(maps: &[Map], table: &mut Table) {
     }
 }
 
-/// gpt-oss: `NAME_blocks`, 16 bytes for 32 columns, beside `NAME_scales`. The weights keep the name
-/// of their blocks: unlike those in 16 bits, they are not transposed.
+/// gpt-oss: `NAME_blocks`, 16 bytes for 32 columns, next to `NAME_scales`. The weights keep the
+/// name of their blocks: unlike 16-bit weights, they are not transposed.
 fn blocks(table: &mut Table) {
     for name in table.ending("_blocks") {
         table.join(

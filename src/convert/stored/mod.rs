@@ -1,8 +1,8 @@
-//! Quantized checkpoints: from the tensors that the files hold to the weights that recipes take.
+//! Quantized checkpoints: from the tensors of the files to the weights of recipes.
 //!
-//! A quantized linear is several tensors of the files: codes, scales, zero points. [`resolve`] joins
-//! them to one [`Source`] with the name, the shape and the type of the weights that they stand for,
-//! and a [`Form`] that makes any range of its numbers.
+//! A quantized linear is several tensors of the files: codes, scales, zero points. [`resolve`]
+//! joins them into one [`Source`] with the name, shape and type of the dequantized weights, and a
+//! [`Form`] that dequantizes any range.
 //!
 //! ```text
 //! config.json, hf_quant_config.json  ->  Declared        what the checkpoint says of itself
@@ -11,8 +11,8 @@
 //!                                        Fp4::repack     the same codes in ggml's blocks
 //! ```
 //!
-//! Shapes and types are checked when the checkpoint is opened. The numbers of scales are checked when
-//! they are read: a pass over all of them beforehand would read a ninth of an NVFP4 checkpoint twice.
+//! Shapes and types are checked when the checkpoint is opened. Scales are checked when read: a
+//! separate pass over all of them would read a ninth of an NVFP4 checkpoint twice.
 
 mod declared;
 mod fp4;
@@ -41,16 +41,16 @@ use std::path::Path;
 use table::Table;
 use ternary::Ternary;
 
-/// How the weights of a quantized linear are stored.
+/// Storage of a quantized linear's weights.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Form {
-    /// Numbers of 8 bits, multiplied by scales of blocks, rows or tensors.
+    /// 8-bit numbers with scales of blocks, rows or tensors.
     Scaled(Scaled),
     /// Packed integers with scales of groups.
     Grouped(Grouped),
     /// 4-bit floats.
     Fp4(Fp4),
-    /// Two bits each.
+    /// Two bits per weight.
     Ternary(Ternary),
 }
 
@@ -60,18 +60,18 @@ pub(super) struct Raw {
     name: String,
     dtype: Dtype,
     shape: Vec<u64>,
-    /// The file, as an index.
+    /// Index of the file.
     file: usize,
-    /// Its bytes in that file.
+    /// Bytes in the file.
     range: Range<usize>,
 }
 
-/// A number that no quantizer writes.
+/// An invalid number in a quantized tensor.
 #[derive(Debug)]
 pub(super) struct Fault {
-    /// The weight that it belongs to, counted over the whole tensor.
+    /// Index of its weight in the whole tensor.
     pub(super) element: u64,
-    /// What it is.
+    /// Description of the error.
     pub(super) what: String,
 }
 
@@ -80,9 +80,9 @@ pub(super) struct Fault {
 pub(super) struct Resolved {
     /// The tensors, in the reference's order.
     pub(super) sources: Vec<Source>,
-    /// Everything that is wrong with them.
+    /// All errors of the tensors.
     pub(super) problems: Vec<Problem>,
-    /// What the user should know.
+    /// Notes for the user.
     pub(super) notes: Vec<String>,
     /// The 4-bit floats.
     pub(super) fp4: Fp4Types,
@@ -132,10 +132,10 @@ pub(super) fn resolve(config: &Config, dir: &Path, sources: Vec<Source>, maps: &
 }
 
 impl Form {
-    /// Makes the numbers of a range of the weights.
+    /// Dequantizes a range of the weights.
     ///
     /// # Errors
-    /// A scale that no quantizer writes.
+    /// An invalid scale.
     pub(super) fn read(
         &self,
         maps: &[Map],
@@ -160,7 +160,7 @@ impl Form {
         }
     }
 
-    /// Whether the codes are floats of 8 bits.
+    /// True for 8-bit float codes.
     pub(super) fn is_fp8(&self) -> bool {
         let codes = self.raws()[0].dtype;
         matches!(self, Form::Scaled(_)) && matches!(codes, Dtype::F8E4m3 | Dtype::F8E5m2)
@@ -174,7 +174,7 @@ impl Form {
         }
     }
 
-    /// The files, as indices.
+    /// Indices of the files.
     pub(super) fn files(&self) -> impl Iterator<Item = usize> {
         self.raws().into_iter().map(|raw| raw.file)
     }
@@ -182,7 +182,7 @@ impl Form {
 
 impl Raw {
     /// # Errors
-    /// If rows do not follow each other.
+    /// If rows are not contiguous.
     fn of(source: &Source) -> Result<Raw, String> {
         match source.strides {
             None => Ok(Raw {
@@ -199,7 +199,7 @@ impl Raw {
         }
     }
 
-    /// One that lies nowhere.
+    /// A tensor without bytes.
     #[cfg(test)]
     fn made(name: &str, dtype: Dtype, shape: &[u64]) -> Raw {
         Raw {
@@ -215,7 +215,7 @@ impl Raw {
         &maps[self.file].bytes()[self.range.clone()]
     }
 
-    /// One of its numbers.
+    /// A number by index.
     fn number(&self, maps: &[Map], index: u64) -> f32 {
         let (width, mut number) = (self.dtype.bytes(), [0.0]);
         let bytes = &self.bytes(maps)[index as usize * width..][..width];
@@ -224,16 +224,16 @@ impl Raw {
     }
 }
 
-/// A scale as it may be.
+/// Valid signs of a scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Sign {
-    /// Codes have a sign of their own.
+    /// Codes are signed.
     Positive,
-    /// Integers whose quantizer (AutoRound) gives the end with one code more to either sign.
+    /// Integers whose quantizer (AutoRound) puts the end with the extra code on either side.
     Any,
 }
 
-/// What is wrong with the scale of some weights, given the codes (without it) as numbers.
+/// The error of a scale, given its codes as numbers (without the scale).
 fn check_scale(scale: f32, sign: Sign, codes: &[f32]) -> Result<(), String> {
     let is_plain = scale.is_finite() && scale != 0.0 && (scale > 0.0 || sign == Sign::Any);
     if is_plain || (scale == 0.0 && codes.iter().all(|code| *code == 0.0)) {

@@ -15,21 +15,21 @@ use std::ops::Range;
 pub(in crate::convert) struct Scaled {
     codes: Raw,
     scales: Raw,
-    /// Zero points, as many as scales.
+    /// Zero points, one per scale.
     zeros: Option<Raw>,
     /// Rows and columns of a matrix.
     rows: u64,
     columns: u64,
-    /// Matrices, rows and columns that share a scale.
+    /// Matrices, rows and columns per scale.
     each: [u64; 3],
-    /// Scales in a matrix of them, and in a row.
+    /// Scales per matrix, and per row.
     per_matrix: u64,
     per_row: u64,
 }
 
 impl Scaled {
     /// # Errors
-    /// If the scales do not fit the codes.
+    /// If the scales do not match the codes.
     pub(super) fn new(
         codes: Raw,
         scales: Raw,
@@ -55,7 +55,7 @@ impl Scaled {
                 scales.shape, scales.name, codes.shape
             )
         };
-        // Scales of fewer dimensions are those of the first ones.
+        // Scales with fewer dimensions belong to the first ones.
         let mut counts = scales.shape.clone();
         counts.resize(rank, 1);
         let mut each = Vec::new();
@@ -66,7 +66,7 @@ impl Scaled {
                 };
                 for (i, (&count, &size)) in counts.iter().zip(&codes.shape).enumerate() {
                     let width = i.checked_sub(first).and_then(|i| block.get(i).copied());
-                    // The last block need not be whole.
+                    // The last block may be partial.
                     match width.unwrap_or(1) {
                         width if count.saturating_mul(width) >= size => each.push(width),
                         _ => return Err(misfit()),

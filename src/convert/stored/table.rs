@@ -6,21 +6,21 @@ use crate::format::safetensors::Dtype;
 use crate::plan::recipe::Problem;
 use std::collections::HashMap;
 
-/// Tensors by name; those that are taken leave the list.
+/// Tensors by name; taken ones are removed.
 pub(super) struct Table {
     sources: Vec<Option<Source>>,
     index: HashMap<String, usize>,
-    /// Joined tensors that the reference puts behind all others.
+    /// Joined tensors that the reference writes last.
     behind: Vec<Source>,
     problems: Vec<Problem>,
 }
 
-/// The place of joined weights among the tensors, which decides their place in the output.
+/// The place of joined weights among the tensors, and thus in the output.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Order {
-    /// That of the codes.
+    /// The place of the codes.
     InPlace,
-    /// Behind all others.
+    /// After all others.
     Behind,
 }
 
@@ -36,7 +36,7 @@ impl Table {
         }
     }
 
-    /// The names that end so, in the tensors' order.
+    /// Names with this suffix, in the tensors' order.
     pub(super) fn ending(&self, ending: &str) -> Vec<String> {
         let names = self.sources.iter().flatten().map(|source| &source.name);
         names
@@ -49,10 +49,10 @@ impl Table {
         self.sources[*self.index.get(name)?].as_ref()
     }
 
-    /// Takes a tensor that belongs to quantized weights.
+    /// Takes a tensor of quantized weights.
     ///
     /// # Errors
-    /// If it is missing, or its rows do not follow each other.
+    /// If the tensor is missing, or its rows are not contiguous.
     pub(super) fn take(&mut self, name: &str) -> Result<Raw, String> {
         match self.take_optional(name)? {
             Some(raw) => Ok(raw),
@@ -62,13 +62,13 @@ impl Table {
         }
     }
 
-    /// As [`Table::take`], of a tensor that need not be there.
+    /// As [`Table::take`], for an optional tensor.
     pub(super) fn take_optional(&mut self, name: &str) -> Result<Option<Raw>, String> {
         let source = self.index.get(name).and_then(|i| self.sources[*i].take());
         source.map(|source| Raw::of(&source)).transpose()
     }
 
-    /// Takes tensors that no GGUF has.
+    /// Drops tensors unused in GGUF.
     pub(super) fn drop_ending(&mut self, endings: &[&str]) {
         for source in &mut self.sources {
             let is_it = |source: &Source| endings.iter().any(|end| source.name.ends_with(end));
@@ -78,8 +78,8 @@ impl Table {
         }
     }
 
-    /// Puts joined weights in the place of the tensor `codes`, whose name ends so, under a name that
-    /// ends in `ending` instead. `join` makes the shape and the form of the weights.
+    /// Replaces the tensor `codes`, with a suffix of its name replaced by `ending`, by the joined
+    /// weights. `join` returns the shape and the form of the weights.
     pub(super) fn join(
         &mut self,
         codes: &str,
@@ -121,7 +121,7 @@ impl Table {
         }
     }
 
-    /// Notes what is wrong with a tensor.
+    /// Reports a problem of a tensor.
     pub(super) fn problem(&mut self, name: &str, what: String) {
         self.problems.push(Problem::of(name, what));
     }

@@ -1,4 +1,4 @@
-//! Every form against its definition, number by number, and everything that is refused.
+//! Every form against its definition, number by number, and all errors.
 
 use super::fp4::{self, Fp4, Kind};
 use super::grouped::{Grouped, Layout, Packing, Tensors};
@@ -47,7 +47,7 @@ impl File {
     }
 }
 
-/// Numbers that cycle by a prime, so that exchanged ones show.
+/// Numbers that cycle by a prime, to detect swapped ones.
 fn cycle(len: u64, modulus: u64) -> Vec<u32> {
     (0..len).map(|i| (i * 37 % 251 % modulus) as u32).collect()
 }
@@ -66,7 +66,7 @@ fn check_ranges(form: &Form, maps: &[Map], expected: &[f32]) {
     }
 }
 
-/// Codes in words, along rows of so many.
+/// Codes in words, by rows of `row` codes.
 fn to_words(codes: &[u32], row: usize, bits: u32) -> Vec<u32> {
     let per_word = (32 / bits) as usize;
     let word = |codes: &[u32]| {
@@ -79,7 +79,7 @@ fn to_words(codes: &[u32], row: usize, bits: u32) -> Vec<u32> {
         .collect()
 }
 
-/// Codes as one string of bits, along rows of so many.
+/// Codes as one bit string, by rows of `row` codes.
 fn to_string(codes: &[u32], row: usize, bits: u32) -> Vec<u32> {
     let of_row = |row: &[u32]| {
         let bit = |i: usize| row[i / bits as usize] >> (i as u32 % bits) & 1;
@@ -359,7 +359,7 @@ fn source(name: &str, dtype: Dtype, shape: &[u64]) -> Source {
     }
 }
 
-/// What resolving such tensors leads to.
+/// The result of `resolve` for such tensors.
 fn resolved(quantization: Value, sources: &[(&str, Dtype, &[u64])]) -> Resolved {
     let config = json!({ "quantization_config": quantization, "_name_or_path": "org/base" });
     let config = Config::new(config.as_object().unwrap().clone()).unwrap();
@@ -367,7 +367,7 @@ fn resolved(quantization: Value, sources: &[(&str, Dtype, &[u64])]) -> Resolved 
         .iter()
         .map(|(name, dtype, shape)| source(name, *dtype, shape));
     let mut file = File::new();
-    // Rows and columns, where a test has them.
+    // Rows and columns, for tests with a shape tensor.
     let shape: Vec<u8> = [64i64, 96].iter().flat_map(|n| n.to_le_bytes()).collect();
     file.add("shape", Dtype::I64, &[2], &shape);
     let sources = sources.map(|source| Source {
