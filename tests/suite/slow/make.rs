@@ -804,7 +804,7 @@ fn stopped_make_keeps_its_results() {
         if let Some(code) = ended.status.code() {
             assert_eq!(code, 1, "{error}");
             assert!(
-                error.contains("stopped; out/work keeps what is done"),
+                error.contains("stopped; the same command resumes from out/work"),
                 "{error}"
             );
         }
