@@ -200,7 +200,7 @@ fn matrices_missing_in_the_imatrix_are_named() {
     has(
         &told,
         &[
-            "has nothing for 1 tensor, quantized without it: blk.1.attn_q.weight\n",
+            "has no values for 1 tensor, quantized without it: blk.1.attn_q.weight\n",
             "has 1 entry for other tensors than the model's: far.weight;",
         ],
     );

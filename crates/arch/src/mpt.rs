@@ -1,4 +1,4 @@
-//! MPT: layer norms, which may have no biases, and ALiBi or a table of positions.
+//! MPT: layer norms, optionally without biases, and ALiBi or learned positions.
 
 use super::config::Result;
 use super::decoder::{Activation, Alibi, Decoder, Needs, Norm, Rope};
@@ -8,7 +8,7 @@ use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
-/// Fixed in the model's code, not said by its config.
+/// Fixed in the model's code, missing in its config.
 const EPSILON: f32 = 1e-5;
 
 pub(super) static MPT: Architecture = Architecture {
@@ -24,7 +24,7 @@ pub(super) static MPT: Architecture = Architecture {
         activation: Activation::Gelu,
         alibi: Alibi::Listed,
         needs: Needs {
-            // Positions are told by ALiBi, or by a table.
+            // Positions come from ALiBi, or from a table.
             optional: &["position_embd", "attn_q_norm", "attn_k_norm"],
             ..Needs::WEIGHTS
         },
@@ -48,7 +48,7 @@ fn feed_forward(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// What stands in an object of its own.
+/// Fields of the attention object.
 fn attention(config: &Config, keys: &mut Keys) -> Result<()> {
     const OBJECT: &str = "attn_config";
     let fields = config.optional_object(OBJECT)?;

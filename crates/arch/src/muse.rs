@@ -1,5 +1,4 @@
-//! Muse Glimmer: normalized embeddings, gated attention, rotation only within windows, norms behind
-//! each half of a layer.
+//! Muse Glimmer: normalized embeddings, gated attention, RoPE only in windowed layers, post-norms.
 
 use super::config::Result;
 use super::decoder::{Decoder, Listed, Needs, Unrotated, Window};
@@ -46,7 +45,7 @@ fn windows(config: &Config, keys: &mut Keys) -> Result<()> {
 
 const PLUS_ONE: &[Op] = &[AddOne];
 
-/// What queries are multiplied by: the norms of queries and keys have no other weights.
+/// Factor of queries: QK norms have no other weights.
 fn query_scale(config: &Config) -> Result<f64> {
     config.f64(&["qk_scale_factor"])
 }

@@ -1,5 +1,4 @@
-//! Nemotron 4 and Minitron: layer norms that hold what is added to 1, a squared ReLU, heads that
-//! are rotated in part.
+//! Nemotron 4 and Minitron: layer norms with weights stored minus 1, squared ReLU, partial RoPE.
 
 use super::config::{Result, number_in};
 use super::decoder::{Activation, Decoder, Needs, Norm, Rope};
@@ -18,7 +17,7 @@ pub(super) static NEMOTRON: Architecture = Architecture {
     tensors: &[
         EMBEDDINGS,
         PLUS_ONE_NORMS,
-        // Their biases are as they are.
+        // Biases of norms are unchanged.
         NORMS,
         PLAIN_ATTENTION,
         PLAIN_FFN,
@@ -34,7 +33,7 @@ pub(super) static NEMOTRON: Architecture = Architecture {
     },
 };
 
-/// Layer norms with biases, and an output matrix of its own.
+/// Layer norms with biases, and an untied output matrix.
 pub(super) const NORM_BIASES: Needs = Needs {
     optional: &[],
     biases: &["output_norm", "attn_norm", "ffn_norm"],

@@ -1,4 +1,4 @@
-//! Nemotron-H and Nemotron 3: every layer is one of a Mamba-2, attention without rotation, and a
+//! Nemotron-H and Nemotron 3: every layer is a Mamba-2 state space, attention without RoPE, a
 //! feed-forward network or experts.
 
 use super::config::{Config, Result, wrong_kind};
@@ -44,7 +44,7 @@ pub(super) static NEMOTRON_H: Architecture = Architecture {
     },
 };
 
-/// The same class with experts, which may be latent, in place of networks.
+/// Nemotron-H with experts, optionally latent, in place of feed-forward networks.
 static NEMOTRON_H_MOE: Architecture = Architecture {
     classes: &[],
     name: "nemotron_h_moe",
@@ -86,7 +86,7 @@ static NEMOTRON_H_MOE: Architecture = Architecture {
     ..NEMOTRON_H
 };
 
-/// Every layer has experts of its own width, of which its own number see a token.
+/// Size and number of active experts differ by layer.
 pub(super) static NEMOTRON_H_PUZZLE: Architecture = Architecture {
     classes: &["NemotronHPuzzleForCausalLM"],
     parameters: &[
@@ -117,7 +117,7 @@ pub(super) static NEMOTRON_H_PUZZLE: Architecture = Architecture {
     ..NEMOTRON_H_MOE
 };
 
-/// The architecture of the class, by whether it has experts.
+/// The architecture of the class, with or without experts.
 pub(super) fn of_class(config: &Config) -> Result<&'static Architecture> {
     Ok(match has_experts(config) {
         true => &NEMOTRON_H_MOE,
@@ -132,7 +132,7 @@ const SIZES: Sizes = Sizes {
     inner: INNER,
 };
 
-/// Numbers of all heads of values.
+/// Total length of value heads.
 const INNER: Size = Product(&[
     Field(&["num_heads", "mamba_num_heads"]),
     Field(&["mamba_head_dim", "hidden_size", "d_model"]),
@@ -146,8 +146,8 @@ const STATE_PARAMETERS: &[Parameter] = &[
     HEAD_COUNT,
 ];
 
-/// The tables of a model whose names begin so: embeddings, norms, state spaces, attention, networks,
-/// experts.
+/// The recipe tables of a model by prefix of names: embeddings, norms, state spaces, attention,
+/// feed-forward networks, experts.
 macro_rules! tables {
     ($model:literal) => {
         [
@@ -162,7 +162,7 @@ macro_rules! tables {
                 &[Hidden],
             )],
             state_space!(concat!($model, "layers.{}.mixer."), SIZES, &[], &[]),
-            // Heads of queries and keys are interleaved as for a rotation, which there is none of.
+            // Query and key heads are interleaved as for RoPE, although there is none.
             &[
                 Recipe::with(
                     concat!($model, "layers.{}.mixer.q_proj"),
@@ -265,7 +265,7 @@ const TABLES: [&[Recipe]; 6] = tables!("backbone.");
 /// Puzzle's names.
 const MODEL_TABLES: [&[Recipe]; 6] = tables!("model.");
 
-/// The router of a block for a further token, which the reference does not take for one.
+/// The router of a multi-token prediction block, which the reference does not treat as one.
 const NEXTN_ROUTER: &[Recipe] = &[Recipe::with(
     "backbone.layers.{}.mixer.gate.weight",
     "blk.{}.ffn_gate_inp.weight",
@@ -276,7 +276,7 @@ const NEXTN_ROUTER: &[Recipe] = &[Recipe::with(
     config.layers().map(u64::from)
 })))];
 
-/// What a block for a further token has beside attention and experts.
+/// Tensors of a multi-token prediction block in addition to attention and experts.
 const NEXTN: &[Recipe] = &[
     Recipe::rename("backbone.layers.{}.enorm", "blk.{}.nextn.enorm", &[Hidden]),
     Recipe::rename("backbone.layers.{}.hnorm", "blk.{}.nextn.hnorm", &[Hidden]),
@@ -297,7 +297,7 @@ const NEXTN: &[Recipe] = &[
     ),
 ];
 
-/// What a layer is.
+/// The kind of a layer.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     StateSpace,
@@ -319,9 +319,9 @@ impl Kind {
     }
 }
 
-/// The kinds of all layers, as a text with a letter for each or as a list of names. A model has
-/// networks or experts, not both: what llama.cpp's converter does not know becomes a state space
-/// without tensors.
+/// The kinds of all layers, from a string with a letter per layer or from a list of names. A model
+/// has feed-forward networks or experts, not both: llama.cpp's converter turns unknown kinds into
+/// state spaces without tensors.
 fn kinds(config: &Config) -> Result<Vec<Kind>> {
     const FIELDS: [&str; 2] = ["hybrid_override_pattern", KINDS];
     let pattern = FIELDS
@@ -364,7 +364,7 @@ fn kinds(config: &Config) -> Result<Vec<Kind>> {
     names.iter().map(kind).collect()
 }
 
-/// Sets what follows from lists: the number of layers, and Puzzle's kinds of them.
+/// Sets fields derived from lists: the number of layers, and Puzzle's kinds of layers.
 pub(super) fn complete(class: Option<&str>, fields: &mut serde_json::Map<String, Value>) {
     if class == Some(PUZZLE) {
         let blocks = fields.get(BLOCKS).and_then(Value::as_array);
@@ -389,12 +389,12 @@ const PUZZLE: &str = "NemotronHPuzzleForCausalLM";
 const BLOCKS: &str = "block_configs";
 const KINDS: &str = "layers_block_type";
 
-/// Whether the model is a mixture of experts.
+/// True for a mixture of experts.
 fn has_experts(config: &Config) -> bool {
     config.first(&["num_experts_per_tok"]).is_some() || config.class() == Some(PUZZLE)
 }
 
-/// The kinds of layers, and of a block for a further token, which has attention and experts.
+/// The kinds of layers and of a multi-token prediction block, which has attention and experts.
 fn with_nextn(config: &Config) -> Result<impl Iterator<Item = Option<Kind>> + use<>> {
     let blocks = config.nextn() as usize;
     if blocks > 1 {
@@ -406,7 +406,7 @@ fn with_nextn(config: &Config) -> Result<impl Iterator<Item = Option<Kind>> + us
     Ok(kinds.chain(std::iter::repeat_n(None, blocks)))
 }
 
-/// Heads of keys in the layers with attention, and no rotation.
+/// KV heads of layers with attention, and no RoPE.
 const LAYERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     let heads = config.u32(&["num_key_value_heads", "n_head_kv"])?;
     let kinds: Vec<_> = with_nextn(config)?.collect();
@@ -429,7 +429,7 @@ const HEAD_LENGTHS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     Ok(())
 })];
 
-/// The width of the layers with a feed-forward network.
+/// The size of feed-forward networks by layer.
 const NETWORKS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     let length = config.u32(&["intermediate_size", "n_inner", "hidden_dim"])?;
     let kinds = kinds(config)?;
@@ -438,7 +438,7 @@ const NETWORKS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     Ok(())
 })];
 
-/// The width of experts in the layers that have them.
+/// The size of experts by layer.
 const EXPERTS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     let length = config.u32(&["moe_intermediate_size"])?;
     let of_layer = |kind: Option<Kind>| match kind {
@@ -458,7 +458,7 @@ const EXPERTS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     Ok(())
 })];
 
-/// The same, layer by layer.
+/// The same for Puzzle, with values per layer.
 const PUZZLE_EXPERTS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     let blocks = config.get(BLOCKS).and_then(Value::as_array);
     let blocks = blocks.ok_or_else(|| format!("field '{BLOCKS}' is missing or no list"))?;
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_are_texts_or_lists() {
+    fn patterns_are_strings_or_lists() {
         let dense = config(json!({ "hybrid_override_pattern": "M-*", "num_hidden_layers": 3 }));
         let of_dense = [Kind::StateSpace, Kind::Network, Kind::Attention];
         assert!(kinds(&dense).unwrap() == of_dense);
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_that_no_model_has_are_named() {
+    fn invalid_patterns_are_named() {
         for (fields, part) in [
             (json!({ "num_hidden_layers": 1 }), "neither field"),
             (

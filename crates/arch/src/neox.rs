@@ -1,5 +1,5 @@
-//! GPT-NeoX and Pythia: layer norms, queries, keys and values of each head in one matrix, attention
-//! and feed-forward network side by side behind norms of their own.
+//! GPT-NeoX and Pythia: layer norms, fused queries, keys and values by head, parallel attention and
+//! feed-forward network with separate norms.
 
 use super::decoder::{Activation, Decoder, Layout, Needs, Norm, Rope};
 use super::parameters::PARALLEL_RESIDUAL;
@@ -44,7 +44,7 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::F32("attention.layer_norm_epsilon", &["layer_norm_eps"]),
 ];
 
-/// From a query, a key and a value per head to all queries, all keys and all values.
+/// From a query, key and value per head to all queries, all keys and all values.
 pub(super) const BY_HEAD: &[Op] = &[Op::Tile {
     axis: 0,
     groups: QueryHeads,

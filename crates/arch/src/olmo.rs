@@ -1,4 +1,4 @@
-//! OLMo, whose norms have no weights, and OLMo 2, whose norms come after each half of a layer.
+//! OLMo, with norms without weights, and OLMo 2, with post-norms.
 
 use super::config::Result;
 use super::decoder::{Decoder, Listed, Needs, Norm, Rope, Window};
@@ -10,7 +10,7 @@ use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
-/// Fixed in the model's code, not said by its config.
+/// Fixed in the model's code, missing in its config.
 const OLMO_EPSILON: f32 = 1e-5;
 
 pub(super) static OLMO: Architecture = Architecture {
@@ -59,7 +59,7 @@ pub(super) static OLMO2: Architecture = Architecture {
     },
 };
 
-/// OLMo 3's sliding windows: in the layers that the config lists, else in three of four.
+/// OLMo 3's sliding windows: in listed layers, by default in three of four.
 fn windows(config: &Config, keys: &mut Keys) -> Result<()> {
     let Some(tokens) = config.optional_u32(&["sliding_window"])? else {
         return Ok(());
@@ -78,8 +78,8 @@ const OLMO_PARAMETERS: &[Parameter] = &[
     Parameter::OptionalF32("attention.clamp_kqv", &["clip_qkv"]),
 ];
 
-/// In front of [`PLAIN_ATTENTION`]: only the weights are interleaved; the reference leaves biases as
-/// they are.
+/// Precedes [`PLAIN_ATTENTION`]: only the weights are interleaved; the reference leaves biases
+/// unchanged.
 pub(super) const WEIGHTS_INTERLEAVED: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.self_attn.q_proj.weight",
@@ -95,7 +95,7 @@ pub(super) const WEIGHTS_INTERLEAVED: &[Recipe] = &[
     ),
 ];
 
-/// Norms behind each half of a layer, and none in front.
+/// Post-norms without pre-norms.
 pub(super) const POST_NORMS: &[Recipe] = &[
     Recipe::rename("model.norm", "output_norm", &[Hidden]),
     Recipe::rename(
@@ -110,7 +110,7 @@ pub(super) const POST_NORMS: &[Recipe] = &[
     ),
 ];
 
-/// Norms of all heads of queries, and of keys.
+/// QK norms over all heads.
 pub(super) const WHOLE_NORMS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.q_norm",

@@ -1,4 +1,4 @@
-//! OLMoE: norms over all heads of queries and of keys, probabilities of experts as they are.
+//! OLMoE: QK norms over all heads, expert probabilities without normalization.
 
 use super::decoder::{Decoder, Needs, Rope, Router, Setting};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
@@ -8,7 +8,7 @@ use super::qwen::EXPERTS;
 use super::{Architecture, Parameter, nothing_generated};
 use quantier_tokenizer::VocabKind;
 
-/// Fixed by the reference, not said by the config.
+/// Fixed by the reference, missing in the config.
 const EPSILON: f32 = 1e-5;
 
 pub(super) static OLMOE: Architecture = Architecture {

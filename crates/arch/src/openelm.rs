@@ -1,4 +1,4 @@
-//! OpenELM: every layer has its own numbers of heads and its own width.
+//! OpenELM: numbers of heads and sizes of feed-forward networks differ by layer.
 
 use super::config::{Result, wrong_kind};
 use super::decoder::{Decoder, Rope};
@@ -9,7 +9,7 @@ use super::recipes::{Input, Output};
 use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_tokenizer::VocabKind;
 
-/// Fixed in the model's code, not said by its config.
+/// Fixed in the model's code, missing in its config.
 const EPSILON: f32 = 1e-6;
 
 pub(super) static OPENELM: Architecture = Architecture {
@@ -46,7 +46,7 @@ const PARAMETERS: &[Parameter] = &[
 
 const HEAD: &[&str] = &["head_dim"];
 
-/// A list with a number for each layer.
+/// A list with a number per layer.
 fn list(config: &Config, name: &str) -> Result<Vec<f64>> {
     let value = config
         .get(name)
@@ -71,8 +71,7 @@ fn heads(config: &Config, keys: &mut Keys, key: &str, field: &str) -> Result<()>
     Ok(())
 }
 
-/// Multiples of the model's width, rounded to a multiple of the divisor, and not by more than a tenth
-/// down.
+/// Multiples of the hidden size, rounded to a multiple of the divisor, by at most a tenth down.
 fn widths(config: &Config, keys: &mut Keys) -> Result<()> {
     let width = f64::from(config.u32(&["model_dim"])?);
     let divisor = f64::from(config.u32(&["ffn_dim_divisor"])?);

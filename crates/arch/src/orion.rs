@@ -40,6 +40,6 @@ const PARAMETERS: &[Parameter] = &[
         "attention.head_count_kv",
         &["num_key_value_heads", "num_attention_heads"],
     ),
-    // The config calls it that of an RMS norm.
+    // The config names it after RMS norms.
     Parameter::F32("attention.layer_norm_epsilon", &["rms_norm_eps"]),
 ];

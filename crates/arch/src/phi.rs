@@ -1,6 +1,5 @@
-//! Phi-1 and Phi-2: layer norms, attention and feed-forward network side by side.
-//! Phi-3 and what is built like it (Phi-3.5, Phi-4): queries, keys and values in one matrix, gate
-//! and up in one.
+//! Phi-1 and Phi-2: layer norms, parallel attention and feed-forward network. Phi-3 and its
+//! relatives (Phi-3.5, Phi-4): fused queries, keys and values, fused gate and up.
 
 use super::config::{Result, number_in, wrong_kind};
 use super::decoder::{Activation, Decoder, Layout, Needs, Norm, Rope};
@@ -169,7 +168,7 @@ const LAYERS: &[Recipe] = &[
     ),
 ];
 
-/// The context that the model was trained on first.
+/// The context length before extension.
 fn original_context_of(config: &Config) -> Result<u32> {
     let value = config
         .rope()
@@ -198,7 +197,7 @@ fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// 0 says that there is none, which tells Phi-4 from the others.
+/// 0 means none, which distinguishes Phi-4 from the others.
 fn sliding_window(config: &Config, keys: &mut Keys) -> Result<()> {
     keys.set(
         "attention.sliding_window",
@@ -207,8 +206,7 @@ fn sliding_window(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// Divisors of the rotary frequencies for long and for short contexts, and what attention is scaled
-/// by.
+/// Divisors of RoPE frequencies for long and for short contexts, and the factor of attention.
 fn long_rope_factors(config: &Config, keys: &mut Keys) -> Result<Vec<Generated>> {
     let original = f64::from(original_context_of(config)?);
     let rope = config.rope();

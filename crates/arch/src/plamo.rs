@@ -1,5 +1,5 @@
-//! PLaMo 1: Llama with attention and feed-forward network side by side, of one size. PLaMo 2 and 3: norms on both sides of each half
-//! of a layer and of heads; the second with state spaces, the third with windows by list.
+//! PLaMo 1: Llama with parallel attention and feed-forward network, in one size. PLaMo 2 and 3: pre-
+//! and post-norms and QK norms; version 2 with state spaces, version 3 with windows by list.
 
 use super::config::{Result, number_in, wrong_kind};
 use super::decoder::{Decoder, Layout, Listed, Mamba2Layers, Needs, Recurrence, Rope, Window};
@@ -11,7 +11,7 @@ use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
-/// Fixed in the reference: the files of the one model do not say it right.
+/// Fixed in the reference: the only model's files have a wrong value.
 const CONTEXT: u32 = 4096;
 const KEY_HEADS: u32 = 5;
 
@@ -41,7 +41,7 @@ const PLAMO_PARAMETERS: &[Parameter] = &[
     Parameter::FileType,
 ];
 
-/// Heads of queries stand in the order of their use of keys: 8 for each of 5.
+/// Query heads in the order of their KV heads: 8 for each of 5.
 const fn grouped(axis: usize) -> Op {
     Op::Tile {
         axis,
@@ -121,8 +121,8 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::Computed(windows),
 ];
 
-/// Attention in every other layer, else a state space whose keys, queries and steps are made of its
-/// values.
+/// Attention in every other layer, otherwise a state space whose keys, queries and steps are
+/// projections of its values.
 pub(super) static PLAMO2: Architecture = Architecture {
     classes: &["Plamo2ForCausalLM", "PLaMo2ForCausalLM"],
     name: "plamo2",
@@ -141,7 +141,7 @@ pub(super) static PLAMO2: Architecture = Architecture {
     ..PLAMO3
 };
 
-/// The heads of every layer: none in those with a state space.
+/// Heads per layer: none in layers with a state space.
 fn plamo2_heads(config: &Config, keys: &mut Keys) -> Result<()> {
     const ENABLED: &str = "mamba_enabled";
     if config.get(ENABLED).is_some_and(|value| *value == false) {
@@ -274,7 +274,7 @@ const PLAMO2_SPACES: &[Recipe] = &[
     ),
 ];
 
-/// The norms of heads, with weights for each.
+/// QK norms with weights per head.
 const PLAMO2_NORMS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.layers.{}.mixer.q_weight",
@@ -324,7 +324,7 @@ const TENSORS: &[Recipe] = &[
         PLUS_ONE,
     ),
     Recipe::with(
-        // With its ending, so that the GGUF's name has none.
+        // With its suffix, so that the GGUF's name has none.
         "model.layers.layers.{}.post_mixer_norm.weight",
         "blk.{}.post_attention_norm",
         &[Hidden],

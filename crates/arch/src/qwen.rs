@@ -37,7 +37,7 @@ pub(super) static QWEN2: Architecture = Architecture {
 };
 
 /// The text models of Qwen 2 VL and Qwen 2.5 VL and Omni. Text has the same position in all three
-/// dimensions, and is rotated as without them.
+/// dimensions, which equals standard RoPE.
 pub(super) static QWEN2_VL: Architecture = Architecture {
     classes: &[
         "Qwen2VLForConditionalGeneration",
@@ -169,7 +169,7 @@ pub(super) static QWEN3_VL_MOE: Architecture = Architecture {
     ..QWEN3_MOE
 };
 
-/// The number of layers that pictures enter beside the first.
+/// The number of layers with image inputs besides the first.
 const DEEPSTACK: &[Parameter] = &[Parameter::Computed(|config, keys| {
     let thinker = config.get("thinker_config");
     let outer = thinker.map_or_else(|| config.get("vision_config"), |t| t.get("vision_config"));
@@ -187,7 +187,7 @@ pub(super) const EXPERT_PARAMETERS: &[Parameter] = &[
     ),
 ];
 
-/// Rerankers say "yes" or "no": in place of an output matrix they have its rows of these tokens.
+/// Rerankers answer "yes" or "no": their classifier is the output matrix's rows of these tokens.
 const RERANKER: &[Recipe] = &[
     Recipe::new(
         &[Input::new("model.embed_tokens.weight", &[Any, Hidden])],
@@ -209,7 +209,7 @@ const RERANKER: &[Recipe] = &[
 const ANSWERS: &[Op] = &[Op::Rows(&["yes", "no"])];
 
 const RERANKER_PARAMETERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
-    /// The pooling of llama.cpp that makes a score.
+    /// llama.cpp's pooling type for a score.
     const RANK: u32 = 4;
     if config.is_reranker() {
         keys.set("pooling_type", Value::U32(RANK));
@@ -222,7 +222,7 @@ const RERANKER_PARAMETERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     Ok(())
 })];
 
-/// What a reranker is asked, as its makers print it.
+/// The chat template of a reranker, as published by its authors.
 const RERANK_TEMPLATE: &str = "<|im_start|>system\n\
     Judge whether the Document meets the requirements based on the Query and the Instruct provided. \
     Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n\
@@ -233,7 +233,7 @@ const RERANK_TEMPLATE: &str = "<|im_start|>system\n\
     <|im_start|>assistant\n\
     <think>\n\n</think>\n\n";
 
-/// A norm over every head's queries and keys.
+/// QK norms per head.
 pub(super) const HEAD_NORMS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.q_norm",
@@ -247,7 +247,7 @@ pub(super) const HEAD_NORMS: &[Recipe] = &[
     ),
 ];
 
-/// The experts of Qwen 3 VL: stacked, and stored by columns.
+/// The experts of Qwen 3 VL: stacked and transposed.
 const TRANSPOSED_EXPERTS: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.mlp.experts.down_proj",
@@ -273,10 +273,10 @@ const TRANSPOSED_EXPERTS: &[Recipe] = &[
     ),
 ];
 
-/// Gates and the others of experts that are stored together.
+/// Fused gates and ups of experts.
 const HALVES_OF_EXPERTS: &[Size] = &[Expert, Expert];
 
-/// Experts, stacked or one by one.
+/// Stacked or unstacked experts.
 pub(super) const EXPERTS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.mlp.gate",
@@ -327,7 +327,7 @@ pub(super) const EXPERTS: &[Recipe] = &[
     ),
 ];
 
-/// An expert that sees every token, and its weight.
+/// A shared expert, and its weight.
 pub(super) const SHARED_EXPERT: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.mlp.shared_expert_gate",

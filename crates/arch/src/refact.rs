@@ -1,4 +1,4 @@
-//! Refact: GPT-2's names, RMS norms, ALiBi, one head of keys and values.
+//! Refact: GPT-2's names, RMS norms, ALiBi, one KV head.
 
 use super::config::Result;
 use super::decoder::{Alibi, Decoder, Needs, Rope};

@@ -1,6 +1,6 @@
-//! RWKV 6 and 7, whose layers mix positions by a state per head and channels by a network, each of
-//! which reads a mix of a position and the one before; and Qwen 2 with either in place of attention
-//! (QRWKV 6, ARWKV 7).
+//! RWKV 6 and 7, with time mixing by a state per head and channel mixing by a feed-forward network,
+//! each on a mix of the current position and the previous one; and Qwen 2 with time mixing in place
+//! of attention (QRWKV 6, ARWKV 7).
 
 use super::config::{Config, Result};
 use super::decoder::{Decoder, Layout, Needs, Norm, Recurrence, Rope, Wkv};
@@ -98,7 +98,7 @@ pub(super) static ARWKV7: Architecture = Architecture {
     },
 };
 
-/// Biases that every norm has.
+/// Biases of all norms.
 const NORM_BIASES: &[&str] = &[
     "token_embd_norm",
     "output_norm",
@@ -106,9 +106,9 @@ const NORM_BIASES: &[&str] = &[
     "attn_norm_2",
     "time_mix_ln",
 ];
-/// llama.cpp asks for the key; heads follow from their length.
+/// llama.cpp requires the key; the number of heads follows from their length.
 const NO_HEADS: &[Parameter] = &[Parameter::ConstantU32("attention.head_count", 0)];
-/// Any length will do.
+/// Any length works.
 const CONTEXT: u32 = 1 << 20;
 
 const RWKV6_ENDS: &[Recipe] = &[
@@ -118,8 +118,8 @@ const RWKV6_ENDS: &[Recipe] = &[
     Recipe::rename("head", "output", &[Any, Hidden]),
 ];
 
-/// The recipes of RWKV 6 for the parts of a layer that mix positions: the prefix of names, and what
-/// is done to the two matrices that make the five mixes.
+/// The recipes of RWKV 6 for time mixing: the prefix of names, and the operations on the two
+/// matrices of the five mixes.
 macro_rules! mixes_of_6 {
     ($prefix:literal, $first:expr, $second:expr; $($more:expr),* $(,)?) => {
         &[
@@ -178,10 +178,10 @@ macro_rules! mixes_of_6 {
     };
 }
 
-/// One number for each channel.
+/// One number per channel.
 const ONE_ROW: &[super::recipes::Size] = &[Number(1), Number(1), Hidden];
 const FLAT: &[super::recipes::Op] = &[Reshape(&[Any])];
-/// Several of them.
+/// Several rows, concatenated.
 const JOINED: &[super::recipes::Op] =
     &[Reshape(&[Number(1), Number(1), Number(1), Any]), Concat(0)];
 
@@ -252,8 +252,8 @@ const RWKV6_LAYERS: &[Recipe] = mixes_of_6!(
     ),
 );
 
-/// The mixes of receptance, key, value, decay and gate become those of decay, key, value, receptance
-/// and gate.
+/// From the order receptance, key, value, decay, gate of mixes to decay, key, value, receptance,
+/// gate.
 const BY_DECAY: super::recipes::Op = Order(&[3, 1, 2, 0, 4]);
 
 const RWKV6_QWEN2_LAYERS: &[Recipe] = mixes_of_6!(
@@ -296,13 +296,13 @@ const RWKV7_ENDS: &[Recipe] = &[
     Recipe::rename("head", "output", &[Any, Hidden]),
 ];
 
-/// How the factors of matrices of low rank are stored, beside the names.
+/// Operations on low-rank factors stored as in the GGUF: none.
 const AS_STORED: &[super::recipes::Op] = &[];
 const TRANSPOSED: &[super::recipes::Op] = &[Transpose];
 
-/// The recipes of RWKV 7 for the part of a layer that mixes positions: the prefix of names, the
-/// operations on factors, and what is behind the prefix in the names of: the first factor, the second
-/// one and what is added to it; the matrices of receptances, keys, values and outputs; the norm.
+/// The recipes of RWKV 7 for time mixing: the prefix of names; the operations on factors; and the
+/// names after the prefix of the first factors, the second factors and their biases, of the
+/// matrices of receptances, keys, values and outputs, and of the norm.
 macro_rules! time_mix_of_7 {
     (
         $prefix:literal, $ops:expr, [$first:literal, $second:literal, $added:literal],
@@ -363,7 +363,8 @@ macro_rules! time_mix_of_7 {
                 &[Any, Any],
                 $ops,
             ),
-            // The first layer has no values before its own: llama.cpp wants tensors and reads none.
+            // The first layer has no earlier values: llama.cpp requires the tensors but does not
+            // read them.
             Recipe::new(
                 &[Input::new(concat!($prefix, "a", $added), &[])],
                 &[
@@ -482,7 +483,7 @@ macro_rules! time_mix_of_7 {
     };
 }
 
-/// The same for the part that mixes channels: the prefix of names.
+/// The recipes of RWKV 7 for channel mixing: the prefix of names.
 macro_rules! channel_mix_of_7 {
     ($layer:literal, [$first_norm:literal, $second_norm:literal], $prefix:literal) => {
         &[
@@ -527,7 +528,7 @@ const FLA: &[Recipe] = time_mix_of_7!(
 const FLA_CHANNELS: &[Recipe] =
     channel_mix_of_7!("model.layers.{}.", ["attn_norm", "ffn_norm"], "ffn.");
 
-/// Those of RWKV itself.
+/// RWKV's own names.
 const BLOCKS: &[Recipe] = time_mix_of_7!(
     "model.blocks.{}.attn.",
     TRANSPOSED,
@@ -537,7 +538,7 @@ const BLOCKS: &[Recipe] = time_mix_of_7!(
 );
 const BLOCK_CHANNELS: &[Recipe] = channel_mix_of_7!("model.blocks.{}.", ["ln1", "ln2"], "ffn.");
 
-/// The same in transformers.
+/// The names in transformers.
 const LAYERS: &[Recipe] = time_mix_of_7!(
     "model.layers.{}.attention.",
     TRANSPOSED,
@@ -560,7 +561,7 @@ fn is_first(_config: &Config, layer: u32) -> bool {
     layer == 0
 }
 
-/// Whether the model has gates, and with them a sixth mix.
+/// True for models with gates, and thus a sixth mix.
 fn is_gated(config: &Config, _layer: u32) -> bool {
     config
         .get("wkv_has_gate")
@@ -568,8 +569,7 @@ fn is_gated(config: &Config, _layer: u32) -> bool {
         != Some(false)
 }
 
-/// The stream is halved behind every so many layers, and what is added to it behind them is halved
-/// beforehand.
+/// The stream is halved after each period of layers; outputs added to it are scaled beforehand.
 fn rescale(config: &Config, layer: u32) -> Result<f64> {
     let interval = config.optional_u32(&["rescale_every"])?.unwrap_or(0);
     let halvings = layer.checked_div(interval).unwrap_or(0);
@@ -584,7 +584,7 @@ fn set_all(keys: &mut Keys, numbers: &[(&str, u32)]) {
 }
 
 fn rwkv6(config: &Config, keys: &mut Keys) -> Result<()> {
-    /// The size of the one model whose factors are larger.
+    /// The size of the only model with larger factors.
     const LARGE: u32 = 4096;
     let hidden = config.u32(&["hidden_size"])?;
     let epsilon = config.f64(&["layer_norm_epsilon"])?;
@@ -617,7 +617,7 @@ fn rwkv6(config: &Config, keys: &mut Keys) -> Result<()> {
 }
 
 fn rwkv6_qwen2(config: &Config, keys: &mut Keys) -> Result<()> {
-    /// From this size on, factors are larger.
+    /// The smallest size with larger factors.
     const LARGE: u32 = 4096;
     let hidden = config.u32(&["hidden_size"])?;
     let heads = config.u32(&["num_attention_heads"])?;
@@ -662,7 +662,7 @@ fn rwkv6_qwen2_last(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// The rank of a factored matrix that RWKV 7 gives models of this size.
+/// RWKV 7's default rank of a factored matrix for models of this size.
 fn usual_rank(hidden: u32, exponent: f64, multiplier: f64) -> u32 {
     let blocks = (f64::from(hidden).powf(exponent) * multiplier / 32.0).round_ties_even();
     (blocks.max(1.0) as u32).saturating_mul(32)
@@ -762,8 +762,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_grow_with_the_model() {
-        // Those of RWKV 7 of 0.4, 1.5 and 2.9 billion weights, as its authors list them.
+    fn ranks_grow_with_model_size() {
+        // Ranks of RWKV 7 with 0.4, 1.5 and 2.9 billion weights, as listed by its authors.
         for (hidden, decay, values, gate) in [
             (1024, 64, 32, 160),
             (2048, 96, 64, 256),
@@ -776,7 +776,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_is_halved_behind_every_so_many_layers() {
+    fn outputs_are_halved_after_each_period() {
         let config =
             |json: serde_json::Value| Config::new(json.as_object().unwrap().clone()).unwrap();
         let some = config(serde_json::json!({"rescale_every": 6}));

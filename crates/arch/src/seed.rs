@@ -30,7 +30,7 @@ pub(super) static SEED_OSS: Architecture = Architecture {
     },
 };
 
-/// In place of the name that Llama's has.
+/// Replaces the name in Llama's recipes.
 const FFN_NORMS: &[Recipe] = &[Recipe::rename(
     "model.layers.{}.post_attention_layernorm",
     "blk.{}.post_attention_norm",

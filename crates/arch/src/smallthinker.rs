@@ -1,4 +1,4 @@
-//! SmallThinker: experts that are chosen by what a layer reads, before its attention.
+//! SmallThinker: experts chosen by a layer's input, before its attention.
 
 use super::config::Result;
 use super::decoder::{Decoder, Rope};
@@ -37,7 +37,7 @@ fn gating_and_window(config: &Config, keys: &mut Keys) -> Result<()> {
         let value = config.get(field);
         value.is_some_and(|value| *value != false && *value != 0)
     };
-    // Softmax, or logistic functions.
+    // Softmax or sigmoid.
     let gating = match is_set("moe_primary_router_apply_softmax") {
         true => 1,
         false => 2,

@@ -1,4 +1,4 @@
-//! Spark 2.5: windows by list with a rotation of their own, one gate for each head.
+//! Spark 2.5: sliding windows in listed layers with their own RoPE, one gate per head.
 
 use super::config::{Result, wrong_kind};
 use super::decoder::{Activation, Decoder, Listed, Rope, Window};
@@ -42,7 +42,7 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::Computed(rotations),
 ];
 
-/// What the reference demands.
+/// The reference's requirements.
 fn check(config: &Config, _: &mut Keys) -> Result<()> {
     for (field, value) in [
         ("gate_attn_act_mode", serde_json::json!("sigmoid")),

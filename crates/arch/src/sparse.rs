@@ -1,5 +1,5 @@
-//! DeepSeek V3.2 and GLM 5: DeepSeek V3 with an indexer in front of attention, which chooses the tokens
-//! that a query sees.
+//! DeepSeek V3.2 and GLM 5: DeepSeek V3 with an indexer that selects the tokens of a query's
+//! attention.
 
 use super::decoder::{Decoder, IndexerKind, Needs, Rope, Router, ScoreYarn};
 use super::deepseek::{
@@ -68,7 +68,7 @@ pub(super) static DEEPSEEK32: Architecture = Architecture {
     ..DEEPSEEK2
 };
 
-/// GLM 5 and its successors, of which some share the choice of an indexer among layers.
+/// GLM 5 and its successors, some of which share an indexer's selection among layers.
 pub(super) static GLM_DSA: Architecture = Architecture {
     classes: &["GlmMoeDsaForCausalLM"],
     name: "glm-dsa",
@@ -110,7 +110,7 @@ pub(super) static GLM_DSA: Architecture = Architecture {
     ..DEEPSEEK32
 };
 
-/// llama.cpp loads no others.
+/// llama.cpp supports only low-rank queries.
 const LOW_RANK_QUERIES: &[Parameter] = &[Parameter::Computed(|config, _| {
     config.u32(&["q_lora_rank"]).map(drop)
 })];
@@ -127,7 +127,7 @@ const INDEXER_PARAMETERS: &[Parameter] = &[
     Parameter::U32("attention.indexer.top_k", &["index_topk"]),
 ];
 
-/// Which layers have an indexer, if some take the choice of another.
+/// Layers with an indexer, if others reuse its selection.
 const INDEXER_TYPES: &[Parameter] = &[Parameter::Computed(|config, keys| {
     const FIELD: &str = "indexer_types";
     if let Some(types) = config.get(FIELD) {

@@ -1,5 +1,4 @@
-//! StableLM: layer norms, heads that are rotated in part, in some sizes attention and feed-forward
-//! network side by side.
+//! StableLM: layer norms, partial RoPE, in some sizes parallel attention and feed-forward network.
 
 use super::config::Result;
 use super::decoder::{Decoder, Layout, Needs, Norm, Rope};

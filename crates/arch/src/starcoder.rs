@@ -1,5 +1,5 @@
-//! StarCoder: norms with biases, and a feed-forward network without a gate. The first one is GPT-2
-//! with one head of keys and values, and matrices stored by rows. CodeShell is built like it.
+//! StarCoder: norms with biases, and a feed-forward network without a gate. The first version is
+//! GPT-2 with one KV head and untransposed matrices. CodeShell is a relative.
 
 use super::decoder::{Activation, Decoder, Needs, Norm, Rope};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
@@ -21,7 +21,7 @@ pub(super) static STARCODER: Architecture = Architecture {
     ..gpt2::GPT2
 };
 
-/// CodeShell: the same with RoPE and more heads of keys and values.
+/// CodeShell: StarCoder with RoPE and more KV heads.
 pub(super) static CODESHELL: Architecture = Architecture {
     classes: &["CodeShellForCausalLM"],
     name: "codeshell",
@@ -39,7 +39,7 @@ pub(super) static CODESHELL: Architecture = Architecture {
     decoder: Decoder {
         rope: Rope::Halves,
         needs: Needs {
-            // llama.cpp takes the output matrix for the embeddings then.
+            // Without the embeddings, llama.cpp uses the output matrix in their place.
             optional: &["token_embd", "position_embd"],
             own_output: true,
             ..Needs::BIASES

@@ -1,5 +1,5 @@
-//! Step 3.5 and 3.7: windows by list with heads of their own, which rotate wholly and the others by
-//! half; a gate for each head; experts in one tensor, chosen by logistic functions with a bias.
+//! Step 3.5 and 3.7: sliding windows in listed layers, with their own heads and full RoPE, and half
+//! RoPE in the others; a gate per head; stacked sigmoid-gated experts with a bias in their choice.
 
 use super::config::{Config, Result, number_in, wrong_kind};
 use super::decoder::{Decoder, Listed, Needs, Rope, Router, Window};
@@ -71,10 +71,10 @@ const PARAMETERS: &[Parameter] = &[
     }),
 ];
 
-/// Part of a head that layers without windows rotate.
+/// Rotated fraction of a head in layers without windows.
 const HALF: f64 = 0.5;
 
-/// The entries of a list with one for each block, filled up.
+/// The entries of a list with one per block, padded.
 fn padded(
     config: &Config,
     field: &str,
@@ -128,7 +128,7 @@ fn layers(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// Layers in front of the first that the config lists among those with experts.
+/// Number of layers before the first that the config lists as one with experts.
 fn dense_layers(config: &Config, keys: &mut Keys) -> Result<()> {
     const FIELD: &str = "moe_layers_enum";
     let listed = config.get(FIELD).and_then(|list| list.as_str());
@@ -147,7 +147,7 @@ fn dense_layers(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// Limits of activations, one for each block; 0 for none.
+/// Activation limits, one per block; 0 for none.
 fn limits(config: &Config, keys: &mut Keys, field: &str, key: &str) -> Result<()> {
     let Some(value) = config.get(field) else {
         return Ok(());
@@ -164,7 +164,7 @@ fn limits(config: &Config, keys: &mut Keys, field: &str, key: &str) -> Result<()
     Ok(())
 }
 
-/// Llama 3.1's stretching, of the rotated half of a head; ones behind it.
+/// Llama 3.1's RoPE scaling of the rotated half of a head, followed by ones.
 fn rope_factors(config: &Config, _: &mut Keys) -> Result<Vec<Generated>> {
     let rope = config.rope();
     let kind = rope.get("rope_type").and_then(|kind| kind.as_str());
@@ -178,7 +178,7 @@ fn rope_factors(config: &Config, _: &mut Keys) -> Result<Vec<Generated>> {
     let (factor, low) = (number("factor", 8.0)?, number("low_freq_factor", 1.0)?);
     let high = number("high_freq_factor", 4.0)?;
     let context = number("original_max_position_embeddings", 8192.0)?.trunc();
-    // In f64 behind the frequencies, unlike Llama's.
+    // In f64 after the frequencies, unlike Llama's.
     let divisor = |frequency: f32| {
         let wavelength = std::f64::consts::TAU / f64::from(frequency);
         if wavelength < context / high {
@@ -301,14 +301,14 @@ const EXPERTS: &[Recipe] = &[
     ),
 ];
 
-/// What a block for a further token has beside the tensors of a layer.
+/// Tensors of a multi-token prediction block in addition to those of a layer.
 const FURTHER: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.eh_proj",
         "blk.{}.nextn.eh_proj",
         &[Hidden, Product(&[Number(2), Hidden])],
     ),
-    // The reference adds 1 to whatever ends in `norm`.
+    // The reference adds 1 to every tensor with the suffix `norm`.
     Recipe::with(
         "model.layers.{}.enorm",
         "blk.{}.nextn.enorm",
