@@ -31,6 +31,8 @@ OTHER_BPW |= {name: 6.5 for name in (
     "afmoe-bare", "mellum", "mellum-whole", "llama4", "llama4-vision", "maple", "dbrx", "cohere2moe", "cohere2moe-bare",
     "hunyuan-moe", "mimo2", "mimo2-fused", "step35", "step35-vision", "minimax-m3", "minimax-m3-vision", "granite_swa",
     "granite_swa-experts")}
+# Indexers have no gradient, and keep a precise type.
+OTHER_BPW |= {name: 6.5 for name in ("deepseek32", "deepseek32-dense", "glm-dsa", "glm-dsa-shared")}
 # Factors of matrices of low rank stay in f32.
 OTHER_BPW |= {name: 9.0 for name in (
     "rwkv6", "rwkv6-f16", "rwkv6-halved", "rwkv6qwen2", "rwkv6qwen2-plain", "rwkv7", "rwkv7-blocks", "rwkv7-fla",
