@@ -5,6 +5,7 @@
 
 use super::config::{Config, Result};
 use super::decoder::{Decoder, Gating, Rope, Router, ScoreYarn, Setting};
+use super::experts::SHARED_EXPERTS;
 use super::kimi::{ATTENTION as WHOLE_QUERIES, LATENT_ATTENTION};
 use super::llama::{
     ATTENTION as INTERLEAVED_ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION,
@@ -375,24 +376,6 @@ const STACKED_EXPERTS: &[Recipe] = &[
         "model.layers.{}.mlp.experts.down_proj",
         "blk.{}.ffn_down_exps.weight",
         &[Experts, Hidden, Expert],
-    ),
-];
-
-pub(super) const SHARED_EXPERTS: &[Recipe] = &[
-    Recipe::rename(
-        "model.layers.{}.mlp.shared_experts.gate_proj",
-        "blk.{}.ffn_gate_shexp",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.mlp.shared_experts.up_proj",
-        "blk.{}.ffn_up_shexp",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.mlp.shared_experts.down_proj",
-        "blk.{}.ffn_down_shexp",
-        &[Hidden, Any],
     ),
 ];
 

@@ -64,7 +64,8 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::U32("expert_feed_forward_length", &["intermediate_size"]),
 ];
 
-const SINKS: &[Recipe] = &[Recipe::rename(
+/// Sinks: a logit per head.
+pub(super) const SINKS: &[Recipe] = &[Recipe::rename(
     "model.layers.{}.self_attn.sinks",
     "blk.{}.attn_sinks.weight",
     &[QueryHeads],

@@ -2,10 +2,11 @@
 
 use super::config::{Config, Result, wrong_kind};
 use super::decoder::{Decoder, Listed, Mamba2Layers, Needs, Recurrence, Unrotated, Window};
+use super::gpt_oss::SINKS;
 use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, rope_factors};
 use super::mamba2::{CONTEXT, Sizes, nonzero, set_size, state_space};
 use super::parameters::{COMMON, FILE_TYPE, SHARED_ROPE_DIMENSIONS, set_flags, set_numbers};
-use super::recipes::Size::{self, Any, FeedForward, Field, Hidden, Product, QueryHeads};
+use super::recipes::Size::{self, Any, FeedForward, Field, Hidden, Product};
 use super::recipes::{Input, Op, Output, Recipe, When};
 use super::{Architecture, Keys, Parameter};
 use quantier_gguf::gguf::Value;
@@ -113,12 +114,6 @@ const WINDOWS: &[Parameter] = &[
         Ok(())
     }),
 ];
-
-const SINKS: &[Recipe] = &[Recipe::rename(
-    "model.layers.{}.self_attn.sinks",
-    "blk.{}.attn_sinks.weight",
-    &[QueryHeads],
-)];
 
 /// Fused gate and up.
 const FUSED_EXPERTS: &[Recipe] = &[

@@ -4,11 +4,10 @@
 use super::config::{Config, Result, wrong_kind};
 use super::decoder::{Activation, Decoder, Listed, Needs, Rope, Router, Window};
 use super::experts::{EXPERT_LENGTH, GATE_UP_DOWN, ROUTER, SELECTION_BIAS, SHARED_EXPERTS};
-use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS};
+use super::llama::{ATTENTION_GATE, BUFFERS, EMBEDDINGS, GATED_FFN, LISTED_ATTENTION, NORMS};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_numbers};
 use super::qwen::{HEAD_NORMS, SHARED_EXPERT};
-use super::recipes::Size::{Any, Hidden};
-use super::{Architecture, Keys, Parameter, Recipe, nothing_generated};
+use super::{Architecture, Keys, Parameter, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
@@ -20,7 +19,8 @@ pub(super) static LAGUNA: Architecture = Architecture {
     tensors: &[
         EMBEDDINGS,
         NORMS,
-        ATTENTION,
+        LISTED_ATTENTION,
+        ATTENTION_GATE,
         HEAD_NORMS,
         GATED_FFN,
         ROUTER,
@@ -168,32 +168,3 @@ fn rotations(config: &Config, keys: &mut Keys) -> Result<()> {
     }
     Ok(())
 }
-
-/// Attention with a number of heads per layer.
-const ATTENTION: &[Recipe] = &[
-    Recipe::rename(
-        "model.layers.{}.self_attn.q_proj",
-        "blk.{}.attn_q",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.k_proj",
-        "blk.{}.attn_k",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.v_proj",
-        "blk.{}.attn_v",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.o_proj",
-        "blk.{}.attn_output",
-        &[Hidden, Any],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.g_proj",
-        "blk.{}.attn_gate",
-        &[Any, Hidden],
-    ),
-];

@@ -187,6 +187,37 @@ pub(super) const PLAIN_ATTENTION: &[Recipe] = &[
     ),
 ];
 
+/// Attention with a number of heads per layer.
+pub(super) const LISTED_ATTENTION: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.self_attn.q_proj",
+        "blk.{}.attn_q",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.k_proj",
+        "blk.{}.attn_k",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.v_proj",
+        "blk.{}.attn_v",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.self_attn.o_proj",
+        "blk.{}.attn_output",
+        &[Hidden, Any],
+    ),
+];
+
+/// A gate of the heads' outputs.
+pub(super) const ATTENTION_GATE: &[Recipe] = &[Recipe::rename(
+    "model.layers.{}.self_attn.g_proj",
+    "blk.{}.attn_gate",
+    &[Any, Hidden],
+)];
+
 /// A feed-forward network with a gate.
 pub(super) const GATED_FFN: &[Recipe] = &[
     Recipe::rename(

@@ -2,10 +2,11 @@
 //! values shorter than keys, sigmoid-gated experts with a bias in their choice, three multi-token
 //! prediction blocks.
 
+use super::bailing::BLOCK_NORM;
 use super::config::{Config, Result, wrong_kind};
 use super::decoder::{Decoder, Gating, Listed, Needs, Rope, Router, Setting, Window};
 use super::experts::{EXPERT_LENGTH, GATE_UP_DOWN, ROUTER, SELECTION_BIAS};
-use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS};
+use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, LISTED_ATTENTION, NORMS};
 use super::nextn::{NEXTN, PREDICT_LAYERS};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, rotated_part, set_numbers};
 use super::recipes::Size::{Any, Hidden, QueryHeads};
@@ -24,7 +25,8 @@ pub(super) static MIMO2: Architecture = Architecture {
     tensors: &[
         EMBEDDINGS,
         NORMS,
-        ATTENTION,
+        LISTED_ATTENTION,
+        FUSED_AND_SINKS,
         GATED_FFN,
         ROUTER,
         SELECTION_BIAS,
@@ -130,31 +132,12 @@ fn windows(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-const ATTENTION: &[Recipe] = &[
-    Recipe::rename(
-        "model.layers.{}.self_attn.q_proj",
-        "blk.{}.attn_q",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.k_proj",
-        "blk.{}.attn_k",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.v_proj",
-        "blk.{}.attn_v",
-        &[Any, Hidden],
-    ),
+/// Fused projections of some checkpoints, and sinks.
+const FUSED_AND_SINKS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.qkv_proj",
         "blk.{}.attn_qkv",
         &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.o_proj",
-        "blk.{}.attn_output",
-        &[Hidden, Any],
     ),
     Recipe::rename(
         "model.layers.{}.self_attn.attention_sink_bias",
@@ -162,10 +145,3 @@ const ATTENTION: &[Recipe] = &[
         &[QueryHeads],
     ),
 ];
-
-/// The norm after a multi-token prediction block.
-const BLOCK_NORM: &[Recipe] = &[Recipe::rename(
-    "model.layers.{}.final_layernorm",
-    "blk.{}.layer_output_norm",
-    &[Hidden],
-)];

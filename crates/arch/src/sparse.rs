@@ -4,8 +4,9 @@
 use super::decoder::{Decoder, IndexerKind, Needs, Rope, Router, ScoreYarn};
 use super::deepseek::{
     DEEPSEEK2, EXPERT_PARAMETERS, LATENT, LATENT_DECODER, PARAMETERS, QUERIES, ROTATION,
-    SELECTION_BIAS, SHARED_EXPERTS, TIED_OUTPUT,
+    SELECTION_BIAS, TIED_OUTPUT,
 };
+use super::experts::SHARED_EXPERTS;
 use super::glm_moe::LISTED_PREDICT_LAYERS;
 use super::kimi::{ATTENTION as OUTPUT, LATENT_ATTENTION};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS};

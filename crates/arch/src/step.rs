@@ -4,7 +4,7 @@
 use super::config::{Config, Result, number_in, wrong_kind};
 use super::decoder::{Decoder, Listed, Needs, Rope, Router, Window};
 use super::experts::EXPERT_LENGTH;
-use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, frequencies};
+use super::llama::{ATTENTION_GATE, BUFFERS, EMBEDDINGS, GATED_FFN, LISTED_ATTENTION, frequencies};
 use super::nextn::PREDICT_LAYERS;
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags, set_numbers};
 use super::recipes::Op::{self, AddOne};
@@ -20,7 +20,14 @@ pub(super) static STEP35: Architecture = Architecture {
     vocabulary: VocabKind::ByteLevel,
     parameters: &[COMMON, HEAD_LENGTHS, FILE_TYPE, PARAMETERS, PREDICT_LAYERS],
     tensors: &[
-        EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, EXPERTS, FURTHER, BUFFERS,
+        EMBEDDINGS,
+        NORMS,
+        LISTED_ATTENTION,
+        ATTENTION_GATE,
+        GATED_FFN,
+        EXPERTS,
+        FURTHER,
+        BUFFERS,
     ],
     generated: rope_factors,
     decoder: Decoder {
@@ -227,34 +234,6 @@ const NORMS: &[Recipe] = &[
         "blk.{}.attn_k_norm",
         &[Head],
         NORM,
-    ),
-];
-
-const ATTENTION: &[Recipe] = &[
-    Recipe::rename(
-        "model.layers.{}.self_attn.q_proj",
-        "blk.{}.attn_q",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.k_proj",
-        "blk.{}.attn_k",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.v_proj",
-        "blk.{}.attn_v",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.o_proj",
-        "blk.{}.attn_output",
-        &[Hidden, Any],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.g_proj",
-        "blk.{}.attn_gate",
-        &[Any, Hidden],
     ),
 ];
 

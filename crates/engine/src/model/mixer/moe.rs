@@ -115,15 +115,12 @@ impl Moe {
         let Routed {
             expert, positions, ..
         } = routed;
-        let Ffn { first, down, .. } = &self.experts;
         let selected = rows.select(positions);
         let weighs_inputs = self.router.routing.weighs_inputs;
         let weighed = weighs_inputs.then(|| scaled(&selected, &weights));
         let x = weighed.as_ref().unwrap_or(&selected);
-        pass.input(&first.linears(), Some(routed), x)?;
-        let (inner, gate) = self.experts.run_first(expert, x, pass)?;
-        pass.input(&[down], Some(routed), &inner)?;
-        let output = pass.times_expert(down, expert, &inner)?;
+        let (inner, gate) = self.run_inner(routed, x, pass)?;
+        let output = pass.times_expert(&self.experts.down, expert, &inner)?;
         let (output, weighed) = match weighs_inputs {
             true => (output, selected),
             false => (scaled(&output, &weights), output),
@@ -136,6 +133,20 @@ impl Moe {
             weights,
         };
         Ok((output, tape))
+    }
+
+    /// Rows read by the last matrix of an expert.
+    fn run_inner<'m>(
+        &'m self,
+        routed: Routed<'_>,
+        x: &Rows,
+        pass: &Pass<'_>,
+    ) -> Result<(Rows, GateTape<'m>)> {
+        let Ffn { first, down, .. } = &self.experts;
+        pass.input(&first.linears(), Some(routed), x)?;
+        let (inner, gate) = self.experts.run_first(routed.expert, x, pass)?;
+        pass.input(&[down], Some(routed), &inner)?;
+        Ok((inner, gate))
     }
 
     /// Shows the linears of an expert the positions not routed to it.
@@ -152,11 +163,8 @@ impl Moe {
         if others.is_empty() {
             return Ok(());
         }
-        let Ffn { first, down, .. } = &self.experts;
         let (x, others) = (rows.select(&others), self.routed(expert, &others));
-        pass.input(&first.linears(), Some(others), &x)?;
-        let (inner, _) = self.experts.run_first(expert, &x, pass)?;
-        pass.input(&[down], Some(others), &inner)
+        self.run_inner(others, &x, pass).map(drop)
     }
 
     fn routed<'p>(&self, expert: usize, positions: &'p [u32]) -> Routed<'p> {
