@@ -15,8 +15,8 @@ mod ggml;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ggml::Ggml;
-use quantier::quant::Codec;
-use quantier::simd::Isa;
+use quantier_blocks::Codec;
+use quantier_blocks::simd::Isa;
 use quantier_core::rng::Rng;
 use std::time::Duration;
 

@@ -8,10 +8,10 @@
 //! Median time of some runs on one thread. The share is that of the recurrence in both together;
 //! other parts of a layer (convolution, norms, activations) would only lower it.
 
-use quantier::arch::DeltaHeads;
-use quantier::arch::hyper::DeltaNumbers;
-use quantier::model::{delta_rule, rows_times_rows};
+use quantier_arch::DeltaHeads;
+use quantier_arch::hyper::DeltaNumbers;
 use quantier_core::rng::Rng;
+use quantier_engine::model::{delta_rule, rows_times_rows};
 use std::time::{Duration, Instant};
 
 /// Number of runs.

@@ -8,12 +8,12 @@
 //! directions that mix all channels, and a few channels dominate, as in activations of language
 //! models. The error is measured on held-out inputs.
 
-use quantier::format::safetensors;
-use quantier::format::types::GgmlType;
-use quantier::model::rows_times_rows;
-use quantier::quant::Codec;
-use quantier::rounding::{DAMPING, InputFactor, round_rows};
+use quantier_blocks::Codec;
 use quantier_core::rng::Rng;
+use quantier_engine::model::rows_times_rows;
+use quantier_gguf::safetensors;
+use quantier_gguf::types::GgmlType;
+use quantier_round::{DAMPING, InputFactor, round_rows};
 use rayon::prelude::*;
 use std::time::Instant;
 

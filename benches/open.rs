@@ -2,7 +2,7 @@
 //! merges.
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use quantier::format::gguf::{
+use quantier_gguf::gguf::{
     Array, DEFAULT_ALIGNMENT, Files, Layout, Metadata, Model, Value, ValueType, Writer,
 };
 

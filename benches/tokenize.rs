@@ -4,8 +4,8 @@
 //! QUANTIER_BENCH_VOCABULARIES  GGUF files, separated by colons (default: that of the small trained model)
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use quantier::format::gguf::{Files, Model};
-use quantier::tokenizer::Tokenizer;
+use quantier_gguf::gguf::{Files, Model};
+use quantier_tokenizer::Tokenizer;
 use std::path::Path;
 
 fn tokenize(c: &mut Criterion) {

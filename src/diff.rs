@@ -204,7 +204,7 @@ fn identical(
     Ok(true)
 }
 
-/// What the products of a linear are multiplied by, a number for each matrix; `None` of other
+/// Factors of a linear's products, a number for each matrix; `None` of other
 /// tensors.
 fn scales(input: &Input<'_>, tensor: &Tensor<'_>) -> convert::Result<Option<Vec<f32>>> {
     let linear = input.catalog().linear_of(input.entry(tensor).id);

@@ -1,13 +1,13 @@
 //! Quantier turns a model checkpoint into the best GGUF for its size.
 //!
 //! Every command of the program is a function of this crate: it takes a job, reports progress
-//! through [`progress::Progress`], and prints nothing.
+//! through `quantier_core::progress::Progress`, and prints nothing.
 //!
 //! # Convert a checkpoint
 //!
 //! ```no_run
 //! use quantier::convert::{Checkpoint, Job, OutType, Plan};
-//! use quantier::progress::Silent;
+//! use quantier_core::progress::Silent;
 //! use std::path::Path;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -25,9 +25,10 @@
 //! # Quantize a model
 //!
 //! ```no_run
-//! use quantier::plan::{file_type::FileType, recipe::Wishes};
 //! use quantier::quantize::{Job, OutputRequest, Plan};
-//! use quantier::{convert, input::Source, progress::Silent};
+//! use quantier::{convert, input::Source};
+//! use quantier_allocate::{file_type::FileType, recipe::Wishes};
+//! use quantier_core::progress::Silent;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let output = OutputRequest {
@@ -46,9 +47,11 @@
 //! # Compute an importance matrix
 //!
 //! ```no_run
-//! use quantier::imatrix::collect::{Options, collect};
-//! use quantier::{convert, evaluate::windows::Windows, input::Source, model, progress::Silent};
-//! use quantier::{model::Engine, tokenizer::Tokenizer};
+//! use quantier::{convert, input::Source};
+//! use quantier_core::progress::Silent;
+//! use quantier_engine::imatrix::collect::{Options, collect};
+//! use quantier_engine::{evaluate::windows::Windows, model, model::Engine};
+//! use quantier_tokenizer::Tokenizer;
 //! use std::path::Path;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -68,9 +71,10 @@
 //! # Measure the KL divergence of a quantized model
 //!
 //! ```no_run
-//! use quantier::evaluate::measure::{Base, Measured, compare};
-//! use quantier::evaluate::{statistics::Statistics, windows::Windows};
-//! use quantier::{model::Engine, progress::Silent};
+//! use quantier_core::progress::Silent;
+//! use quantier_engine::evaluate::measure::{Base, Measured, compare};
+//! use quantier_engine::evaluate::{statistics::Statistics, windows::Windows};
+//! use quantier_engine::model::Engine;
 //!
 //! // Engines and windows as in the example above.
 //! fn divergence(
@@ -87,9 +91,12 @@
 //! # Make the best file for a size
 //!
 //! ```no_run
+//! use quantier::input::Input;
 //! use quantier::make::{Files, Goal, Job, NamedBudget, Options, Runnable, Text, Texts};
-//! use quantier::{input::Input, model::Engine, plan::frontier::Budget, progress::Silent};
-//! use quantier::tokenizer::Tokenizer;
+//! use quantier_allocate::frontier::Budget;
+//! use quantier_core::progress::Silent;
+//! use quantier_engine::model::Engine;
+//! use quantier_tokenizer::Tokenizer;
 //!
 //! // Model, engine and tokenizer as in the example of the importance matrix.
 //! fn make(
@@ -111,33 +118,35 @@
 //!
 //! # Modules
 //!
-//! Each module depends on those below it only.
+//! This crate holds the pipelines. Each module depends on those below it only.
 //!
 //! | module | content | access |
 //! |---|---|---|
-//! | [`make`] | the main pipeline: measure, allocate, write, verify, report | files, through `format` |
-//! | [`publish`] | a directory for the Hub from the results of `make`: card, Modelfiles, checksums, chat template | files, through `format`; links and renames |
-//! | [`convert`], [`quantize`], [`verify`] | the other pipelines | files, through `format` |
-//! | [`edit`] | `split`, `merge`, `set`: copies with other files or metadata | files, through `format` |
+//! | [`make`] | the main pipeline: measure, allocate, write, verify, report | files, through `quantier-gguf` |
+//! | [`publish`] | a directory for the Hub from the results of `make`: card, Modelfiles, checksums, chat template | the same; links and renames |
+//! | [`edit`] | `split`, `merge`, `set`: copies with other files or metadata | files, through `quantier-gguf` |
 //! | [`diff`] | differences between two models: metadata, shapes, types, the error of every tensor | weights, through `input` |
-//! | [`rounding`] | weights to blocks, with error feedback; Hessians and their files | numbers; a directory, through `format` |
+//! | [`convert`], [`quantize`], [`verify`] | the other pipelines | files, through `quantier-gguf` |
 //! | [`sensitivity`] | nats of every type in every tensor, from gradients and quantized bytes | weights, through `input`; a snapshot |
-//! | [`hub`] | `hf://`: downloads from the Hugging Face Hub | the network; the Hub's cache |
-//! | [`input`] | the input of a command: a GGUF, or a checkpoint converted on the fly | files, through `format` |
-//! | [`hessian`] | collection of input and output Hessians | numbers and names; a directory, through `format` |
-//! | [`imatrix`] | importance matrices: collection, merging, coverage, statistics | numbers and names; `model` to collect |
-//! | [`evaluate`] | perplexity and KL divergence: scored tokens, logits, statistics | numbers; a logits file |
-//! | [`arch`] | model families and the catalog of a model's tensors | names and shapes of a checkpoint |
-//! | [`report`] | frontier.json, pictures, the page, the table for a terminal | none: data in, text out |
-//! | [`tokenizer`] | Hugging Face tokenizer files to GGUF metadata; text to tokens | tokenizer files |
-//! | [`model`] | the engine: forward and backward passes by layer, taps on linears, sequential rounding | weights, through `input`; a temporary file |
-//! | [`plan`] | allocation: file types, preset rules, the frontier's solver | numbers and names |
-//! | [`quant`] | block layouts, quantizers, dequantizers, block validation | numbers |
-//! | [`mod@format`] | GGUF, safetensors, importance matrices, output files; the only parser of untrusted bytes | files |
+//! | [`input`] | the input of a command: a GGUF, or a checkpoint converted on the fly | files, through `quantier-gguf` |
 //! | [`text`] | the built-in texts for calibration and evaluation | none |
-//! | [`resume`] | snapshots of long jobs | a snapshot beside the output, through `format` |
-//! | [`simd`] | eight lanes of f32 with the same results on every CPU: plain, AVX2, NEON | none |
-//! | [`progress`] | progress and cancellation of long jobs | none |
+//!
+//! # Crates
+//!
+//! The parts of the pipelines. Each crate depends on those below it only.
+//!
+//! | crate | content | access |
+//! |---|---|---|
+//! | `quantier-hub` | `hf://`: downloads from the Hugging Face Hub, uploads to it | the network; the Hub's cache |
+//! | `quantier-report` | frontier.json, pictures, the page, the table for a terminal | none: data in, text out |
+//! | `quantier-engine` | the engine: forward and backward passes by layer, taps on linears, sequential rounding; importance matrices, Hessians, perplexity, KL divergence | weights; a temporary file; a directory, through `quantier-gguf` |
+//! | `quantier-round` | weights to blocks, with error feedback; Hessians and their files | numbers; a directory, through `quantier-gguf` |
+//! | `quantier-allocate` | allocation: file types, preset rules, the frontier's solver | numbers and names |
+//! | `quantier-arch` | model families and the catalog of a model's tensors | names and shapes of a checkpoint |
+//! | `quantier-tokenizer` | Hugging Face tokenizer files to GGUF metadata; text to tokens | tokenizer files |
+//! | `quantier-gguf` | GGUF, safetensors, importance matrices, output files; the only parser of untrusted bytes | files |
+//! | `quantier-blocks` | block layouts, quantizers, dequantizers, block validation; eight lanes of f32 with the same results on every CPU | numbers |
+//! | `quantier-core` | errors, progress and cancellation of long jobs | none |
 //!
 //! `src/main.rs` and `src/cli/` are the program: one file per command, and the only code that
 //! prints.
@@ -155,14 +164,14 @@ pub mod sensitivity;
 pub mod text;
 pub mod verify;
 
-pub use quantier_allocate as plan;
-pub use quantier_arch as arch;
-pub use quantier_blocks as quant;
-pub use quantier_blocks::simd;
-pub use quantier_core::progress;
-pub use quantier_engine::{evaluate, hessian, imatrix, model, resume};
-pub use quantier_gguf as format;
-pub use quantier_hub as hub;
-pub use quantier_report as report;
-pub use quantier_round as rounding;
-pub use quantier_tokenizer as tokenizer;
+// Short names of the crates, for this crate alone.
+use quantier_allocate as plan;
+use quantier_arch as arch;
+use quantier_blocks as quant;
+use quantier_core::progress;
+use quantier_engine::{evaluate, hessian, imatrix, model, resume};
+use quantier_gguf as format;
+use quantier_hub as hub;
+use quantier_report as report;
+use quantier_round as rounding;
+use quantier_tokenizer as tokenizer;

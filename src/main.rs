@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     unsafe {
         std::env::set_var("CANDLE_NUM_THREADS", "1")
     };
-    if let Err(error) = quantier::simd::Isa::requested() {
+    if let Err(error) = quantier_blocks::simd::Isa::requested() {
         eprintln!("error: {error}");
         return ExitCode::from(2);
     }

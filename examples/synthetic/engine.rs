@@ -1,14 +1,14 @@
 //! Runnable models: a llama of random weights with the tokenizer of `testdata/refmodel`, whose
 //! vocabulary is padded with unused tokens. For measurements of the engine beside the reference.
 
-use quantier::format::Result;
-use quantier::format::gguf::{
+use quantier_blocks::Codec;
+use quantier_core::rng::Rng;
+use quantier_gguf::Result;
+use quantier_gguf::gguf::{
     Array, DEFAULT_ALIGNMENT, Files, Layout, Metadata, Model, Shape, TensorInfo, Value, ValueType,
     Writer, keys,
 };
-use quantier::format::types::GgmlType;
-use quantier::quant::Codec;
-use quantier_core::rng::Rng;
+use quantier_gguf::types::GgmlType;
 use std::path::Path;
 
 /// Dimensions of a model.

@@ -1,13 +1,13 @@
 //! Models of any size, for measurements of time and memory. Written in pieces, with a few megabytes
 //! of memory.
 
-use quantier::format::Result;
-use quantier::format::gguf::{
+use quantier_blocks::Codec;
+use quantier_core::rng::Rng;
+use quantier_gguf::Result;
+use quantier_gguf::gguf::{
     DEFAULT_ALIGNMENT, Layout, Metadata, Shape, TensorInfo, Value, Writer, keys,
 };
-use quantier::format::types::GgmlType;
-use quantier::quant::Codec;
-use quantier_core::rng::Rng;
+use quantier_gguf::types::GgmlType;
 use std::path::Path;
 
 /// Size of the pool of random numbers; every row is a slice at a different offset.

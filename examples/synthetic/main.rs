@@ -17,7 +17,7 @@ mod large;
 mod models;
 mod write;
 
-use quantier::format::types::GgmlType;
+use quantier_gguf::types::GgmlType;
 use std::path::Path;
 
 const USAGE: &str = "usage: synthetic OUT_DIR | --imatrix MODEL PREFIX | --large BYTES FILE [bf16] | \

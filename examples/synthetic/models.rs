@@ -3,8 +3,8 @@
 //! Tensors have few rows: the rules depend on names, row lengths and counts, not on whether a model
 //! runs.
 
-use quantier::format::gguf::{Array, Metadata, Value, ValueType, keys};
-use quantier::format::types::GgmlType;
+use quantier_gguf::gguf::{Array, Metadata, Value, ValueType, keys};
+use quantier_gguf::types::GgmlType;
 
 /// A tensor to fill with numbers.
 pub struct Tensor {

@@ -1,15 +1,15 @@
 //! Writing of the described models.
 
 use crate::models::{Model, Tensor, Weights};
-use quantier::format::Result;
-use quantier::format::gguf::{
+use quantier_blocks::Codec;
+use quantier_core::rng::Rng;
+use quantier_gguf::Result;
+use quantier_gguf::gguf::{
     DEFAULT_ALIGNMENT, Files, Layout, Metadata, Model as Read, Shape, TensorInfo, Value, Writer,
     keys, shard_path,
 };
-use quantier::format::imatrix::{Entry, Imatrix};
-use quantier::format::types::GgmlType;
-use quantier::quant::Codec;
-use quantier_core::rng::Rng;
+use quantier_gguf::imatrix::{Entry, Imatrix};
+use quantier_gguf::types::GgmlType;
 use std::path::Path;
 
 /// Every such channel has no activations.

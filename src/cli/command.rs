@@ -1,6 +1,6 @@
 //! The command line in a form that others can reproduce.
 
-use quantier::report::numbers::shell;
+use quantier_report::numbers::shell;
 use std::ffi::OsString;
 use std::sync::OnceLock;
 

@@ -432,7 +432,7 @@ pub fn with_defaults(
     }
     let words: Vec<String> = added
         .iter()
-        .map(|argument| quantier::report::numbers::shell(argument))
+        .map(|argument| quantier_report::numbers::shell(argument))
         .collect();
     super::messages::note!("{} adds {}", config.path.display(), words.join(" "));
     let all = extended(typed, &added);

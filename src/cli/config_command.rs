@@ -2,7 +2,7 @@
 
 use super::config::{Options, example};
 use super::text::say;
-use quantier::report::numbers::shell;
+use quantier_report::numbers::shell;
 use serde_json::json;
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 //! The keys of the configuration file: a table of flags.
 
-use quantier::plan::frontier::{Budget, Constraints};
+use quantier_allocate::frontier::{Budget, Constraints};
 use toml::de::DeValue;
 
 /// The type of a value.

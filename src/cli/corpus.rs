@@ -2,8 +2,8 @@
 
 use super::measure::{Opened, read_text};
 use anyhow::{Context, bail, ensure};
-use quantier::evaluate::windows::Windows;
-use quantier::format::logits::Logits;
+use quantier_engine::evaluate::windows::Windows;
+use quantier_gguf::logits::Logits;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 

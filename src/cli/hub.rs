@@ -1,7 +1,7 @@
 //! Model arguments: a path, or an `hf://` address and its local copy.
 
 use anyhow::bail;
-use quantier::hub::Address;
+use quantier_hub::Address;
 use std::path::{Path, PathBuf};
 
 /// A model on this machine.
@@ -35,7 +35,7 @@ pub fn model(argument: &Path, need: Need) -> anyhow::Result<Model> {
         });
     }
     let as_address =
-        || Address::parse(&format!("{}{}", quantier::hub::SCHEME, argument.display())).ok();
+        || Address::parse(&format!("{}{}", quantier_hub::SCHEME, argument.display())).ok();
     // A bare ORG/NAME is the most likely mistake.
     if !argument.exists()
         && argument
@@ -62,7 +62,7 @@ pub fn remote(argument: &Path, need: Need) -> anyhow::Result<Model> {
     match Address::is_meant(argument) {
         true => model(argument, need),
         false => model(
-            Path::new(&format!("{}{}", quantier::hub::SCHEME, argument.display())),
+            Path::new(&format!("{}{}", quantier_hub::SCHEME, argument.display())),
             need,
         ),
     }
@@ -71,10 +71,10 @@ pub fn remote(argument: &Path, need: Need) -> anyhow::Result<Model> {
 #[cfg(feature = "hub")]
 fn fetched(address: &Address, need: Need) -> anyhow::Result<PathBuf> {
     use super::messages::note;
-    use quantier::hub::{self, Settings, fetch};
+    use quantier_hub::{Settings, fetch};
     let need = match need {
-        Need::Everything => hub::Need::Everything,
-        Need::Vocabulary => hub::Need::Vocabulary,
+        Need::Everything => quantier_hub::Need::Everything,
+        Need::Vocabulary => quantier_hub::Need::Vocabulary,
     };
     let bar = super::terminal::Bar::new();
     Ok(fetch(

@@ -8,17 +8,17 @@ use super::wrong_usage;
 use anyhow::{Context, ensure};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
-use quantier::evaluate::statistics::Perplexity;
-use quantier::evaluate::windows::Windows;
-use quantier::format::imatrix::{Format, Imatrix};
-use quantier::format::output::Output;
-use quantier::hessian::{self, Needs};
-use quantier::imatrix::collect::{Collected, Options, collect};
-use quantier::imatrix::coverage::{self, Gap};
-use quantier::imatrix::statistics::Statistics;
-use quantier::imatrix::sums::Sums;
 use quantier::input::Input;
-use quantier::resume::{KeyBuilder, Resume};
+use quantier_engine::evaluate::statistics::Perplexity;
+use quantier_engine::evaluate::windows::Windows;
+use quantier_engine::hessian::{self, Needs};
+use quantier_engine::imatrix::collect::{Collected, Options, collect};
+use quantier_engine::imatrix::coverage::{self, Gap};
+use quantier_engine::imatrix::statistics::Statistics;
+use quantier_engine::imatrix::sums::Sums;
+use quantier_engine::resume::{KeyBuilder, Resume};
+use quantier_gguf::imatrix::{Format, Imatrix};
+use quantier_gguf::output::Output;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -324,7 +324,7 @@ fn collected<'a>(
         anyhow::Ok(all.to_file(before.chunk_size))
     };
     let interim = |sums: &Sums| {
-        let bad = |what: String| quantier::format::Error::Bad {
+        let bad = |what: String| quantier_gguf::Error::Bad {
             path: args.output.clone(),
             what,
         };

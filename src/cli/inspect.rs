@@ -4,9 +4,9 @@ use super::measure::{input, source};
 use super::messages::note;
 use super::text::{count, say, size};
 use super::values::{shortened, value_json};
-use quantier::arch::role::Role;
-use quantier::format::gguf::{Endian, Metadata, Model, TensorInfo};
 use quantier::input::{Input, Source};
+use quantier_arch::role::Role;
+use quantier_gguf::gguf::{Endian, Metadata, Model, TensorInfo};
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -67,7 +67,7 @@ struct Tensor<'a> {
 impl<'a> Content<'a> {
     fn of_gguf(model: &'a Model) -> Content<'a> {
         let paths = model.files.paths();
-        let head = |(header, path): (&quantier::format::gguf::Header<'_>, &&Path)| {
+        let head = |(header, path): (&quantier_gguf::gguf::Header<'_>, &&Path)| {
             let (keys, tensors) = (header.metadata.len(), header.tensors.len());
             format!(
                 "{}: GGUF version {}{}, {keys} keys, {tensors} tensors",

@@ -11,13 +11,12 @@ use super::wrong_usage;
 use anyhow::{Context, bail};
 use quantier::convert;
 use quantier::make::{self, Files, Goal, Job, NamedBudget, Options, Scoring, Text, Texts};
-use quantier::model;
-use quantier::plan::file_type::FileType;
-use quantier::plan::frontier::{Budget, Constraints};
-use quantier::report;
-use quantier::rounding::Rounding;
 use quantier::sensitivity::{Measure, Settings};
 use quantier::text::{Set, joined};
+use quantier_allocate::file_type::FileType;
+use quantier_allocate::frontier::{Budget, Constraints};
+use quantier_engine::model;
+use quantier_round::Rounding;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -409,7 +408,7 @@ fn go(
     if args.json {
         say!("{}", made.report.to_json())?;
     } else {
-        say!("{}", report::text::table(&made.report))?;
+        say!("{}", quantier_report::text::table(&made.report))?;
         say!(
             "{} has the report, the recipes and all figures.",
             directory.join("report.html").display()

@@ -5,7 +5,7 @@ use super::text::{bytes, say};
 use anyhow::Context;
 use clap::CommandFactory;
 use clap_complete::Shell;
-use quantier::format::output::Output;
+use quantier_gguf::output::Output;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 

@@ -5,8 +5,8 @@ use super::messages::note;
 use anyhow::{Context, ensure};
 use quantier::convert;
 use quantier::input::{Input, Source};
-use quantier::model::{Device, Engine, Options, device};
-use quantier::tokenizer::Tokenizer;
+use quantier_engine::model::{Device, Engine, Options, device};
+use quantier_tokenizer::Tokenizer;
 use std::path::Path;
 
 /// Common options.

@@ -2,7 +2,7 @@
 
 use super::split::{show, write};
 use quantier::edit;
-use quantier::format::gguf::{Files, Model};
+use quantier_gguf::gguf::{Files, Model};
 use std::path::PathBuf;
 use std::process::ExitCode;
 

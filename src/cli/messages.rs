@@ -4,7 +4,7 @@
 //! request, one line of JSON per event. A log file records everything with timestamps.
 
 use indicatif::ProgressBar;
-use quantier::progress::Unit;
+use quantier_core::progress::Unit;
 use serde_json::json;
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Read, Write};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How progress is shown.
+/// The form of progress messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Show {
     /// A bar on a terminal, nothing elsewhere

@@ -7,7 +7,7 @@ use super::wrong_usage;
 use anyhow::{Context, bail};
 use quantier::publish::facts::{Details, hub_id, repository};
 use quantier::publish::{self, Done, Job, card};
-use quantier::report::numbers::shell;
+use quantier_report::numbers::shell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 

@@ -8,18 +8,18 @@ use super::text::{say, size};
 use super::wrong_usage;
 use anyhow::Context;
 use quantier::convert::{self, OutType};
-use quantier::evaluate::windows::Windows;
-use quantier::format::types::GgmlType;
-use quantier::hessian::Store;
 use quantier::input::{Input, Source};
-use quantier::model::Options;
-use quantier::plan::file_type::{CHOICES, Choice};
-use quantier::plan::recipe::{Pattern, Wishes};
 use quantier::quantize::{
     ImatrixRequest, Job, KvOverride, OutputRequest, OverrideValue, Plan, PlannedOutput,
     SequentialRun,
 };
-use quantier::rounding::{Rounding, TensorProof, spread};
+use quantier_allocate::file_type::{CHOICES, Choice};
+use quantier_allocate::recipe::{Pattern, Wishes};
+use quantier_engine::evaluate::windows::Windows;
+use quantier_engine::hessian::Store;
+use quantier_engine::model::Options;
+use quantier_gguf::types::GgmlType;
+use quantier_round::{Rounding, TensorProof, spread};
 use serde_json::json;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

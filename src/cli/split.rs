@@ -4,7 +4,7 @@ use super::messages::note;
 use super::terminal::Bar;
 use super::text::{count, say, size};
 use quantier::edit::{self, Limit, Plan, PlannedFile};
-use quantier::format::gguf::{Files, Model};
+use quantier_gguf::gguf::{Files, Model};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -2,7 +2,7 @@
 
 use super::messages;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use quantier::progress::{Progress, Unit};
+use quantier_core::progress::{Progress, Unit};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static STOP: AtomicBool = AtomicBool::new(false);

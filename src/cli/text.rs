@@ -1,7 +1,7 @@
 //! Printing to standard output.
 
 use anyhow::Context;
-pub use quantier::report::numbers::{count, size};
+pub use quantier_report::numbers::{count, size};
 use std::io::{ErrorKind, Write};
 
 /// Prints a line to standard output. Unlike `println!`, `say!` returns errors and ignores a closed

@@ -5,7 +5,7 @@ use super::text::say;
 use anyhow::{Context, bail};
 use quantier::convert;
 use quantier::input::Source;
-use quantier::tokenizer::Tokenizer;
+use quantier_tokenizer::Tokenizer;
 use serde_json::json;
 use std::io::Read;
 use std::path::PathBuf;

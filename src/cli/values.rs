@@ -1,6 +1,6 @@
 //! Metadata values as text and JSON.
 
-use quantier::format::gguf::{Array, Value, ValueType};
+use quantier_gguf::gguf::{Array, Value, ValueType};
 use serde_json::json;
 
 /// A value on one line, shortened.

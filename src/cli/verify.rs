@@ -3,8 +3,8 @@
 use super::hub;
 use super::terminal::Bar;
 use super::text::{count, say, size};
-use quantier::format::gguf::{Files, Model};
 use quantier::verify::verify;
+use quantier_gguf::gguf::{Files, Model};
 use std::path::PathBuf;
 use std::process::ExitCode;
 

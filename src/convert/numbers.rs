@@ -113,7 +113,7 @@ pub(super) fn quiet_bf16(raw: &mut [u8]) {
     }
 }
 
-/// Whether [`quiet_bf16`] would change nothing.
+/// True if [`quiet_bf16`] would change nothing.
 pub(super) fn is_quiet_bf16(raw: &[u8]) -> bool {
     let signals = |bits: u16| is_nan_bf16(bits) & (bits & QUIET == 0);
     !raw.as_chunks().0.iter().fold(false, |any, number| {
@@ -226,7 +226,7 @@ static E4M3: [f32; 256] = {
 };
 
 const fn e4m3(byte: u32) -> f32 {
-    /// What PyTorch makes of the one NaN.
+    /// PyTorch's result for the one NaN.
     const NAN: u32 = 0x7ff0_0000;
     /// 2^-9, the last place of numbers without an exponent.
     const SMALLEST: f32 = 1.0 / 512.0;

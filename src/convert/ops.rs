@@ -9,7 +9,7 @@ use std::path::Path;
 #[cfg(test)]
 mod tests;
 
-/// What the sizes in recipes are resolved with.
+/// Values of the sizes in recipes.
 #[derive(Clone, Copy)]
 pub(super) struct Sizes<'a> {
     /// config.json.

@@ -257,7 +257,7 @@ impl Plan<'_> {
         &self.checkpoint.tensors[part.source]
     }
 
-    /// Whether a part's numbers stay as they are, apart from their order.
+    /// True if a part's numbers stay as they are, apart from their order.
     fn is_copied(&self, tensor: &PlannedTensor, part: &Part) -> bool {
         same_type(self.source(part).dtype) == Some(tensor.target)
             && part.numeric.is_empty()
@@ -435,7 +435,7 @@ impl Plan<'_> {
     }
 }
 
-/// Whether blocks hold 4-bit floats, which are never made of other numbers here.
+/// True of blocks of 4-bit floats, which are never made of other numbers here.
 fn is_of_fp4(target: GgmlType) -> bool {
     matches!(target, GgmlType::NVFP4 | GgmlType::MXFP4)
 }

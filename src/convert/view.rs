@@ -13,7 +13,7 @@
 //! reshape to 3 by 8       [3 by 8] [8 by 1]
 //! ```
 //!
-//! What one offset and a list of factors cannot express is refused when the conversion is planned
+//! Anything beyond one offset and a list of factors is refused when the conversion is planned
 //! (columns of a transposed and flattened matrix, for example); no model needs it.
 
 use std::ops::Range;
@@ -258,7 +258,7 @@ impl Order {
         size(&self.factors)
     }
 
-    /// Whether groups of this many neighbours in the tensor stay together.
+    /// True if groups of this many neighbours in the tensor stay together.
     pub(super) fn is_of_groups(&self, group: u64) -> bool {
         let [outer @ .., inner] = &*self.factors else {
             return false;

@@ -1,4 +1,4 @@
-//! What the base model has lost already, and what types cost it nothing.
+//! The loss of a base model that was quantized already, and the types without further loss.
 
 use super::Result;
 use crate::format::types::GgmlType;

@@ -29,7 +29,7 @@ pub struct OutputRequest {
     pub wishes: Wishes,
     /// Rounding of its weights. Error feedback requires [`Job::hessians`].
     pub rounding: Rounding,
-    /// Whether rows on the grid of their type are encoded without loss, where llama-quantize may
+    /// Lossless encoding of rows on the grid of their type, where llama-quantize may
     /// miss their scales.
     pub lossless: bool,
 }

@@ -57,7 +57,7 @@ pub struct PlannedOutput<'a> {
     pub tensors: Vec<PlannedTensor>,
     /// Rounding of its weights.
     pub rounding: Rounding,
-    /// Whether rows on the grid of their type are encoded without loss.
+    /// Lossless encoding of rows on the grid of their type.
     pub(super) lossless: bool,
     /// Tensors already rounded by sequential rounding.
     pub(super) rounded: Option<Rounded>,

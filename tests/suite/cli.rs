@@ -5,7 +5,7 @@ use crate::support::program::{
     LAYERS, bash, fails, importance, json, listing, model, quantier, read, refmodel, stderr,
     succeeds, with_model,
 };
-use quantier::format::gguf::{Files, Model, Value};
+use quantier_gguf::gguf::{Files, Model, Value};
 use std::fs;
 use std::path::Path;
 
@@ -186,7 +186,7 @@ fn rows_that_do_not_fit() {
         .zeros(
             "blk.0.odd.weight",
             &[96, 4],
-            quantier::format::types::GgmlType::F32,
+            quantier_gguf::types::GgmlType::F32,
         )
         .write(&dir.path().join("n.gguf"));
     let warning = stderr(dir.path(), "quantize n.gguf out.gguf Q4_K_S", 0);

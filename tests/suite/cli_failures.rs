@@ -5,7 +5,7 @@ use crate::support::program::{
     bash, fail_each, fails, importance, listing, model, quantier, sparse, stderr, succeeds,
     usage_errors, with_model,
 };
-use quantier::format::types::GgmlType;
+use quantier_gguf::types::GgmlType;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;

@@ -218,7 +218,7 @@ pub(super) fn weights(dir: &Path, name: &str) -> Vec<f32> {
 /// The f32 weights of a tensor of a file.
 pub(super) fn weights_of(path: &Path, name: &str) -> Vec<f32> {
     let file = std::fs::read(path).unwrap();
-    let header = quantier::format::gguf::parse(&file).unwrap();
+    let header = quantier_gguf::gguf::parse(&file).unwrap();
     let (info, offset) = header
         .tensors
         .iter()
@@ -226,7 +226,7 @@ pub(super) fn weights_of(path: &Path, name: &str) -> Vec<f32> {
         .unwrap();
     let bytes = &file[*offset as usize..][..info.bytes() as usize];
     let mut weights = vec![0.0; info.shape.elements() as usize];
-    quantier::quant::Codec::of(info.ggml_type)
+    quantier_blocks::Codec::of(info.ggml_type)
         .unwrap()
         .dequantize_row(bytes, &mut weights);
     weights
@@ -527,7 +527,7 @@ fn a_vocabulary_is_cut_and_padded_to_the_config() {
         let dir = model.write();
         plan(dir.path(), &["--vocab-only"]);
         let file = std::fs::read(dir.path().join("out.gguf")).unwrap();
-        let header = quantier::format::gguf::parse(&file).unwrap();
+        let header = quantier_gguf::gguf::parse(&file).unwrap();
         let tokens = header
             .metadata
             .get("tokenizer.ggml.tokens")
@@ -859,7 +859,7 @@ fn mistrals_own_format_is_read_on_demand() {
         .collect();
     assert_eq!(rows[..3], [0.0, HIDDEN as f32, 2.0 * HIDDEN as f32]);
     let file = std::fs::read(path("out.gguf")).unwrap();
-    let header = quantier::format::gguf::parse(&file).unwrap();
+    let header = quantier_gguf::gguf::parse(&file).unwrap();
     let keys: Vec<_> = header
         .metadata
         .iter()
@@ -919,7 +919,7 @@ fn first_file_can_be_without_tensors() {
     assert_eq!(paths.len(), 2);
     let counts = paths.iter().map(|path| {
         let file = std::fs::read(path.as_str().unwrap()).unwrap();
-        quantier::format::gguf::parse(&file).unwrap().tensors.len()
+        quantier_gguf::gguf::parse(&file).unwrap().tensors.len()
     });
     assert_eq!(counts.collect::<Vec<_>>(), [0, 11]);
     paths
@@ -983,7 +983,7 @@ fn eight_bit_weights_are_multiplied_by_their_scales() {
 
 #[test]
 fn big_endian_files_have_the_same_numbers_in_reverse_order() {
-    use quantier::format::gguf::{Endian, parse};
+    use quantier_gguf::gguf::{Endian, parse};
     let checkpoint = Model::llama().write();
     let dir = checkpoint.path();
     let written = |args: &[&str]| {
@@ -995,7 +995,7 @@ fn big_endian_files_have_the_same_numbers_in_reverse_order() {
         let big = written(&["--outtype", out_type, "--bigendian"]);
         let (little_header, big_header) = (parse(&little).unwrap(), parse(&big).unwrap());
         assert_eq!(big_header.endian, Endian::Big);
-        let keys = |metadata: &quantier::format::gguf::Metadata<'_>| -> Vec<(String, String)> {
+        let keys = |metadata: &quantier_gguf::gguf::Metadata<'_>| -> Vec<(String, String)> {
             let entries = metadata.iter();
             entries
                 .map(|(k, v)| (k.to_string(), v.to_string()))

@@ -2,8 +2,8 @@
 
 use crate::support::gguf::Tiny;
 use crate::support::program::{listing, model, quantier, succeeds, with_model};
-use quantier::format::gguf::{Array, Value};
-use quantier::format::types::GgmlType;
+use quantier_gguf::gguf::{Array, Value};
+use quantier_gguf::types::GgmlType;
 use serde_json::Value as Json;
 use std::path::Path;
 

@@ -2,13 +2,13 @@
 
 use crate::support::gguf::Tiny;
 use crate::support::{models, text};
-use quantier::arch::LinearId;
 use quantier::convert;
-use quantier::format::gguf::Value;
 use quantier::input::Source;
-use quantier::model::backward::{Labels, LinearSamples};
-use quantier::model::{Engine, Error, LinearInput, Observer, Options, Tap};
-use quantier::progress::Silent;
+use quantier_arch::LinearId;
+use quantier_core::progress::Silent;
+use quantier_engine::model::backward::{Labels, LinearSamples};
+use quantier_engine::model::{Engine, Error, LinearInput, Observer, Options, Tap};
+use quantier_gguf::gguf::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
@@ -132,7 +132,7 @@ impl Tap for Watcher {
 }
 
 impl Observer for Watcher {
-    fn layer_done(&self, layer: usize) -> quantier::model::Result<()> {
+    fn layer_done(&self, layer: usize) -> quantier_engine::model::Result<()> {
         self.layers.lock().unwrap().push(layer);
         Ok(())
     }
@@ -202,7 +202,7 @@ fn unsupported_models_are_refused_by_name() {
 #[test]
 fn stopped_runs_return_cancelled() {
     struct Stop;
-    impl quantier::progress::Progress for Stop {
+    impl quantier_core::progress::Progress for Stop {
         fn cancelled(&self) -> bool {
             true
         }

@@ -4,8 +4,8 @@ use crate::support::gguf::{Tiny, info};
 use crate::support::models;
 use crate::support::program::{fail_each, fails, quantier, stderr, succeeds};
 use crate::support::text::{numbers, prose};
-use quantier::format::gguf::{Array, Value};
-use quantier::format::types::GgmlType;
+use quantier_gguf::gguf::{Array, Value};
+use quantier_gguf::types::GgmlType;
 use tempfile::TempDir;
 
 /// The small trained model with a change.

@@ -2,10 +2,10 @@
 
 use crate::support::gguf::{Tiny, dat, everything, imatrix, small};
 use crate::support::torch::{TorchFile, View, archive};
-use quantier::format::hessian::{File, Head, INDEX, Index, Part, Writing, triangle, write};
-use quantier::format::{safetensors, torch};
-use quantier::rounding::InputHessians;
-use quantier::tokenizer::{VocabKind, import};
+use quantier_gguf::hessian::{File, Head, INDEX, Index, Part, Writing, triangle, write};
+use quantier_gguf::{safetensors, torch};
+use quantier_round::InputHessians;
+use quantier_tokenizer::{VocabKind, import};
 use serde_json::{Value, json};
 use std::path::Path;
 

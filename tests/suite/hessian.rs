@@ -4,16 +4,16 @@ use crate::support::allocation;
 use crate::support::models;
 use crate::support::program::{fail_each, json, killed_when, quantier, stderr, succeeds};
 use crate::support::text;
-use quantier::arch::Catalog;
 use quantier::convert;
-use quantier::evaluate::windows::Windows;
-use quantier::format::gguf::Value;
-use quantier::format::hessian::{File, Head, Index, Part, Writing, triangle, write};
-use quantier::hessian::{self, Hessian, Needs, Store, is_held_out};
-use quantier::imatrix::collect::{Collected, Options, collect};
 use quantier::input::Source;
-use quantier::model::{self, Engine, LinearInput, Observer, Tap};
-use quantier::progress::Silent;
+use quantier_arch::Catalog;
+use quantier_core::progress::Silent;
+use quantier_engine::evaluate::windows::Windows;
+use quantier_engine::hessian::{self, Hessian, Needs, Store, is_held_out};
+use quantier_engine::imatrix::collect::{Collected, Options, collect};
+use quantier_engine::model::{self, Engine, LinearInput, Observer, Tap};
+use quantier_gguf::gguf::Value;
+use quantier_gguf::hessian::{File, Head, Index, Part, Writing, triangle, write};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -511,7 +511,7 @@ fn nonfinite_activations_are_named() {
     assert!(!dir.path().join("a/index.gguf").exists());
 }
 
-fn pieces(numbers: Vec<f32>) -> quantier::format::hessian::Pieces<'static> {
+fn pieces(numbers: Vec<f32>) -> quantier_gguf::hessian::Pieces<'static> {
     Box::new(move |put| put(&numbers))
 }
 
@@ -549,7 +549,7 @@ fn small(path: &Path) -> Head {
 /// Contents of a file: header, checksum, and the numbers of some parts.
 type Contents = (Head, String, Vec<Option<Vec<f32>>>);
 
-fn contents(path: &Path) -> quantier::format::Result<Contents> {
+fn contents(path: &Path) -> quantier_gguf::Result<Contents> {
     let file = File::open(path)?;
     let parts = [
         Part::Mean(None),

@@ -2,9 +2,9 @@
 //! data.
 
 use crate::support::hub::{COMMIT, Hub, LARGE, etag};
-use quantier::hub::{Address, Error, Need, Settings, Token, fetch};
-use quantier::progress::{Progress, Silent};
+use quantier_core::progress::{Progress, Silent};
 use quantier_core::rng::Rng;
+use quantier_hub::{Address, Error, Need, Settings, Token, fetch};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

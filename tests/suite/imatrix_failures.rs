@@ -3,7 +3,7 @@
 use crate::support::gguf::Tiny;
 use crate::support::models;
 use crate::support::program::{fail_each, fails, importance, succeeds, usage_errors};
-use quantier::format::gguf::Value;
+use quantier_gguf::gguf::Value;
 use std::fs;
 use tempfile::TempDir;
 

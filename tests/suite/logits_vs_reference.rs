@@ -4,8 +4,8 @@
 //! QUANTIER_LOGITS_BASE=base.kld QUANTIER_LOGITS=quantized.kld \
 //!     cargo test --release --test suite logits_vs_reference:: -- --ignored --nocapture
 
-use quantier::evaluate::{score, statistics::Statistics};
-use quantier::format::logits::{Logits, encode};
+use quantier_engine::evaluate::{score, statistics::Statistics};
+use quantier_gguf::logits::{Logits, encode};
 
 #[test]
 #[ignore = "needs files that the reference wrote: see the top of this file"]

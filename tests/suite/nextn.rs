@@ -4,8 +4,8 @@
 use super::convert::{FFN, HIDDEN, Model};
 use super::support::program::{json, succeeds};
 use super::unusual_inputs::with_byte_level;
-use quantier::format::imatrix::Imatrix;
 use quantier_core::rng::Rng;
+use quantier_gguf::imatrix::Imatrix;
 use std::path::Path;
 use tempfile::TempDir;
 

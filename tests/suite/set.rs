@@ -4,7 +4,7 @@ use crate::support::gguf::Tiny;
 use crate::support::program::{
     fail_each, fails, json as ran, listing, model, quantier, read, succeeds, usage_errors,
 };
-use quantier::format::gguf::{Array, Value};
+use quantier_gguf::gguf::{Array, Value};
 use serde_json::{Value as Json, json};
 use std::fs;
 use std::path::Path;

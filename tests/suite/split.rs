@@ -5,7 +5,7 @@ use crate::support::program::{
     bash, fail_each, fails, json, killed_when, listing, model, read, refmodel, sparse, stderr,
     succeeds, usage_errors, with_model,
 };
-use quantier::format::gguf::{Files, Model, Value};
+use quantier_gguf::gguf::{Files, Model, Value};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// Keys and values of a file, and its number of tensors.
 fn keys(path: &Path) -> (Vec<(String, String)>, usize) {
     let bytes = fs::read(path).unwrap();
-    let header = quantier::format::gguf::parse(&bytes).unwrap();
+    let header = quantier_gguf::gguf::parse(&bytes).unwrap();
     let keys = header
         .metadata
         .iter()
@@ -397,7 +397,7 @@ fn failed_writes_leave_no_files() {
         crate::support::gguf::info(
             "output.weight",
             &[256, 400],
-            quantier::format::types::GgmlType::F32,
+            quantier_gguf::types::GgmlType::F32,
         ),
         vec![1; 256 * 400 * 4],
     );
@@ -432,7 +432,7 @@ fn hundreds_of_shards() {
         many = many.zeros(
             &format!("blk.{i}.ffn_up.weight"),
             &[256, 8],
-            quantier::format::types::GgmlType::F32,
+            quantier_gguf::types::GgmlType::F32,
         );
     }
     many.write(&dir.path().join("m.gguf"));

@@ -4,7 +4,7 @@ use super::convert::{FFN, HIDDEN, Model, VOCAB, fails, plan, quantier, weights};
 use super::support::gguf::Tiny;
 use super::support::models::shortened;
 use super::support::program::{self, importance, succeeds, with_model};
-use quantier::format::gguf::{self, Array, Metadata, Value as Gguf, ValueType};
+use quantier_gguf::gguf::{self, Array, Metadata, Value as Gguf, ValueType};
 use serde_json::{Value, json};
 use std::path::Path;
 use tempfile::TempDir;
@@ -352,7 +352,7 @@ fn concatenated_shards_are_recognized() {
     let shard = |no| {
         let model = match no {
             0 => shortened(1),
-            _ => Tiny::default().zeros("x.weight", &[32], quantier::format::types::GgmlType::F32),
+            _ => Tiny::default().zeros("x.weight", &[32], quantier_gguf::types::GgmlType::F32),
         };
         model
             .set("split.no", Gguf::U16(no))

@@ -5,8 +5,8 @@
 //! of all of them, if not empty.
 
 use quantier::convert::general::General;
-use quantier::format::gguf::{Files, Model, Value};
-use quantier::tokenizer::{VocabKind, import};
+use quantier_gguf::gguf::{Files, Model, Value};
+use quantier_tokenizer::{VocabKind, import};
 use std::path::{Path, PathBuf};
 
 fn kind(class: &str) -> VocabKind {

@@ -85,7 +85,7 @@ impl FileType {
         CHOICES.iter().find(|choice| choice.name == name)?.file_type
     }
 
-    /// Whether it is a preset chosen by size: K-quants, i-quants of two bits and more, Q8_0. The name
+    /// True of presets chosen by size: K-quants, i-quants of two bits and more, Q8_0. The name
     /// of any other, such as MXFP4_MOE or TQ1_0, promises one type.
     pub fn is_usual(self) -> bool {
         let name = self.name();
@@ -101,7 +101,7 @@ pub struct Choice {
     pub name: &'static str,
     /// The file type; `None` for COPY, which keeps every tensor as it is.
     pub file_type: Option<FileType>,
-    /// Whether it is another name of a listed preset.
+    /// True of other names of a listed preset.
     pub is_alias: bool,
 }
 

@@ -21,7 +21,7 @@ impl Pattern {
             .map_err(|e| format!("'{text}' is no regular expression: {e}"))
     }
 
-    /// Whether it matches a part of the name. Excessive backtracking counts as no match.
+    /// True if it matches a part of the name. Excessive backtracking counts as no match.
     pub fn matches(&self, name: &str) -> bool {
         self.0.is_match(name).unwrap_or(false)
     }
@@ -75,7 +75,7 @@ pub struct Chosen {
     pub wanted: GgmlType,
     /// The final type: `wanted`, or its fallback if the rows do not fit.
     pub target: GgmlType,
-    /// Whether the tensor may be quantized.
+    /// False if the tensor is never quantized.
     pub quantizable: bool,
 }
 

@@ -576,7 +576,7 @@ fn rescale(config: &Config, layer: u32) -> Result<f64> {
     Ok(0.5f64.powi(halvings.min(i32::MAX as u32) as i32))
 }
 
-/// What every key but the first few is of.
+/// Sets all numeric keys to these numbers.
 fn set_all(keys: &mut Keys, numbers: &[(&str, u32)]) {
     for (key, value) in numbers {
         keys.set(key, Value::U32(*value));

@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// The most nodes that a card may have when its aliases are written out. Cards have hundreds.
 const MAX_NODES: usize = 100_000;
-/// How deep lists and maps may lie within each other.
+/// The largest depth of nested lists and maps.
 const MAX_DEPTH: usize = 64;
 
 /// Reads the card of a checkpoint; empty if there is none.
@@ -175,7 +175,7 @@ fn size(value: &Value) -> usize {
     }
 }
 
-/// What a plain scalar is in YAML 1.1.
+/// The value of a plain scalar in YAML 1.1.
 fn resolve(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,

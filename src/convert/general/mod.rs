@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// How many weights a model has, as its size label counts them.
+/// Numbers of weights, as a model's size label counts them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ParameterCount {
     /// All.
@@ -28,7 +28,7 @@ pub struct ParameterCount {
     pub experts: u64,
 }
 
-/// What kind of number a sampling parameter is.
+/// The kind of number of a sampling parameter.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Text,
@@ -406,7 +406,7 @@ impl General {
     fn write_text(&self, key: &str, value: &Value, entries: &mut Entries) -> Result<()> {
         match value {
             Value::String(text) => entries.set_str(key, text),
-            // What Python calls false is not written.
+            // Values that are false in Python are not written.
             Value::Null | Value::Bool(false) => {}
             Value::Number(number) if number.as_f64() == Some(0.0) => {}
             Value::Array(list) if list.is_empty() => {}
@@ -512,7 +512,7 @@ fn sources(card: &Map<String, Value>, keys: [&str; 3], weights: u64) -> Option<V
     Some(list.iter().map(source).collect())
 }
 
-/// What an id or an address tells of a base model or a data set.
+/// Metadata of a base model or a data set, from its id or address.
 fn source_of_id(id: &str, weights: u64) -> Value {
     const HUB: &str = "huggingface.co/";
     let mut source = Map::new();

@@ -398,7 +398,7 @@ proptest! {
         let operand = Operand::tensor(0, &shape);
         match (made(&ops, vec![vec![operand]]), expected) {
             (Ok(output), Some(expected)) => compare(&output, &[source], &expected, step),
-            // What no single view can express is refused, and nothing else.
+            // Only operations beyond a single view are refused.
             (Err(what), Some(_)) => prop_assert!(
                 ["cannot become", "cannot be cut", "cannot be taken as", "is joined of"].iter().any(|w| what.contains(w)),
                 "{what}"
@@ -570,7 +570,7 @@ fn numeric_operations_and_types_are_kept_for_the_bands() {
     assert_eq!(numeric(output), [[Numeric::NegExp, Numeric::Plus(1.0)]]);
 }
 
-/// What is done to the numbers of each part.
+/// Numeric operations of each part.
 fn numeric(operand: Operand) -> Vec<Vec<Numeric>> {
     let weights = operand.finish();
     let pieces = weights.pieces(0..u64::MAX);

@@ -9,8 +9,8 @@
 use crate::support::hub::Hub;
 use crate::support::models;
 use crate::support::program::{listing, succeeds};
-use quantier::format::gguf::Value;
 use quantier::text::{Set, joined};
+use quantier_gguf::gguf::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -486,7 +486,7 @@ fn links_between_pages_are_valid() {
 #[test]
 fn all_architectures_are_listed() {
     let page = fs::read_to_string(root().join("docs/architectures.md")).unwrap();
-    for architecture in quantier::arch::ARCHITECTURES {
+    for architecture in quantier_arch::ARCHITECTURES {
         let name = format!("| `{}` |", architecture.name);
         let rows: Vec<_> = page.lines().filter(|line| line.contains(&name)).collect();
         assert!(!rows.is_empty(), "docs/architectures.md has no {name}");

@@ -3,7 +3,7 @@
 use crate::support::program::{
     divergence, fails, json, place, proven, quantier, read, stderr, succeeds, types,
 };
-use quantier::report::data::Frontier;
+use quantier_report::data::Frontier;
 use serde_json::Value as Json;
 use std::fs;
 use tempfile::TempDir;

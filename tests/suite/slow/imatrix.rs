@@ -2,7 +2,7 @@
 
 use crate::support::models;
 use crate::support::program::{json, killed_when, listing, start, stderr, succeeds};
-use quantier::format::imatrix::Imatrix;
+use quantier_gguf::imatrix::Imatrix;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -3,10 +3,10 @@
 use crate::support::gguf::{Tiny, info};
 use crate::support::models;
 use crate::support::program::{fails, json, quantier, stderr, succeeds};
-use quantier::format::gguf::{Files, Model};
-use quantier::format::reader::TensorReader;
-use quantier::format::types::GgmlType;
-use quantier::quant::Codec;
+use quantier_blocks::Codec;
+use quantier_gguf::gguf::{Files, Model};
+use quantier_gguf::reader::TensorReader;
+use quantier_gguf::types::GgmlType;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tempfile::TempDir;
@@ -16,7 +16,7 @@ const SMALL: &str =
     "-c 64 --score-chunks 2 --score-positions 64 --eval-chunks 4 -f cal.txt --eval eval.txt --json";
 
 /// The weights of a tensor of the small model.
-fn widened(tensor: &quantier::format::gguf::TensorInfo<'_>, data: &[u8]) -> Vec<f32> {
+fn widened(tensor: &quantier_gguf::gguf::TensorInfo<'_>, data: &[u8]) -> Vec<f32> {
     let mut weights = vec![0.0; tensor.shape.elements() as usize];
     Codec::of(tensor.ggml_type)
         .unwrap()

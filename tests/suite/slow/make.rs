@@ -4,13 +4,13 @@
 use crate::support::gguf::Tiny;
 use crate::support::program::{json, killed_when, listing, quantier, start, stderr, succeeds};
 use quantier::convert;
-use quantier::format::gguf::Value;
-use quantier::format::imatrix::Imatrix;
-use quantier::format::types::GgmlType;
 use quantier::input::Source;
-use quantier::quant::Codec;
-use quantier::report::data::Frontier;
+use quantier_blocks::Codec;
 use quantier_core::rng::Rng;
+use quantier_gguf::gguf::Value;
+use quantier_gguf::imatrix::Imatrix;
+use quantier_gguf::types::GgmlType;
+use quantier_report::data::Frontier;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -2,9 +2,9 @@
 
 use crate::support::models;
 use crate::support::program::{json, listing, quantier, stderr, succeeds};
-use quantier::format::gguf::Value;
-use quantier::report::data::Frontier;
 use quantier_core::rng::Rng;
+use quantier_gguf::gguf::Value;
+use quantier_report::data::Frontier;
 use saphyr_parser::{Event, Parser};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;

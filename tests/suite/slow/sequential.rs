@@ -3,18 +3,18 @@
 use crate::support::program::{
     divergence, fails, json, killed_when, place, proven, quantier, read, refmodel, succeeds, types,
 };
-use quantier::arch::Catalog;
 use quantier::convert;
-use quantier::format::types::GgmlType;
-use quantier::hessian::{self, Store};
 use quantier::input::Source;
-use quantier::model::backward::Labels;
-use quantier::model::{
+use quantier::sensitivity::{self, Measure, Run, Settings};
+use quantier_arch::Catalog;
+use quantier_core::progress::Silent;
+use quantier_engine::hessian::{self, Store};
+use quantier_engine::model::backward::Labels;
+use quantier_engine::model::{
     Engine, Error, LinearInput, Observer, Options, Replaced, Rows, SequentialRounder, Tap,
 };
-use quantier::progress::Silent;
-use quantier::report::data::Frontier;
-use quantier::sensitivity::{self, Measure, Run, Settings};
+use quantier_gguf::types::GgmlType;
+use quantier_report::data::Frontier;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,8 +1,8 @@
 //! Runnable models: the small trained Llama, and variants of it.
 
 use super::gguf::Tiny;
-use quantier::format::gguf::{Model, Tensor, Value};
 use quantier_core::rng::Rng;
+use quantier_gguf::gguf::{Model, Tensor, Value};
 use std::path::{Path, PathBuf};
 
 /// The small trained Llama in F16.

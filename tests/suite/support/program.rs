@@ -3,9 +3,9 @@
 use super::gguf::Tiny;
 use assert_cmd::Command;
 use assert_cmd::assert::Assert;
-use quantier::format::gguf::Value;
-use quantier::format::types::GgmlType;
 use quantier_core::rng::Rng;
+use quantier_gguf::gguf::Value;
+use quantier_gguf::types::GgmlType;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -242,7 +242,7 @@ pub fn sparse(path: &Path, mib: u64) {
     let mut file = head().zeros("blk.0.ffn_up.weight", &[WIDTH, 1], GgmlType::F16);
     file.tensors[0].0 = super::gguf::info("blk.0.ffn_up.weight", &[WIDTH, rows], GgmlType::F16);
     let infos = [file.tensors[0].0.clone()];
-    let layout = quantier::format::gguf::Layout::new(&file.metadata, &infos, 32);
+    let layout = quantier_gguf::gguf::Layout::new(&file.metadata, &infos, 32);
     std::fs::write(path, layout.header()).unwrap();
     std::fs::OpenOptions::new()
         .write(true)

@@ -5,7 +5,7 @@ use quantier_arch::Role;
 use quantier_blocks::types::GgmlType;
 use quantier_core::rng::Rng;
 
-/// What a problem is like.
+/// The kind of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A model's tensors; nats fall by a factor of four per bit, give or take.

@@ -39,7 +39,7 @@ pub enum Error {
     },
     /// The output of a layer is not finite although its input is.
     #[error(
-        "layer {layer}, chunk {chunk}: what the layer makes is not finite, and the last matrix that met finite \
+        "layer {layer}, chunk {chunk}: the output of the layer is not finite, and the last matrix with finite \
          activations is '{tensor}'; it is damaged, or its numbers are too large for f32"
     )]
     NotFinite {
@@ -65,7 +65,7 @@ pub enum Error {
     Interim(format::Error),
     /// A Hessian could not be written.
     #[error(transparent)]
-    Covariance(format::Error),
+    Hessian(format::Error),
 }
 
 impl Error {
@@ -73,7 +73,7 @@ impl Error {
     pub fn is_final(&self) -> bool {
         match self {
             Error::Model(error) => error.is_final(),
-            Error::Interim(_) | Error::Covariance(_) => false,
+            Error::Interim(_) | Error::Hessian(_) => false,
             _ => true,
         }
     }
@@ -159,9 +159,10 @@ pub fn collect(
         .covariance
         .map(|job| Recorder::new(job, all))
         .transpose()
-        .map_err(Error::Covariance)?;
+        .map_err(Error::Hessian)?;
     let found = options.resume.and_then(Resume::take);
-    let found = found.and_then(|snapshot| Found::of(snapshot, windows, group, engine.hyper.runs()));
+    let found =
+        found.and_then(|snapshot| Resumed::of(snapshot, windows, group, engine.hyper.runs()));
     // Layers whose Hessians are missing have to be repeated.
     let found = found.filter(|found| {
         recorder
@@ -169,7 +170,7 @@ pub fn collect(
             .is_none_or(|recorder| recorder.resume(&found.files))
     });
     if let (None, Some(recorder)) = (&found, &recorder) {
-        recorder.begin().map_err(Error::Covariance)?;
+        recorder.begin().map_err(Error::Hessian)?;
     }
     let resumed = found
         .as_ref()
@@ -189,7 +190,7 @@ pub fn collect(
         found: Mutex::default(),
         recorder,
     };
-    if let Some(Found {
+    if let Some(Resumed {
         start,
         sums,
         nll,
@@ -223,7 +224,7 @@ pub fn collect(
         .recorder
         .map(Recorder::finish)
         .transpose()
-        .map_err(Error::Covariance)?;
+        .map_err(Error::Hessian)?;
     Ok(Collected {
         sums: turn.total,
         nll: collector.nll,
@@ -246,7 +247,7 @@ struct Collector<'o> {
     /// The first chunk of the group.
     start: usize,
     /// Sums of the group's chunks in the current layer.
-    chunks: Vec<Mutex<Met>>,
+    chunks: Vec<Mutex<ChunkSums>>,
     turn: Mutex<Turn>,
     /// Failure of the lowest chunk of the group.
     failed: Mutex<Option<(usize, sums::Error)>>,
@@ -257,7 +258,7 @@ struct Collector<'o> {
 }
 
 #[derive(Default)]
-struct Met {
+struct ChunkSums {
     sums: Sums,
     /// The last tensor to read an input.
     last: String,
@@ -339,7 +340,7 @@ impl Collector<'_> {
             self.recorder
                 .as_ref()
                 .map_or(Ok(()), Recorder::layer_done)
-                .map_err(Error::Covariance)
+                .map_err(Error::Hessian)
         })?;
         self.nll.extend(
             nll.into_iter()
@@ -438,13 +439,13 @@ impl Tap for Collector<'_> {
     }
 
     fn input(&self, input: LinearInput<'_>) {
-        let mut met = lock(&self.chunks[input.chunk]);
+        let mut chunk_sums = lock(&self.chunks[input.chunk]);
         let mut in_hessians = Vec::new();
         let mut added = Ok(());
         for &linear in input.linears {
             let name = &*self.catalog.weight(linear).name;
-            met.last.clear();
-            met.last.push_str(name);
+            chunk_sums.last.clear();
+            chunk_sums.last.push_str(name);
             if self.catalog.in_hessians(linear, self.process_output) {
                 in_hessians.push(name);
             }
@@ -455,9 +456,9 @@ impl Tap for Collector<'_> {
                 .routed
                 .map_or([0, 1], |routed| [routed.expert, routed.experts]);
             let (numbers, columns) = (input.rows.numbers(), input.rows.columns());
-            added = met.sums.add_rows(name, matrix, numbers, columns);
+            added = chunk_sums.sums.add_rows(name, matrix, numbers, columns);
         }
-        drop(met);
+        drop(chunk_sums);
         if let Some(recorder) = self.recorder.as_ref().filter(|_| !in_hessians.is_empty()) {
             recorder.input(&in_hessians, input);
         }
@@ -515,7 +516,7 @@ impl Observer for Collector<'_> {
 }
 
 /// State of an earlier run.
-struct Found {
+struct Resumed {
     start: usize,
     sums: Sums,
     nll: Vec<f64>,
@@ -526,9 +527,14 @@ struct Found {
 
 type Files = Vec<(String, String)>;
 
-impl Found {
+impl Resumed {
     /// `None` if it does not fit this run, which a matching key rules out.
-    fn of(snapshot: Snapshot, windows: &Windows<'_>, group: usize, layers: usize) -> Option<Found> {
+    fn of(
+        snapshot: Snapshot,
+        windows: &Windows<'_>,
+        group: usize,
+        layers: usize,
+    ) -> Option<Resumed> {
         let (start, sums, nll, files) = unpack(snapshot.extra())?;
         let chunks = windows
             .chunks()
@@ -538,7 +544,7 @@ impl Found {
         let fits = start % group == 0
             && snapshot.shape()[0] == chunks
             && (1..=layers).contains(&snapshot.done());
-        fits.then_some(Found {
+        fits.then_some(Resumed {
             start,
             sums,
             nll,

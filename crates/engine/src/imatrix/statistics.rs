@@ -154,12 +154,12 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 fn of_tensor(name: &str, entry: &Entry) -> Option<TensorStatistics> {
     let per_count = entry.sums.len().checked_div(entry.counts.len())?;
-    let met = entry
+    let reached = entry
         .sums
         .chunks(per_count.max(1))
         .zip(&entry.counts)
         .filter(|(_, count)| **count != 0);
-    let values: Vec<f32> = met
+    let values: Vec<f32> = reached
         .flat_map(|(sums, &count)| sums.iter().map(move |sum| sum / count as f32))
         .collect();
     if values.is_empty() {
