@@ -10,6 +10,7 @@ use crate::format::imatrix::{Entry, Format, Imatrix};
 use crate::format::snapshot::Key;
 use crate::hessian::{self, Needs};
 use crate::imatrix::collect;
+use crate::imatrix::coverage::{self, Coverage};
 use crate::input::Input;
 use crate::resume::KeyBuilder;
 use crate::rounding::InputHessians;
@@ -43,6 +44,15 @@ impl Calibrated {
         }
     }
 
+    /// Tokens per expert of the importance matrix; `None` without experts.
+    pub(super) fn coverage(&self, input: &Input<'_>) -> Option<Coverage> {
+        let catalog = input.catalog();
+        coverage::coverage(&self.imatrix, |name| {
+            let linear = catalog.linear_named(name);
+            linear.is_some_and(|linear| linear.grouping.experts().is_some())
+        })
+    }
+
     /// Reads an importance matrix and checks it against the model.
     fn read(job: &Job<'_>, file: &Path, hessians: Option<InputHessians>) -> Result<Calibrated> {
         let imatrix = Imatrix::read(file)?;
@@ -54,6 +64,21 @@ impl Calibrated {
             hessians,
         })
     }
+}
+
+/// A note on the experts that the calibration text does not reach.
+pub(super) fn unreached(coverage: &Coverage) -> Option<String> {
+    let experts = coverage.unreached();
+    let layers = coverage.never.iter();
+    let listed = layers.map(|(layer, experts)| format!("{layer} ({experts})"));
+    (experts > 0).then(|| {
+        format!(
+            "no token of the calibration text reaches {experts} of {} experts, in layers {}: they are rounded with the \
+             statistics of their layer's other experts; use a longer or more varied text, or --all-experts",
+            coverage.experts,
+            coverage::some(listed)
+        )
+    })
 }
 
 /// The stage.

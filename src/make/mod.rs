@@ -43,6 +43,7 @@ mod texts;
 mod workdir;
 
 use crate::format::output::Output;
+use crate::imatrix::coverage::Coverage;
 use crate::progress::Progress;
 use crate::rounding::{InputHessians, TensorProof};
 use crate::sensitivity::Scores;
@@ -77,6 +78,8 @@ pub struct Made {
 struct Outcome {
     allocation: Allocation,
     scores: Scores,
+    /// Tokens per expert of the calibration text; `None` in a plan and without experts.
+    coverage: Option<Coverage>,
     /// Divergences of the files; `None` if they are not measured, or not yet.
     proven: Option<Proven>,
     /// Effect of error feedback on each file, per tensor.
@@ -128,6 +131,10 @@ impl Job<'_> {
             let note = hessians.and_then(InputHessians::few_tokens);
             note.iter().for_each(|note| (session.tell)(note));
         }
+        let coverage = match walk.session() {
+            Some(_) => calibrated.coverage(self.input),
+            None => None,
+        };
 
         let scoring = ScoringStage::new(self, numbers, &calibrated)?;
         let sensitivities = walk.stage(&scoring)?;
@@ -136,6 +143,7 @@ impl Job<'_> {
             Allocation::new(self, &calibrated, &sensitivities, work)
         })?;
         let mut notes = self.lossless.notes(self.input);
+        notes.extend(coverage.as_ref().and_then(calibration::unreached));
         notes.extend(allocation.notes.iter().cloned());
         if model.is_some_and(|model| model.engine.hyper.loops > 1) {
             notes.push(
@@ -175,6 +183,7 @@ impl Job<'_> {
         Ok(Outcome {
             allocation,
             scores: sensitivities.scores,
+            coverage,
             proven,
             proved,
             notes,

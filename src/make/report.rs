@@ -330,6 +330,12 @@ pub(super) fn write(
     if let Some(proved) = &outcome.proved {
         rounded(&mut report, job, proved);
     }
+    if let Some(coverage) = &outcome.coverage {
+        report.settings.push(data::Setting {
+            name: "calibration tokens per expert".into(),
+            value: coverage.to_string(),
+        });
+    }
     report.stages = stages;
     report.files.sort_by_key(|file| file.bytes);
     let directory = &job.options.directory;

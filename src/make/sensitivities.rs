@@ -12,6 +12,7 @@ use crate::format::types::GgmlType;
 use crate::hessian::{self, Store};
 use crate::input::Tensor;
 use crate::resume::KeyBuilder;
+use crate::rounding::Importance;
 use crate::sensitivity::{self, Measure, Run, Scores, Settings};
 use quantier_core::threads;
 use std::path::Path;
@@ -368,19 +369,19 @@ impl Foreseeable for ScoringStage<'_> {
 }
 
 fn scores_key(job: &Job<'_>, chunks: &[Vec<u32>], calibrated: &Calibrated) -> Result<Key> {
-    let values = calibrated.imatrix.entries.iter().flat_map(|(name, entry)| {
-        name.bytes()
-            .chain(entry.means().into_iter().flat_map(f32::to_le_bytes))
-            .collect::<Vec<u8>>()
-    });
     let settings = serde_json::to_vec(job.settings()).unwrap_or_default();
     let hessians = calibrated.hessian_key.as_ref();
-    let key = KeyBuilder::new("make: scores")
+    let mut key = KeyBuilder::new("make: scores")
         .with_model(job.input)?
         .with("tokens", &bytes(chunks))
         .with("covariance", hessians.map_or(&[][..], |key| key))
-        .with("imatrix", &values.collect::<Vec<u8>>())
         .with("settings", &settings);
+    for (name, entry) in &calibrated.imatrix.entries {
+        let importance = Importance::new(entry);
+        let weights = [importance.reference(), importance.shrunk()].into_iter();
+        let weights: Vec<u8> = weights.flatten().flat_map(|x| x.to_le_bytes()).collect();
+        key = key.with(name, &weights);
+    }
     Ok(job.lossless.with(key).key())
 }
 

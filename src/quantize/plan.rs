@@ -16,7 +16,7 @@ use crate::input::{Input, Tensor};
 use crate::plan::presets::requires_imatrix;
 use crate::plan::recipe::{Candidate, Chosen, Problem, choose};
 use crate::quant::Codec;
-use crate::rounding::{InputHessians, Rounding};
+use crate::rounding::{Importance, InputHessians, Rounding};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -42,7 +42,7 @@ pub(super) struct Source<'a> {
     /// Name in the output, which differs if layers were pruned.
     pub(super) name: String,
     /// One importance weight per column and matrix.
-    pub(super) importance: Option<Vec<f32>>,
+    pub(super) importance: Option<Importance>,
     /// The reason why its values in the importance matrix are unusable.
     misfit: Option<Problem>,
 }
@@ -487,13 +487,13 @@ fn sources<'a>(
 fn importance_of(
     tensor: &Entry,
     imatrix: &Imatrix,
-) -> std::result::Result<Option<Vec<f32>>, Problem> {
+) -> std::result::Result<Option<Importance>, Problem> {
     let Some(entry) = imatrix.entries.get(&*tensor.name) else {
         return Ok(None);
     };
     let (row_len, matrices) = (tensor.row_len(), tensor.matrices());
     if entry.sums.len() as u64 == row_len * matrices {
-        return Ok(Some(entry.means()));
+        return Ok(Some(Importance::new(entry)));
     }
     if tensor.facts.role == Role::TokenEmbedding {
         return Ok(None);

@@ -74,7 +74,7 @@ impl Plan<'_> {
             reader: self.input,
             tensor: source.tensor,
             name: &source.name,
-            importance: source.importance.as_deref(),
+            importance: source.importance.as_ref(),
         }
     }
 

@@ -27,7 +27,7 @@ use crate::plan::presets::requires_imatrix;
 use crate::progress::{Progress, Unit};
 use crate::quant::Codec;
 use crate::resume::Resume;
-use crate::rounding::{self, InputHessians, OutputFactor, Rounder, Stopped, Weights};
+use crate::rounding::{self, Importance, InputHessians, OutputFactor, Rounder, Stopped, Weights};
 use rayon::prelude::*;
 use saved::Nats;
 use scores::Candidate;
@@ -305,11 +305,11 @@ pub(crate) fn guess(
     settings: &Settings,
     allowed: Allowed<'_>,
 ) -> Scores {
-    let with: BTreeMap<String, Vec<f32>> = input
+    let with: BTreeMap<String, Importance> = input
         .tensors
         .iter()
         .filter(|t| has_importance(&t.info.name))
-        .map(|t| (t.info.name.to_string(), Vec::new()))
+        .map(|t| (t.info.name.to_string(), Importance::of_means(Vec::new())))
         .collect();
     let candidates = candidates(input, &with, None, settings, allowed);
     let of = |(name, candidate): (&&str, &Candidate<'_>)| {
@@ -329,7 +329,7 @@ pub(crate) fn guess(
 /// Tensors with several candidate types.
 fn candidates<'a>(
     input: &'a Input<'_>,
-    importance: &'a BTreeMap<String, Vec<f32>>,
+    importance: &'a BTreeMap<String, Importance>,
     hessians: Option<&'a InputHessians>,
     settings: &Settings,
     allowed: Allowed<'_>,
@@ -340,7 +340,7 @@ fn candidates<'a>(
         if !facts.quantizable || Codec::of(info.ggml_type).is_none() {
             return None;
         }
-        let importance = importance.get(name).map(Vec::as_slice);
+        let importance = importance.get(name);
         let unwise = |t| requires_imatrix(facts.role, t, None);
         let mut types = scores::possible(&settings.types, tensor, importance.is_some(), unwise);
         types.retain(|rounder| {
@@ -490,7 +490,7 @@ fn nextn_type(types: &[GgmlType], own: GgmlType) -> Option<GgmlType> {
 pub(crate) fn importance(
     input: &Input<'_>,
     imatrix: &Imatrix,
-) -> Result<BTreeMap<String, Vec<f32>>> {
+) -> Result<BTreeMap<String, Importance>> {
     let mut found = BTreeMap::new();
     for tensor in &input.tensors {
         let Some(entry) = imatrix.entries.get(&*tensor.info.name) else {
@@ -504,7 +504,7 @@ pub(crate) fn importance(
                 needed,
             });
         }
-        found.insert(tensor.info.name.to_string(), entry.means());
+        found.insert(tensor.info.name.to_string(), Importance::new(entry));
     }
     match imatrix.entries.keys().next() {
         Some(name) if found.is_empty() => Err(Error::Foreign(name.clone())),

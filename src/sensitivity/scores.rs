@@ -107,7 +107,7 @@ impl Candidate<'_> {
         let Weights { reader, tensor, .. } = self.weights;
         let inputs = self.inputs(matrix)?;
         let knowledge = Knowledge {
-            importance: self.weights.importance_of(matrix),
+            importance: self.weights.importance_of(matrix, inputs.is_some()),
             inputs: inputs.as_deref(),
             output: None,
         };
@@ -381,7 +381,7 @@ impl Candidate<'_> {
                 weights,
                 // The inputs of an embedding are row indices: it has no Hessian.
                 knowledge: Knowledge {
-                    importance: self.weights.importance,
+                    importance: self.weights.importance_of(0, false),
                     ..Knowledge::default()
                 },
             };
@@ -428,7 +428,7 @@ impl Candidate<'_> {
         let mut total = vec![0.0f64; self.types.len() + 1];
         let columns = self.columns();
         for matrix in 0..self.tensor().matrices() {
-            let importance = self.weights.importance_of(matrix);
+            let importance = self.weights.importance_of(matrix, true);
             let squared = |rows: &[f32]| -> f64 {
                 let of_row = |row: &[f32]| match importance {
                     Some(importance) => row

@@ -21,7 +21,7 @@ use crate::format::types::GgmlType;
 use crate::model::{Engine, Head, LOGIT_ROWS, Replaced, Rows};
 use crate::progress::{Progress, Unit};
 use crate::resume::Resume;
-use crate::rounding::{Rounder, Weights};
+use crate::rounding::{Importance, Rounder, Weights};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -209,13 +209,13 @@ impl ModelKnowledge<'_> {
         let (tensor, rounder) = tensor
             .zip(rounder.map(Rounder::or_lossless))
             .ok_or_else(|| Error::NoWeights(name.to_owned()))?;
-        let means = self.imatrix.entries.get(name).map(|entry| entry.means());
+        let importance = self.imatrix.entries.get(name).map(Importance::new);
         let candidate = Candidate {
             weights: Weights {
                 reader: self.input,
                 tensor,
                 name,
-                importance: means.as_deref(),
+                importance: importance.as_ref(),
             },
             types: vec![rounder],
             hessians: self.hessians,

@@ -8,6 +8,7 @@
 //! InputStatistics  for one matrix: factored Hessian, held-out inputs, target shift
 //! InputFactor      coupling of errors between columns (GPTQ)
 //! OutputFactor     coupling of errors between rows (YAQA)
+//! Prior, Importance  statistics of experts, shrunk towards those of all
 //! hessian          sums, files and pairs of Hessians
 //! matrix           dense matrices in slices, and their products
 //! ```
@@ -26,6 +27,7 @@ pub mod matrix;
 mod output;
 mod proof;
 mod rounder;
+mod shrinkage;
 mod statistics;
 mod tensor;
 #[cfg(test)]
@@ -38,5 +40,6 @@ pub use lossless::lossless_type;
 pub use output::OutputFactor;
 pub use proof::{Proof, TensorProof, spread};
 pub use rounder::{Knowledge, Rounder, Rounding, Stopped};
+pub use shrinkage::{Importance, Prior};
 pub use statistics::InputStatistics;
 pub use tensor::{Error, MatrixKnowledge, Result, Target, Weights};

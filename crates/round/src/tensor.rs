@@ -1,7 +1,7 @@
 //! Rounding of whole tensors, band by band: each band is widened once, rounded for every target,
 //! and checked.
 
-use crate::{InputStatistics, Knowledge, OutputFactor, Proof, Rounder, Stopped};
+use crate::{Importance, InputStatistics, Knowledge, OutputFactor, Proof, Rounder, Stopped};
 use quantier_blocks::Fault;
 use quantier_core::progress::Progress;
 use quantier_gguf::reader::{Band, Tensor, TensorReader, first_fault};
@@ -67,7 +67,7 @@ pub struct Weights<'w> {
     /// Name in the output.
     pub name: &'w str,
     /// One importance weight per column and matrix.
-    pub importance: Option<&'w [f32]>,
+    pub importance: Option<&'w Importance>,
 }
 
 /// One output of a band: a type with its buffer.
@@ -96,10 +96,16 @@ impl Weights<'_> {
         self.tensor.info.shape.row_len() as usize
     }
 
-    /// Importance of the columns of one matrix.
-    pub fn importance_of(&self, matrix: usize) -> Option<&[f32]> {
+    /// Importance of the columns of one matrix: with error feedback that of experts is shrunk,
+    /// otherwise it is the reference's.
+    pub fn importance_of(&self, matrix: usize, feedback: bool) -> Option<&[f32]> {
         let n = self.row_len();
-        self.importance.map(|all| &all[matrix * n..][..n])
+        let all = match feedback {
+            true => Importance::shrunk,
+            false => Importance::reference,
+        };
+        self.importance
+            .map(|importance| &all(importance)[matrix * n..][..n])
     }
 
     /// Rounds the whole tensor to one type, on the threads of the current pool: its blocks, and
@@ -125,7 +131,7 @@ impl Weights<'_> {
             let matrix_proof = match (&knowledge.inputs, &knowledge.output) {
                 (Some(inputs), Some(output)) => {
                     let knowledge = Knowledge {
-                        importance: self.importance_of(matrix),
+                        importance: self.importance_of(matrix, true),
                         inputs: Some(inputs),
                         output: Some(output),
                     };
@@ -300,7 +306,7 @@ impl Weights<'_> {
                 let [from, to] = [piece.rows.start, piece.rows.end]
                     .map(|row| (row - band.rows().start) as usize);
                 let knowledge = Knowledge {
-                    importance: self.importance_of(piece.matrix),
+                    importance: self.importance_of(piece.matrix, rows.inputs.is_some()),
                     inputs: rows.inputs,
                     output: None,
                 };

@@ -3,6 +3,7 @@
 use quantier_arch::role::block_of;
 use quantier_gguf::imatrix::Imatrix;
 use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Experts with few tokens or none, for tensors that share their routing.
@@ -55,6 +56,73 @@ pub fn gaps(imatrix: &Imatrix, fraction: f64) -> Vec<Gap> {
     found
 }
 
+/// Tokens per expert, over all layers with experts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Coverage {
+    /// Number of layers with experts.
+    pub layers: usize,
+    /// Number of experts in all layers.
+    pub experts: usize,
+    /// Tokens of the expert with the fewest.
+    pub fewest: i64,
+    /// Median of the tokens per expert.
+    pub median: i64,
+    /// Layers with experts without tokens, and the number of these.
+    pub never: BTreeMap<u32, usize>,
+}
+
+/// The coverage of experts by a text; `None` without experts, or if the file has one count for all
+/// of them. `is_of_experts` is true for tensors of experts.
+pub fn coverage(imatrix: &Imatrix, is_of_experts: impl Fn(&str) -> bool) -> Option<Coverage> {
+    // The tensors of a layer share their routing.
+    let mut layers: BTreeSet<(u32, &[i64])> = BTreeSet::new();
+    for (tensor, entry) in &imatrix.entries {
+        let counted = entry.counts.len() > 1 && is_of_experts(tensor);
+        if let Some(layer) = block_of(tensor).filter(|_| counted) {
+            layers.insert((layer, &entry.counts));
+        }
+    }
+    let mut tokens: Vec<i64> = layers
+        .iter()
+        .flat_map(|(_, counts)| *counts)
+        .copied()
+        .collect();
+    tokens.sort_unstable();
+    let never = layers.iter().map(|(layer, counts)| {
+        let unreached = counts.iter().filter(|count| **count == 0);
+        (*layer, unreached.count())
+    });
+    Some(Coverage {
+        layers: layers.len(),
+        experts: tokens.len(),
+        fewest: *tokens.first()?,
+        median: tokens[tokens.len() / 2],
+        never: never.filter(|(_, unreached)| *unreached > 0).collect(),
+    })
+}
+
+impl Coverage {
+    /// Number of experts without tokens in all layers.
+    pub fn unreached(&self) -> usize {
+        self.never.values().sum()
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Coverage { fewest, median, .. } = self;
+        write!(f, "{fewest} at least, {median} in the median")?;
+        match (self.unreached(), self.never.len()) {
+            (0, _) => Ok(()),
+            (experts, layers) => write!(
+                f,
+                "; none for {experts} of {} experts, in {layers} of {} layers",
+                self.experts, self.layers
+            ),
+        }
+    }
+}
+
 impl Gap {
     fn same_routing(&self, other: &Gap) -> bool {
         let key = |gap: &Gap| (gap.layer, gap.experts, gap.mean.to_bits());
@@ -63,7 +131,7 @@ impl Gap {
 }
 
 /// The first few items of a list, and the number of others.
-fn some(items: impl ExactSizeIterator<Item = String>) -> String {
+pub fn some(items: impl ExactSizeIterator<Item = String>) -> String {
     const SHOWN: usize = 8;
     let more = items.len().saturating_sub(SHOWN);
     let shown: Vec<_> = items.take(SHOWN).collect();
@@ -152,5 +220,30 @@ mod tests {
             ..gaps(&imatrix, 0.1)[1].clone()
         };
         assert!(many.to_string().contains("6, 7 and 92 more; "), "{many}");
+    }
+
+    #[test]
+    fn coverage_counts_every_expert_once() {
+        let mut imatrix = Imatrix::default();
+        let mut add = |name: &str, counts: &[i64]| {
+            let sums = vec![0.0; 4];
+            let counts = counts.to_vec();
+            imatrix.entries.insert(name.into(), Entry { sums, counts });
+        };
+        add("blk.1.ffn_up_exps.weight", &[0, 1, 100, 99]);
+        add("blk.1.ffn_down_exps.weight", &[0, 1, 100, 99]);
+        add("blk.2.ffn_up_exps.weight", &[50, 50, 50, 50]);
+        add("blk.1.attn_k_b.weight", &[1000, 1000]);
+        let experts = |name: &str| name.contains("_exps");
+        let found = coverage(&imatrix, experts).unwrap();
+        assert_eq!((found.layers, found.experts), (2, 8));
+        assert_eq!((found.fewest, found.median), (0, 50));
+        assert_eq!(found.never, [(1, 1)].into());
+        assert_eq!(
+            found.to_string(),
+            "0 at least, 50 in the median; none for 1 of 8 experts, in 1 of 2 layers"
+        );
+        imatrix.entries.retain(|name, _| !experts(name));
+        assert_eq!(coverage(&imatrix, experts), None);
     }
 }

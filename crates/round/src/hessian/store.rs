@@ -1,5 +1,6 @@
 //! A directory of Hessians, read by tensor name.
 
+use crate::Prior;
 use quantier_gguf::hessian::{AGAIN, File, INDEX, Index, Part, triangle};
 use quantier_gguf::snapshot::Key;
 use quantier_gguf::{Error, Result, shown};
@@ -125,10 +126,8 @@ impl Store {
 
     /// The Hessian of matrix `matrix` (the expert, or 0) of a tensor; `None` without one.
     ///
-    /// An expert's mean is shrunk towards that of all experts: with `r` rows of length `n`, its own
-    /// mean has the weight `r / (r + n)`. A singular Hessian of a few rows thus never decides
-    /// alone, and both means have equal weight if the expert has just as many rows as full rank
-    /// requires. An expert without a separate mean uses that of all.
+    /// An expert's mean is shrunk towards that of all experts by its number of rows (see
+    /// [`Prior`]); an expert without a separate mean uses that of all.
     ///
     /// # Errors
     /// If the file is damaged, or was changed after opening the store.
@@ -145,13 +144,7 @@ impl Store {
             .transpose()?
             .flatten()
         {
-            let weight = rows as f64 / (rows as f64 + columns as f64);
-            let between = |all: f32, own: f32| {
-                (f64::from(own) * weight + f64::from(all) * (1.0 - weight)) as f32
-            };
-            mean.iter_mut()
-                .zip(&own)
-                .for_each(|(mean, own)| *mean = between(*mean, *own));
+            Prior::products(columns).shrink(&own, rows, &mut mean);
         }
         let own = file
             .read(Part::Sample(Some(matrix)))?
