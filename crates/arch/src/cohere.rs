@@ -40,7 +40,7 @@ pub(super) static COHERE2: Architecture = Architecture {
             rope_base: None,
         },
         // Full-attention layers have no positions.
-        unrotated: Unrotated::Every(4),
+        unrotated: Unrotated::Unwindowed,
         ..COMMAND_R.decoder
     },
     ..COMMAND_R

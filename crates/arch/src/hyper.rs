@@ -530,6 +530,16 @@ struct Keys<'a> {
     architecture: &'a str,
 }
 
+/// True for a layer with a window, if the last layer of each period has none (with `first`, the
+/// first); a period of 0 has no such layer.
+fn is_windowed(layer: usize, period: usize, first: bool) -> bool {
+    match (period, first) {
+        (0, _) => true,
+        (_, true) => !layer.is_multiple_of(period),
+        (_, false) => layer % period < period - 1,
+    }
+}
+
 impl Keys<'_> {
     fn get(&self, key: &str) -> Option<&Value<'_>> {
         self.metadata.get(&format!("{}.{key}", self.architecture))
@@ -593,7 +603,7 @@ impl Keys<'_> {
         }
     }
 
-    /// A list of booleans, one per layer.
+    /// A list of booleans, one per layer, or one for all layers.
     fn flags(&self, key: &str, layers: usize) -> Result<Option<Vec<bool>>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -603,8 +613,10 @@ impl Keys<'_> {
             (_, Some(number @ 0..=1)) => Some(number == 1),
             _ => None,
         };
-        let list = value.as_array();
-        let flags: Option<Vec<_>> = list.and_then(|list| list.values().map(flag).collect());
+        let flags: Option<Vec<_>> = match value.as_array() {
+            Some(list) => list.values().map(flag).collect(),
+            None => flag(value.clone()).map(|flag| vec![flag; layers]),
+        };
         match flags.filter(|flags| flags.len() == layers) {
             Some(flags) => Ok(Some(flags)),
             None => Err(self.bad(
@@ -612,6 +624,26 @@ impl Keys<'_> {
                 format!("is {value}; {layers} truth values are expected, one for each layer"),
             )),
         }
+    }
+
+    /// Layers with a window, by a list or a period in the metadata; `None` without either. With
+    /// `first`, the first layer of each period has none, otherwise the last. Some files' lists omit
+    /// the blocks for multi-token prediction.
+    fn windowed(&self, [layers, blocks]: [usize; 2], first: bool) -> Result<Option<Vec<bool>>> {
+        const PATTERN: &str = "attention.sliding_window_pattern";
+        if self
+            .get(PATTERN)
+            .is_some_and(|value| value.as_array().is_some())
+        {
+            let listed = self.flags(PATTERN, layers);
+            return listed.or_else(|_| self.flags(PATTERN, blocks));
+        }
+        let period = self.optional(PATTERN)?;
+        Ok(period.map(|period| {
+            (0..layers)
+                .map(|layer| is_windowed(layer, period, first))
+                .collect()
+        }))
     }
 
     /// One finite number for all layers, or a list with one per layer. `key` is the full key,
@@ -987,7 +1019,8 @@ impl Keys<'_> {
     fn latent(&self, key_length: usize) -> Result<Option<LatentNumbers>> {
         const KEY: &str = "attention.key_length_mla";
         const RANK: &str = "attention.kv_lora_rank";
-        if self.get(KEY).is_none() {
+        // Files that llama.cpp saves list every key, unused ones as 0.
+        if self.optional(KEY)?.unwrap_or(0) == 0 {
             return Ok(None);
         }
         let numbers = LatentNumbers {
@@ -1255,7 +1288,11 @@ impl Hyper {
             Window::None => {}
             Window::Chunks(tokens_of_part) => {
                 if tokens? != Some(0) {
-                    let is_cut = |layer: usize| !(layer + 1).is_multiple_of(4);
+                    let listed = keys.windowed([layers, blocks], false)?;
+                    let is_cut = |layer: usize| match &listed {
+                        Some(listed) => listed[layer],
+                        None => is_windowed(layer, 4, false),
+                    };
                     let window = |layer| Some(tokens_of_part as usize).filter(|_| is_cut(layer));
                     windows = (0..layers).map(window).collect();
                 }
@@ -1274,18 +1311,23 @@ impl Hyper {
                 rope_base,
             } => {
                 let tokens = tokens?.or(by_default.map(|tokens| tokens as usize));
-                let period = period as usize;
+                let tokens = tokens.filter(|tokens| *tokens > 0);
+                let listed = keys.windowed([layers, blocks], false)?;
                 for (layer, window) in windows.iter_mut().enumerate() {
-                    *window = tokens.filter(|tokens| {
-                        *tokens > 0 && (period == 0 || layer % period < period - 1)
-                    });
+                    let has_window = match &listed {
+                        Some(listed) => listed[layer],
+                        None => is_windowed(layer, period as usize, false),
+                    };
+                    *window = tokens.filter(|_| has_window);
                 }
+                let base = keys.float("rope.freq_base_swa")?.or(rope_base);
+                let base = base.unwrap_or(rotations[0].base);
                 let windowed = match rope_base {
-                    Some(base) => {
-                        let base = keys.float("rope.freq_base_swa")?.unwrap_or(base);
-                        rotations[0].unstretched(base)
-                    }
-                    None => rotations[0].clone(),
+                    Some(_) => rotations[0].unstretched(base),
+                    None => Rotation {
+                        base,
+                        ..rotations[0].clone()
+                    },
                 };
                 rotations.push(Rotation {
                     has_factors: false,
@@ -1297,19 +1339,13 @@ impl Hyper {
                 let tokens = tokens.filter(|tokens| {
                     *tokens > 0 && list.layers.is_none_or(|number| number as usize == layers)
                 });
-                const PATTERN: &str = "attention.sliding_window_pattern";
-                // Some files' lists omit the multi-token prediction blocks.
-                let listed = keys.flags(PATTERN, layers);
-                let listed = listed.or_else(|_| keys.flags(PATTERN, blocks))?;
+                let listed = keys.windowed([layers, blocks], list.first)?;
                 for (layer, window) in windows.iter_mut().enumerate() {
-                    let is_windowed = match &listed {
+                    let has_window = match &listed {
                         Some(listed) => listed[layer],
-                        None => {
-                            let number = if list.first { layer } else { layer + 1 };
-                            !number.is_multiple_of(list.period as usize)
-                        }
+                        None => is_windowed(layer, list.period as usize, list.first),
                     };
-                    *window = tokens.filter(|_| is_windowed);
+                    *window = tokens.filter(|_| has_window);
                 }
                 let base = keys.float("rope.freq_base_swa")?.or(list.rope_base);
                 let base = base.unwrap_or(rotations[0].base);
@@ -1480,7 +1516,12 @@ impl Hyper {
             } => Some(bias).filter(|_| layers == number as usize),
         };
         const BOUND: &str = "kda.gate_lower_bound";
-        let decay_bound = keys.float(BOUND)?;
+        // Files that llama.cpp saves list a missing bound as infinite.
+        let is_unbounded = matches!(keys.get(BOUND), Some(Value::F32(f32::NEG_INFINITY)));
+        let decay_bound = match is_unbounded {
+            true => None,
+            false => keys.float(BOUND)?,
+        };
         if decay_bound.is_some_and(|bound| bound >= 0.0) {
             return Err(keys.bad(BOUND, "is not below 0"));
         }
@@ -2093,6 +2134,33 @@ mod tests {
         assert_eq!(gating(47, 154_880), Gating::Sigmoid);
         assert_eq!(gating(47, 154_881), Gating::Softmax);
         assert_eq!(gating(3, 154_880), Gating::Softmax);
+    }
+
+    #[test]
+    fn windows_follow_a_list_or_a_period_of_the_metadata() {
+        let windows = |pattern: &[u32]| {
+            let mut all: Vec<(&str, &[u32])> = vec![
+                ("block_count", &[4]),
+                ("embedding_length", &[64]),
+                ("attention.head_count", &[4]),
+                ("attention.sliding_window", &[32]),
+            ];
+            if !pattern.is_empty() {
+                all.push(("attention.sliding_window_pattern", pattern));
+            }
+            let mut metadata = numbers("cohere2", &all);
+            metadata.set("cohere2.attention.layer_norm_epsilon", Value::F32(1e-5));
+            metadata.set("cohere2.logit_scale", Value::F32(1.0));
+            let hyper = Hyper::new(&metadata).unwrap();
+            let attention = hyper.attention.iter().flatten();
+            attention
+                .map(|a| [a.window.is_some(), a.rotation.is_some()])
+                .collect::<Vec<_>>()
+        };
+        let all = |windowed: [bool; 4]| windowed.map(|windowed| [windowed; 2]).to_vec();
+        assert_eq!(windows(&[]), all([true, true, true, false]));
+        assert_eq!(windows(&[2]), all([true, false, true, false]));
+        assert_eq!(windows(&[1, 0, 0, 1]), all([true, false, false, true]));
     }
 
     #[test]

@@ -31,6 +31,11 @@ const WAYS: [Ways; 3] = [
     },
 ];
 
+/// Experts' gates and ups in one tensor: the reference's converter joins them on demand
+/// (`--fuse-gate-up-exps`).
+const JOINED: &str = "ffn_gate_up_exps";
+const JOINED_PARTS: [&str; 2] = ["ffn_gate_exps", "ffn_up_exps"];
+
 /// Suffix of the names of shared experts.
 const SHARED: &str = "_shexp";
 /// The output matrix, absent with tied embeddings.
@@ -186,7 +191,12 @@ impl Architecture {
         for &layer in layers {
             let is_nextn = layer >= first_nextn;
             let block = searched.as_ref().and_then(|all| all.get(layer as usize));
-            let lacks = |weight: &Weight| block.is_some_and(|block| !block.has(weight.stem()));
+            let is_joined = has(&format!("blk.{layer}.{JOINED}{WEIGHT}"));
+            let lacks = |weight: &Weight| {
+                let stem = weight.stem();
+                block.is_some_and(|block| !block.has(stem))
+                    || is_joined && JOINED_PARTS.contains(&stem)
+            };
             let there = |weight: &&&Weight| weight.is_there(Some(layer), has);
             let present: Vec<&Weight> = of_layers.iter().filter(there).copied().collect();
             let is_other_way = |weight: &Weight| {
