@@ -7,28 +7,21 @@ and attention with gates, twice as many heads of values as of keys, a block for 
 
 The vocabulary (1024 tokens, byte-level) is learned from the same texts. --skip omits the beginning of every text, for
 calibration and evaluation. 800 steps take about 20 minutes of processor time. Convert it by `quantier convert --pre gpt-2`, since
-the reference recognizes tokenizers by hashes. Needs torch, safetensors and tokenizers:
-`$(scripts/reference.sh --python)` has them.
-
-The matrices of the layers are trained by Muon (Jordan et al. 2024), everything else by Adam.
+the reference recognizes tokenizers by hashes. See training.py for what it needs.
 """
 
-import argparse
-import json
 import math
-import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from training import CONTEXT, train
 
 VOCAB, HIDDEN, FFN, LAYERS, INTERVAL = 1024, 256, 512, 4, 4
 HEADS, KV_HEADS, HEAD, ROTATED, THETA = 4, 2, 64, 16, 10000.0
 KEY_HEADS, VALUE_HEADS, KERNEL, EPSILON = 2, 4, 4, 1e-6
 KEYS, VALUES = KEY_HEADS * HEAD, VALUE_HEADS * HEAD
-CONTEXT, BATCH, BLOCK = 256, 8, 64
+BLOCK = 64
 # Weight of the block for a further token in the loss.
 FURTHER = 0.3
 SEED = 35
@@ -171,13 +164,26 @@ class Model:
         embedded, hidden = self.run(tokens)
         return self.further(embedded, F.pad(hidden, (0, 0, 1, 0))[:, :-1])
 
-    def losses(self, tokens):
+    # Tokens after a sequence that its loss needs.
+    ahead = 2
+
+    def muon(self, name, weight):
+        return weight.dim() == 2 and ("layers" in name or "fc" in name) and min(weight.shape) > VALUE_HEADS
+
+    def end_step(self, rate):
+        pass
+
+    def tensors(self):
+        return {n: w.bfloat16() for n, w in self.weights.items()}
+
+    def loss(self, tokens):
         """Losses of the next token and of the one after it; `tokens` is [batch, CONTEXT + 2]."""
         _, x = self.run(tokens[:, :-2])
         embedded = self.weights["model.embed_tokens.weight"][tokens[:, 1:-1]]
         loss = lambda x, tokens: F.cross_entropy(self.times(x, "lm_head").flatten(0, 1), tokens.flatten())
         y = self.further(embedded, x)
-        return loss(x, tokens[:, 1:-1]), loss(self.norm(y, "mtp.norm"), tokens[:, 2:])
+        near, far = loss(x, tokens[:, 1:-1]), loss(self.norm(y, "mtp.norm"), tokens[:, 2:])
+        return near + FURTHER * far, f"{near:.3f} and {far:.3f} nats"
 
 
 def delta_rule(query, key, value, decay, strength):
@@ -198,87 +204,5 @@ def delta_rule(query, key, value, decay, strength):
     return torch.stack(out, 2) / math.sqrt(HEAD)
 
 
-class Muon:
-    """Momentum with matrices orthogonalized by Newton-Schulz iteration."""
-
-    def __init__(self, weights, momentum=0.95):
-        self.weights, self.momentum = weights, momentum
-        self.sums = [torch.zeros_like(w) for w in weights]
-
-    @torch.no_grad()
-    def step(self, rate):
-        for w, total in zip(self.weights, self.sums):
-            total.lerp_(w.grad, 1 - self.momentum)
-            x = w.grad.lerp(total, self.momentum)
-            x = x.T if x.shape[0] > x.shape[1] else x
-            x = x / (x.norm() + 1e-7)
-            for _ in range(5):
-                a = x @ x.T
-                x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
-            x = x.T if w.shape[0] > w.shape[1] else x
-            w.add_(x, alpha=-rate * max(1, w.shape[0] / w.shape[1]) ** 0.5)
-
-
-def vocabulary(texts):
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    return tokenizer
-
-
-def save(model, tokenizer, out):
-    out.mkdir(parents=True, exist_ok=True)
-    tensors = {n: w.detach().bfloat16().contiguous() for n, w in model.weights.items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "config.json").write_text(json.dumps(CONFIG, indent=2))
-    tokenizer.save(str(out / "tokenizer.json"))
-    (out / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "add_bos_token": False}, indent=2))
-
-
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path)
-    parser.add_argument("texts", type=Path, nargs="+")
-    parser.add_argument("--skip", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--minutes", type=float, help="end sooner, of so many minutes")
-    options = parser.parse_args()
-    texts = [path.read_bytes()[options.skip:].decode(errors="ignore") for path in options.texts]
-    tokenizer = vocabulary(texts)
-    pieces = [text[at:at + 20000] for text in texts for at in range(0, len(text), 20000)]
-    tokens = torch.tensor([t for e in tokenizer.encode_batch(pieces) for t in e.ids])
-    model = Model()
-    matrix = lambda n, w: w.dim() == 2 and ("layers" in n or "fc" in n) and min(w.shape) > VALUE_HEADS
-    muon = Muon([w for n, w in model.weights.items() if matrix(n, w)])
-    rest = [w for n, w in model.weights.items() if not matrix(n, w)]
-    adam = torch.optim.AdamW(rest, lr=0, betas=(0.9, 0.95), weight_decay=0.0)
-    count = sum(w.numel() for w in model.weights.values())
-    print(f"{count} parameters, {len(tokens)} tokens of {sum(map(len, texts))} characters", flush=True)
-    begin = time.time()
-    for step in range(options.steps):
-        spent = (time.time() - begin) / 60 / options.minutes if options.minutes else 0.0
-        left = 1 - max(step / options.steps, spent)
-        if left <= 0:
-            break
-        # Constant, then linear decay to zero.
-        rate = min(1.0, (step + 1) / 20, left / 0.5)
-        starts = torch.randint(0, len(tokens) - CONTEXT - 2, (BATCH,))
-        near, far = model.losses(torch.stack([tokens[s:s + CONTEXT + 2] for s in starts]))
-        adam.zero_grad()
-        for w in muon.weights:
-            w.grad = None
-        (near + FURTHER * far).backward()
-        muon.step(0.02 * rate)
-        adam.param_groups[0]["lr"] = 3e-3 * rate
-        adam.step()
-        if step % 20 == 0 or step + 1 == options.steps:
-            print(f"step {step}, {time.time() - begin:.0f} s: {near:.3f} and {far:.3f} nats", flush=True)
-    save(model, tokenizer, options.out)
-
-
 if __name__ == "__main__":
-    main()
+    train(Model, CONFIG, 800)
