@@ -153,10 +153,18 @@ def file_of(frontier, preset, most):
     return files[0] if files else fail(f"there is no file for --like {preset}")
 
 
+def more_options():
+    """The types of our files, and the further options of `make`."""
+    types = os.environ.get("TYPES")
+    return types, (["--types", types] if types else []) + os.environ.get("MORE", "").split()
+
+
 def like(bench):
     print("## At the bytes of llama.cpp's presets\n")
-    print("The same importance matrix for both; divergence as llama-perplexity measures it.\n", flush=True)
-    frontier = bench.make("like", likes(bench))
+    types, more = more_options()
+    print(f"The same importance matrix for both{f'; ours of {types}' if types else ''}; divergence as llama-perplexity "
+          "measures it.\n", flush=True)
+    frontier = bench.make("like", likes(bench), *more)
     rows, ratios, held = [], [], True
     for preset in bench.presets:
         path = bench.preset(preset)
@@ -175,10 +183,9 @@ def like(bench):
 
 def independent(bench):
     print("## Beside llama.cpp's own way\n")
-    types = os.environ.get("TYPES")
+    types, more = more_options()
     print(f"`quantier make` with nothing but the texts, of {types or 'all types'}; presets with the importance matrix of "
           "llama-imatrix on the same texts, and without one; divergence as llama-perplexity measures it.\n", flush=True)
-    more = (["--types", types] if types else []) + os.environ.get("MORE", "").split()
     frontier = bench.make("independent", likes(bench), *more, imatrix=False)
     rows, ratios = [], {True: [], False: []}
     for preset in bench.presets:
@@ -205,7 +212,7 @@ def measures(bench):
           f"{', and our own choice from the same types' if types else ''}. Ratios are ours (`divergence`) to theirs.\n",
           flush=True)
     narrowed = ["--types", types] if types else []
-    ways = {"divergence": bench.make("like", likes(bench)),
+    ways = {"divergence": bench.make("like", likes(bench), *more_options()[1]),
             "imatrix": bench.make("imatrix", likes(bench), "--score", "imatrix")}
     ways["sweep"] = bench.make("sweep", likes(bench), "--score", "sweep", "--score-chunks", chunks, *narrowed)
     if types:

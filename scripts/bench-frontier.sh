@@ -17,7 +17,7 @@
 # QUANTIER_BENCH    directory of the files; existing ones are reused (default: a temporary directory, removed
 #                   afterwards)
 # PRESETS           the presets, separated by commas
-# TYPES             the types of `independent` (default: all);  MORE  further options of its `make`
+# TYPES             the types of `like` and `independent` (default: all);  MORE  further options of their `make`
 # MODEL             another model, a GGUF of full precision
 # SWEEP_TYPES       the types of the sweep (default: all);  SWEEP_CHUNKS  its number of chunks (default: 24)
 # THREADS           of all programs (default: all cores)

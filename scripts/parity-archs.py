@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""The cases of scripts/parity-archs.sh; see there."""
+
+import argparse
+import collections
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+engine = importlib.import_module("parity-engine")
+
+# Tokens per chunk, and chunks. The models announce a context of 256.
+SIZES = (128, 4)
+# The vocabulary: one token per printable character of ASCII, and a line break.
+SPECIAL = ["<unk>", "<s>", "</s>", "<0x0A>"]
+CHARACTERS = ["\u2581"] + [chr(c) for c in range(33, 127)]
+UNKNOWN, CONTROL, BYTE, NORMAL, UNUSED = 2, 3, 6, 1, 5
+
+
+# Keys that the reference saves with other values than "none", though only these architectures read them.
+CAPS = ("attn_logit_softcapping", "final_logit_softcapping", "router_logit_softcapping")
+CAPPED = ("gemma", "grok", "muse")
+
+
+def is_used(architecture, key, value):
+    """False for keys that the reference saves for all architectures, with the value that stands for "none"."""
+    if key.endswith(CAPS):
+        return architecture.startswith(CAPPED)
+    return isinstance(value, bool) or value not in (0, -math.inf)
+
+
+def numbers(name, data):
+    """The numbers of a tensor in F32: norms around 1 instead of 0, so that all parts of a layer matter, and factors of
+    RoPE of at least 1. None for the scales of NVFP4's blocks, which the test gives all linears, also beside biases, where the
+    reference applies them to both."""
+    if name.endswith((".scale", ".input_scale")):
+        return None
+    data = np.array(data, dtype=np.float32)
+    if name.startswith("rope_f") or ".rope_f" in name:
+        return 1 + np.abs(data)
+    is_norm = "norm" in name and name.endswith(".weight") and data.squeeze().ndim <= 2
+    return data + 1 if is_norm else data
+
+
+def sane(source, target):
+    """Copies a model with a vocabulary of characters in place of the test's own, keys that are in use, and lively numbers."""
+    reader = gguf.GGUFReader(source)
+    text = lambda key: reader.fields[key].contents()
+    writer = gguf.GGUFWriter(target, text("general.architecture"))
+    for name, field in reader.fields.items():
+        if name.startswith(("GGUF.", "tokenizer.")) or name in ("general.architecture", "general.file_type"):
+            continue
+        inner = field.types[1] if len(field.types) > 1 else None
+        if field.types[0] == gguf.GGUFValueType.ARRAY and inner is None:
+            # An empty array.
+            continue
+        if inner is None and not is_used(text("general.architecture"), name, field.contents()):
+            continue
+        writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
+    tokens = SPECIAL + CHARACTERS
+    kinds = [UNKNOWN, CONTROL, CONTROL, BYTE] + [NORMAL] * len(CHARACTERS)
+    unused = len(text("tokenizer.ggml.tokens")) - len(tokens)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens + [f"unused {i}" for i in range(unused)])
+    writer.add_token_scores([0.0] * (len(tokens) + unused))
+    writer.add_token_types(kinds + [UNUSED] * unused)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_add_space_prefix(False)
+    for tensor in reader.tensors:
+        data = numbers(tensor.name, tensor.data)
+        if data is not None:
+            writer.add_tensor(tensor.name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class Refused(Exception):
+    """Quantier does not run the model, and says why."""
+
+
+class Case(engine.Case):
+    def __init__(self, options, name):
+        engine.CASES[name] = (name, *SIZES)
+        super().__init__(options, name)
+
+    def make(self):
+        sane(self.o.work / "models" / f"{self.name}.gguf", self.f32)
+        try:
+            engine.run([self.o.ours, "perplexity", "-m", self.f32, *self.sizes, "--json"])
+        except RuntimeError as error:
+            # The reference first: what it cannot run either is no refusal of ours.
+            self.reference_perplexity()
+            raise Refused(str(error)) from None
+        engine.run([self.o.ours, "quantize", self.f32, self.quantized, "Q4_K_M"])
+        engine.run([self.o.ours, "quantize", "--allow-requantize", self.quantized, self.dequantized, "F32"])
+
+
+def outcome(options, name):
+    """The kind of the outcome, and its text."""
+    try:
+        good, figures = Case(options, name).line()
+        return "within" if good else "not", figures
+    except Refused as refusal:
+        return "refused", str(refusal)
+    except (RuntimeError, OSError, KeyError, ValueError) as error:
+        return ("unusable" if str(error).startswith("llama-") else "not"), str(error)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("reference", "ours", "text", "work"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--python", required=True)
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args()
+    text = options.text.read_text(errors="ignore")
+    known = set("".join(CHARACTERS[1:])) | {" ", "\n"}
+    options.text.write_text("".join(c if c in known else " " for c in text))
+    names = options.names or sorted(path.stem for path in (options.work / "models").glob("*.gguf"))
+    count = collections.Counter()
+    for name in names:
+        kind, text = outcome(options, name)
+        count[kind] += 1
+        print(f"{kind:<9} {name}: {text}", flush=True)
+    print(", ".join(f"{count[kind]} {kind}" for kind in ("within", "not", "refused", "unusable")))
+    sys.exit(0 if count["not"] == 0 else 1)
+
+
+if __name__ == "__main__":
+    main()
