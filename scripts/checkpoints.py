@@ -2494,6 +2494,16 @@ def write_spm_config(folder, **more):
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
+def write_arctic(folder):
+    """Added tokens in place of the model's last ones, and behind them."""
+    texts = {0: ("<unk>", True), 1: ("<s>", True), 2: ("</s>", True), SPM_VOCAB - 2: ("<|begin|>", True),
+             SPM_VOCAB - 1: ("<|finish|>", True), SPM_VOCAB + 1: ("a word", False), 2 * SPM_VOCAB: ("far", True)}
+    decoder = {str(i): {"content": text, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
+                        "special": special} for i, (text, special) in texts.items()}
+    shutil.copyfile(REFMODEL / "tokenizer.model", folder / "tokenizer.model")
+    write_spm_config(folder, eos_token="<|finish|>", added_tokens_decoder=decoder)
+
+
 def write_gemma(folder):
     """Gemma's tokenizers have no space prefix, and their own special tokens at the beginning."""
     proto = sentencepiece_model_pb2.ModelProto.FromString((REFMODEL / "tokenizer.model").read_bytes())
@@ -2555,6 +2565,9 @@ def make(out, name, lively=False):
     if name.startswith("minimax") and "model.embed_tokens.weight" in tensors:
         # Untrained tokens.
         tensors["model.embed_tokens.weight"][[-5, -2, -1]] = 0.0
+    if name == "qwen3moe-ties":
+        for router in (w for n, w in tensors.items() if n.endswith("mlp.gate.weight")):
+            router[12:] = router[:12].repeat(2, 1)[:20]
     if name == "mamba-old":
         tensors["lm_head.weight"] = tensors["backbone.embedding.weight"].clone()
     if quantize:
@@ -2570,7 +2583,7 @@ def make(out, name, lively=False):
     {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
      "glm": write_glm, "glm-moe": write_glm_moe, "bpe-bos": write_bpe_bos, "solar": write_solar, "laguna": write_laguna,
      "hunyuan-moe": write_hunyuan_moe, "muse": write_muse, "hf": write_hf, "hf-bare": lambda folder: write_hf(folder, False),
-     "plamo": write_plamo, "llada": write_llada, "world": write_world}[tokenizer](folder)
+     "plamo": write_plamo, "arctic": write_arctic, "llada": write_llada, "world": write_world}[tokenizer](folder)
     if name.startswith("minimax"):
         (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
     if name.endswith("-embedding"):

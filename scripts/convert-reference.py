@@ -35,6 +35,7 @@ def main():
     sys.path.insert(1, os.path.join(source, "gguf-py"))
     import convert_hf_to_gguf
     from conversion.base import ModelBase, TextModel
+    from gguf.tensor_mapping import TensorNameMap
 
     if told := os.environ.get("QUANTIER_PRE", "gpt-2"):
         # Kimi's ranks have one pre-tokenizer; the reference accepts no other.
@@ -51,6 +52,7 @@ def main():
             return prepare(self, vocab_only)
 
         TextModel.prepare_metadata = without_parameters
+    names = dict(TensorNameMap.block_mappings_cfg)
     for line in sys.stdin.read().splitlines():
         arguments = line.split("\t")
         name = os.path.basename(arguments[0])
@@ -72,6 +74,9 @@ def main():
         # What RWKV's converters collect of a model, and leave at the class too.
         for cls in subclasses(ModelBase):
             vars(cls).get("lerp_weights", {}).clear()
+        # Arctic's names, which the table of all models takes over.
+        TensorNameMap.block_mappings_cfg.clear()
+        TensorNameMap.block_mappings_cfg.update(names)
         logging.getLogger().setLevel(logging.WARNING)
 
 

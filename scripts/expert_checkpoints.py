@@ -188,6 +188,16 @@ def bailingmoe2(c, blocks=1):
     return config, embedded(c, shapes), "bpe"
 
 
+def sarvam(c, dots=False):
+    """Ling 2 with whole heads rotated; real ones have as many heads of keys as others, and no block for further tokens."""
+    config, shapes, tokenizer = bailingmoe2(c, 0)
+    cls = "SarvamMoEForCausalLM"
+    config |= {"architectures": [f"modeling_sarvam_moe.{cls}" if dots else cls], "model_type": "sarvam_moe"}
+    if dots:
+        del config["head_dim"]
+    return config, shapes, tokenizer
+
+
 def ernie_moe(c, shared=2):
     config = c.base("Ernie4_5_MoeForCausalLM", "ernie4_5_moe", c.SPM_VOCAB, num_hidden_layers=3, moe_num_experts=EXPERTS,
                     moe_k=USED, moe_intermediate_size=128, moe_num_shared_experts=shared, moe_layer_start_index=1,
@@ -475,11 +485,12 @@ def step35(c, vision=False, blocks=1):
 
 
 def smallthinker(c, windows=True):
-    layers = 4
+    # With windows and 4 layers, llama.cpp rotates all.
+    layers = 6 if windows else 4
     config = c.base("SmallThinkerForCausalLM", "smallthinker", c.BPE_VOCAB, num_hidden_layers=layers, head_dim=c.HEAD,
                     moe_num_primary_experts=EXPERTS, moe_num_active_primary_experts=USED, moe_ffn_hidden_size=WIDTH,
-                    moe_primary_router_apply_softmax=windows, sliding_window_layout=[0, 1, 1, 1] if windows else [0] * 4,
-                    sliding_window_size=4096, rope_layout=[0, 1, 1, 1], rope_theta=1500000.0)
+                    moe_primary_router_apply_softmax=windows, sliding_window_layout=[0, 1, 1, 1, 0, 1] if windows else [0] * 4,
+                    sliding_window_size=4096, rope_layout=[0, 1, 1, 1, 0, 1] if windows else [1] * 4, rope_theta=1500000.0)
     del config["intermediate_size"]
 
     def layer(p):
@@ -503,23 +514,26 @@ def grovemoe(c):
 
 
 def minicpm3(c):
-    heads, nope, rotated, q_rank, rank = 4, 32, 32, 96, 64
+    # Twice as wide as the base by which llama.cpp scales the output matrix's input.
+    hidden, heads, nope, rotated, q_rank, rank = 512, 4, 32, 32, 96, 64
+    value = hidden // heads
     factors = [1.0 + i / 8 for i in range(rotated // 2)]
-    config = c.base("MiniCPM3ForCausalLM", "minicpm3", c.SPM_VOCAB, num_key_value_heads=heads, q_lora_rank=q_rank,
-                    kv_lora_rank=rank, qk_nope_head_dim=nope, qk_rope_head_dim=rotated, v_head_dim=c.HIDDEN // heads,
+    config = c.base("MiniCPM3ForCausalLM", "minicpm3", c.SPM_VOCAB, hidden_size=hidden, num_key_value_heads=heads,
+                    q_lora_rank=q_rank, kv_lora_rank=rank, qk_nope_head_dim=nope, qk_rope_head_dim=rotated, v_head_dim=value,
                     scale_emb=12, dim_model_base=256, scale_depth=1.4,
                     rope_scaling={"type": "longrope", "long_factor": factors, "short_factor": [1.0] * len(factors),
                                   "original_max_position_embeddings": 32768})
 
     def layer(p):
-        a, value = p + "self_attn.", c.HIDDEN // heads
-        return (layer_norms(c, p) | c.gated(p + "mlp.") | c.norms(a, "q_a_layernorm", size=q_rank)
-                | c.norms(a, "kv_a_layernorm", size=rank)
-                | {a + "q_a_proj.weight": (q_rank, c.HIDDEN), a + "q_b_proj.weight": (heads * (nope + rotated), q_rank),
-                   a + "kv_a_proj_with_mqa.weight": (rank + rotated, c.HIDDEN),
-                   a + "kv_b_proj.weight": (heads * (nope + value), rank), a + "o_proj.weight": (c.HIDDEN, c.HIDDEN)})
+        a = p + "self_attn."
+        return (c.norms(p, "input_layernorm", "post_attention_layernorm", size=hidden) | c.gated(p + "mlp.", hidden=hidden)
+                | c.norms(a, "q_a_layernorm", size=q_rank) | c.norms(a, "kv_a_layernorm", size=rank)
+                | {a + "q_a_proj.weight": (q_rank, hidden), a + "q_b_proj.weight": (heads * (nope + rotated), q_rank),
+                   a + "kv_a_proj_with_mqa.weight": (rank + rotated, hidden),
+                   a + "kv_b_proj.weight": (heads * (nope + value), rank), a + "o_proj.weight": (hidden, heads * value)})
 
-    return config, c.model(c.SPM_VOCAB, layer, tied=True), "spm"
+    shapes = c.model(c.SPM_VOCAB, layer) | c.norms("model.", "norm", size=hidden)
+    return config, shapes | {f"{n}.weight": (c.SPM_VOCAB, hidden) for n in ("model.embed_tokens", "lm_head")}, "spm"
 
 
 def llada_moe(c):
@@ -568,6 +582,70 @@ def minimax_m3(c, vision=False):
     return config, shapes, "bpe"
 
 
+def ties(c):
+    """Qwen 3 with 32 experts, 4 of which a token sees; scripts/checkpoints.py gives all rows of a router two or more times."""
+    count, used = 32, 4
+    config = c.base("Qwen3MoeForCausalLM", "qwen3_moe", c.BPE_VOCAB, head_dim=c.HEAD, num_experts=count, num_experts_per_tok=used,
+                    moe_intermediate_size=WIDTH, norm_topk_prob=True)
+
+    def layer(p):
+        return (c.attention(p) | layer_norms(c, p) | head_norms(c, p + "self_attn.") | experts(c, p + "mlp.experts.", count=count)
+                | {p + "mlp.gate.weight": (count, c.HIDDEN)})
+
+    return config, c.model(c.BPE_VOCAB, layer), "bpe"
+
+
+def grok2(c):
+    """With a dense network beside the experts, YaRN, and all caps."""
+    config = c.base("Grok1ForCausalLM", "git", c.BPE_VOCAB, head_dim=c.HEAD, num_local_experts=EXPERTS,
+                    num_experts_per_tok=USED, moe_intermediate_size=WIDTH, residual_moe=True, embedding_multiplier_scale=16.0,
+                    output_multiplier_scale=0.5, final_logit_softcapping=8.0, attn_logit_softcapping=2.0,
+                    router_logit_softcapping=30.0, rope_theta=208533496.0, attn_temperature_len=1024, rope_type="original",
+                    original_max_position_embeddings=256, scaling_factor=8.0, extrapolation_factor=0.5, attn_factor=1.25,
+                    beta_fast=8, beta_slow=1, attn_output_multiplier=0.25)
+
+    def layer(p):
+        return (c.attention(p) | c.norms(p, "pre_attn_norm", "post_attn_norm", "pre_moe_norm", "post_moe_norm")
+                | c.gated(p + "mlp.") | experts(c, p + "block_sparse_moe.experts.", names=("w1", "w3", "w2"))
+                | {p + "block_sparse_moe.gate.weight": (EXPERTS, c.HIDDEN)})
+
+    return config, c.model(c.BPE_VOCAB, layer), "laguna"
+
+
+def grok1(c):
+    """Experts alone, under the names of the first release; caps and scales by default."""
+    config = c.base("GrokForCausalLM", "grok-1", c.SPM_VOCAB, num_local_experts=EXPERTS, num_experts_per_tok=USED,
+                    embedding_multiplier_scale=12.0, output_multiplier_scale=0.5773502691896257,
+                    intermediate_size=WIDTH, rope_theta=10000.0)
+    shapes = {"transformer.in_out_embed.weight": (c.SPM_VOCAB, c.HIDDEN)} | c.norms("transformer.", "rms_norm")
+    for i in range(c.LAYERS):
+        p, q, k = f"transformer.decoder_layer.{i}.", c.HEADS * c.HEAD, c.KV_HEADS * c.HEAD
+        a = p + "multi_head_attention."
+        shapes |= {a + "query.weight": (q, c.HIDDEN), a + "key.weight": (k, c.HIDDEN), a + "value.weight": (k, c.HIDDEN),
+                   a + "linear.weight": (c.HIDDEN, q), p + "router.weight": (EXPERTS, c.HIDDEN)}
+        shapes |= c.norms(p, "rms_norm", "rms_norm_1", "rms_norm_2", "rms_norm_3")
+        shapes |= experts(c, p + "moe.", names=("linear", "linear_v", "linear_1"))
+    return config, shapes, "spm"
+
+
+def arctic(c, kv=True):
+    config = c.base("ArcticForCausalLM", "arctic", c.SPM_VOCAB, num_local_experts=EXPERTS, num_experts_per_tok=USED,
+                    intermediate_size=WIDTH, rope_theta=10000.0, use_residual=True)
+    if not kv:
+        config |= {"vocab_size": c.SPM_VOCAB + 32, "head_dim": c.HEAD}
+        del config["num_key_value_heads"]
+
+    def layer(p):
+        m, k = p + "residual_mlp.", (c.KV_HEADS if kv else c.HEADS) * c.HEAD
+        shapes = c.attention(p) | {f"{p}self_attn.{n}_proj.weight": (k, c.HIDDEN) for n in "kv"}
+        return (shapes | c.norms(p, "input_layernorm", "residual_layernorm", "post_attention_layernorm")
+                | {f"{m}w{n}.weight": (c.HIDDEN, c.HIDDEN) for n in (1, 2, 3)}
+                | experts(c, p + "block_sparse_moe.experts.", names=("w1", "w3", "w2"))
+                | {p + "block_sparse_moe.gate.weight": (EXPERTS, c.HIDDEN)})
+
+    return config, c.model(config["vocab_size"], layer, tied=not kv), "arctic"
+
+
 B, H, F = torch.bfloat16, torch.float16, torch.float32
 MAKERS = {
     "llama4": (llama4, B, 1),
@@ -578,6 +656,8 @@ MAKERS = {
     "bailingmoe-f16": (lambda c: bailingmoe(c, 96), H, 1),
     "bailingmoe2": (bailingmoe2, B, 2),
     "bailingmoe2-f32": (lambda c: bailingmoe2(c, 0), F, 1),
+    "sarvam": (sarvam, B, 1),
+    "sarvam-f32": (lambda c: sarvam(c, True), F, 2),
     "ernie4_5-moe": (ernie_moe, B, 1),
     "ernie4_5-moe-bare": (lambda c: ernie_moe(c, 0), H, 1),
     "olmoe": (olmoe, B, 1),
@@ -612,6 +692,11 @@ MAKERS = {
     "granite_swa": (lambda c: granite_swa(c, False), B, 1),
     "granite_swa-experts": (granite_swa, B, 1),
     "mellum-whole": (lambda c: mellum(c, False), H, 1),
+    "qwen3moe-ties": (ties, B, 1),
+    "grok": (grok2, B, 2),
+    "grok1": (grok1, H, 1),
+    "arctic": (arctic, B, 1),
+    "arctic-padded": (lambda c: arctic(c, False), H, 1),
 }
 
 

@@ -26,11 +26,12 @@ OTHER_BPW = {"starcoder": 7.5, "glm-ocr": 6.0, "exaone45": 6.0, "exaone45-shared
              "gpt2": 7.5, "gpt2-bare": 7.5, "gpt2-bin": 7.5, "mpt-positions": 10.0}
 # Routers in f32, beside experts that are as small.
 OTHER_BPW |= {name: 6.5 for name in (
-    "hy_v3", "hy_v3-f16", "bailingmoe", "bailingmoe-f16", "bailingmoe2", "bailingmoe2-f32", "ernie4_5-moe", "ernie4_5-moe-bare",
+    "hy_v3", "hy_v3-f16", "bailingmoe", "bailingmoe-f16", "bailingmoe2", "bailingmoe2-f32", "sarvam", "sarvam-f32", "ernie4_5-moe", "ernie4_5-moe-bare",
     "olmoe", "phi3-moe", "dots1", "dots1-sparse", "laguna", "laguna-elements", "exaone-moe", "exaone-moe-bare", "afmoe",
     "afmoe-bare", "mellum", "mellum-whole", "llama4", "llama4-vision", "maple", "dbrx", "cohere2moe", "cohere2moe-bare",
     "hunyuan-moe", "mimo2", "mimo2-fused", "step35", "step35-vision", "minimax-m3", "minimax-m3-vision", "granite_swa",
-    "granite_swa-experts")}
+    "granite_swa-experts", "grok", "grok1", "arctic", "arctic-padded", "smallthinker",
+    "smallthinker-whole", "grovemoe", "qwen3moe-ties")}
 # Indexers have no gradient, and keep a precise type.
 OTHER_BPW |= {name: 6.5 for name in ("deepseek32", "deepseek32-dense", "glm-dsa", "glm-dsa-shared")}
 # Factors of matrices of low rank stay in f32.
@@ -41,7 +42,7 @@ OTHER_BPW |= {name: 9.0 for name in (
 UNBLOCKED = {name: 16.0 for name in ("qwen2", "internvl", "qwen2vl", "qwen25vl", "qwen2-bin-tied")}
 # Not causal, or not text models: converted, but not measured.
 UNMEASURED = {"llada", "dream", "qwen3-reranker", "qwen3-reranker-untied",
-              "llada-moe", "rnd1", "smallthinker", "smallthinker-whole", "grovemoe", "minicpm3",
+              "llada-moe", "rnd1",
               # llama.cpp never finishes a token of it.
               "plamo2"}
 # Without the blocks for multi-token prediction of similar checkpoints.

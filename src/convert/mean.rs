@@ -1,4 +1,4 @@
-//! The mean magnitude of a matrix, added up in f32 in PyTorch's order, for weights that it scales.
+//! Sums and means of a tensor, added up in f32 in PyTorch's order, for weights that depend on them.
 //!
 //! PyTorch (2.x, CPU, one thread) adds 32 sums side by side: four vectors of eight lanes. A sum that has taken
 //! a number of terms is emptied into that of the next of four levels, so that errors grow with the logarithm of
@@ -14,8 +14,26 @@ const LEAST_POWER: u32 = 4;
 /// Numbers that are read at a time, a multiple of the width.
 const PIECE: usize = WIDTH << 9;
 
-/// The mean magnitude of `count` numbers. `read` fills a slice with those from a place on.
-pub(super) fn mean_magnitude(count: u64, mut read: impl FnMut(u64, &mut [f32])) -> f32 {
+/// Fills a slice with the numbers of a tensor from a place on.
+pub(super) type Read<'r> = &'r mut dyn FnMut(u64, &mut [f32]);
+
+/// The mean magnitude of `count` numbers.
+pub(super) fn mean_magnitude(count: u64, read: Read<'_>) -> f32 {
+    let sum = sum(count, &mut |at, out| {
+        read(at, out);
+        out.iter_mut().for_each(|x| *x = x.abs());
+    });
+    sum / count as f32
+}
+
+/// The mean of `count` numbers, with the sum and the mean `rounded`: PyTorch adds halves in f32, and
+/// rounds both.
+pub(super) fn mean(count: u64, rounded: fn(f32) -> f32, read: Read<'_>) -> f32 {
+    rounded(rounded(sum(count, read)) / count as f32)
+}
+
+/// The sum of `count` numbers.
+fn sum(count: u64, read: Read<'_>) -> f32 {
     let steps = count / WIDTH as u64;
     let ceil_log2 = u64::BITS - steps.saturating_sub(1).leading_zeros();
     let power = (ceil_log2 / LEVELS).max(LEAST_POWER);
@@ -28,7 +46,7 @@ pub(super) fn mean_magnitude(count: u64, mut read: impl FnMut(u64, &mut [f32])) 
         read(at, &mut piece[..len]);
         at += len as u64;
         for terms in piece[..len].as_chunks::<WIDTH>().0 {
-            add(&mut levels[0], &terms.map(f32::abs));
+            add(&mut levels[0], terms);
             step += 1;
             if step & mask != 0 {
                 continue;
@@ -49,13 +67,10 @@ pub(super) fn mean_magnitude(count: u64, mut read: impl FnMut(u64, &mut [f32])) 
     let vectors = sums.as_chunks::<LANES>().0;
     let mut sum = vectors[0];
     let whole = rest.as_chunks::<LANES>();
-    whole
-        .0
-        .iter()
-        .for_each(|terms| add(&mut sum, &terms.map(f32::abs)));
+    whole.0.iter().for_each(|terms| add(&mut sum, terms));
     vectors[1..].iter().for_each(|vector| add(&mut sum, vector));
-    let single = whole.1.iter().fold(0.0f32, |sum, x| sum + x.abs());
-    sum.iter().fold(single, |sum, x| sum + x) / count as f32
+    let single = whole.1.iter().fold(0.0f32, |sum, x| sum + x);
+    sum.iter().fold(single, |sum, x| sum + x)
 }
 
 fn add<const N: usize>(sums: &mut [f32; N], terms: &[f32; N]) {
@@ -74,7 +89,7 @@ mod tests {
     }
 
     fn mean(count: u64) -> f32 {
-        mean_magnitude(count, |at, out| {
+        mean_magnitude(count, &mut |at, out| {
             (at..).zip(out).for_each(|(i, x)| *x = number(i));
         })
     }

@@ -66,12 +66,21 @@ pub(super) fn apply(numeric: Numeric, dtype: Dtype, weights: &mut [f32]) {
             Numeric::Exp => f64::from(*w).exp() as f32,
             Numeric::NegExp => -(f64::from(*w).exp() as f32),
             Numeric::Times(factor) => *w * factor,
-            // It depends on the other weights.
-            Numeric::Ternary => *w,
+            // They depend on the other weights.
+            Numeric::Ternary | Numeric::Centred => *w,
         };
         if dtype == Dtype::F16 {
             *w = half::f16::from_f32(*w).to_f32();
         }
+    }
+}
+
+/// Rounding to a checkpoint's type.
+pub(super) fn rounding(dtype: Dtype) -> fn(f32) -> f32 {
+    match dtype {
+        Dtype::F16 => |x| half::f16::from_f32(x).to_f32(),
+        Dtype::Bf16 => |x| half::bf16::from_f32(x).to_f32(),
+        _ => |x| x,
     }
 }
 

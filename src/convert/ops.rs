@@ -356,7 +356,8 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
         Op::NegExp => Ok(operand.with(Numeric::NegExp)),
         Op::Cast(ggml_type) => Ok(operand.cast(Cast::To(ggml_type))),
         Op::CastByFile => Ok(operand.cast(Cast::ByFile)),
-        Op::Ternary => operand.ternary(),
+        Op::Ternary => operand.by_all(Numeric::Ternary),
+        Op::Centre => operand.by_all(Numeric::Centred),
         Op::Stack(_) | Op::Concat(_) => Err("one tensor cannot be joined".into()),
         Op::Fill { .. } => Err("a tensor of the checkpoint cannot be filled".into()),
     }

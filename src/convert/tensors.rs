@@ -5,8 +5,10 @@
 //! the mapped bytes themselves.
 
 use super::checkpoint::Source;
-use super::mean::mean_magnitude;
-use super::numbers::{apply, is_quiet_bf16, make_ternary, narrow, quiet_bf16, same_type, widen};
+use super::mean::{Read, mean, mean_magnitude};
+use super::numbers::{
+    apply, is_quiet_bf16, make_ternary, narrow, quiet_bf16, rounding, same_type, widen,
+};
 use super::plan::{Plan, PlannedTensor};
 use super::stored::Blocks;
 use super::weights::{Numeric, Part, Stored, Weights};
@@ -371,8 +373,13 @@ impl Plan<'_> {
             for numeric in &part.numeric {
                 match numeric {
                     Numeric::Ternary => {
-                        let mean = self.mean_magnitude(part)?;
+                        let mean = self.mean_of(part, mean_magnitude)?;
                         make_ternary(mean, source.dtype, weights);
+                    }
+                    Numeric::Centred => {
+                        let rounded = rounding(source.dtype);
+                        let mean = self.mean_of(part, |count, read| mean(count, rounded, read))?;
+                        weights.iter_mut().for_each(|w| *w = rounded(*w - mean));
                     }
                     numeric => apply(*numeric, source.dtype, weights),
                 }
@@ -391,14 +398,14 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// The mean magnitude of a whole tensor's numbers.
-    fn mean_magnitude(&self, part: &Part) -> Result<f32> {
+    /// The mean of a whole tensor's numbers; `mean` gets their count and a reader.
+    fn mean_of(&self, part: &Part, mean: impl FnOnce(u64, Read<'_>) -> f32) -> Result<f32> {
         if let Some(mean) = part.mean.get() {
             return Ok(*mean);
         }
         let source = self.source(part);
         let mut failed = None;
-        let mean = mean_magnitude(source.shape.iter().product(), |at, out| {
+        let mean = mean(source.shape.iter().product(), &mut |at, out| {
             let elements = at..at + out.len() as u64;
             failed = self
                 .checkpoint

@@ -49,6 +49,8 @@ pub(super) enum Numeric {
     Times(f32),
     /// The nearest of 0 and plus and minus the mean magnitude of the tensor.
     Ternary,
+    /// x minus the mean of the tensor.
+    Centred,
 }
 
 impl Weights {
@@ -241,10 +243,10 @@ impl Operand {
     ///
     /// # Errors
     /// If they are not those of one whole tensor in stored order.
-    pub(super) fn ternary(self) -> Result<Operand, String> {
+    pub(super) fn by_all(self, numeric: Numeric) -> Result<Operand, String> {
         match &self.parts[..] {
-            [part] if part.numeric.is_empty() => Ok(self.with(Numeric::Ternary)),
-            _ => Err("only one whole tensor can be made ternary".into()),
+            [part] if part.numeric.is_empty() => Ok(self.with(numeric)),
+            _ => Err("only one whole tensor can be made ternary or centred".into()),
         }
     }
 

@@ -42,6 +42,45 @@ fn tensor<'t>(model: &'t mut Tiny, name: &str) -> &'t mut Vec<u8> {
 
 const ON_A: &str = "-f a.txt -c 32 --chunks 2";
 
+/// A model with four experts, of which a token sees one, and a change.
+fn experts_with(change: impl FnOnce(Tiny) -> Tiny, parts: &[&str]) {
+    let dir = with_model();
+    change(models::experts()).write(&dir.path().join("x.gguf"));
+    fails(dir.path(), &format!("perplexity x.gguf {ON_A}"), parts);
+}
+
+#[test]
+fn mixtures_of_experts_that_do_not_fit() {
+    let number =
+        |key: &'static str, number: u32| move |model: Tiny| model.set(key, Value::U32(number));
+    experts_with(
+        number("llama.expert_used_count", 5),
+        &["'llama.expert_used_count' is 5", "4 experts"],
+    );
+    experts_with(
+        |model| {
+            let groups = number("llama.expert_group_count", 3)(model);
+            number("llama.expert_group_used_count", 1)(groups)
+        },
+        &["'llama.expert_group_count' is 3", "4 experts"],
+    );
+    experts_with(
+        |model| model.weights("blk.0.ffn_gate_inp.bias", &[4], vec![0.0; 4]),
+        &["'blk.0.ffn_gate_inp.bias' is unexpected"],
+    );
+    experts_with(
+        |mut model| {
+            const GATE: &str = "blk.1.ffn_gate_exps.weight";
+            model.tensors.retain(|(info, _)| info.name != GATE);
+            model.weights(GATE, &[256, 64, 3], vec![0.0; 256 * 64 * 3])
+        },
+        &[
+            "tensor 'blk.1.ffn_gate_exps.weight' has shape",
+            "[4, 64, 256]",
+        ],
+    );
+}
+
 #[test]
 fn unusable_evaluation_texts() {
     let dir = with_model();

@@ -106,6 +106,14 @@ fn experts_have_equal_shapes() {
 }
 
 #[test]
+fn routers_have_no_bias_where_llama_cpp_loads_none() {
+    let mut model = deepseek();
+    let name = "model.layers.0.mlp.gate.bias";
+    model.add(name, &[2]);
+    fails(model.write().path(), &[], &[name]);
+}
+
+#[test]
 fn a_shared_expert_is_needed_where_experts_are() {
     let mut model = deepseek();
     let name = "model.layers.0.mlp.shared_experts.up_proj.weight";

@@ -91,8 +91,8 @@ const GATE_AND_ROUTER: &[Recipe] = &[
         &[Any, Hidden],
     ),
     Recipe::rename(
-        "model.layers.{}.mlp.router.gate",
-        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.mlp.router.gate.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[Experts, Hidden],
     ),
     Recipe::rename(

@@ -9,7 +9,9 @@ use super::llama::{BUFFERS, GATED_FFN, NORMS};
 use super::nextn::NEXTN;
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, ROPE_DIMENSIONS};
 use super::qwen::EXPERTS;
-use super::recipes::Size::{Any, Head, Hidden, KeyHeads, Keys as KeyRows, Queries, QueryHeads};
+use super::recipes::Size::{
+    Any, Experts, Head, Hidden, KeyHeads, Keys as KeyRows, Queries, QueryHeads,
+};
 use super::recipes::{Input, Op, Output, Recipe, Size};
 use super::{Architecture, Keys, Parameter, nothing_generated};
 use quantier_gguf::gguf::Value;
@@ -66,6 +68,41 @@ pub(super) static BAILING_MOE2: Architecture = Architecture {
     },
     ..BAILING_MOE
 };
+
+/// Sarvam: heads rotated as a whole, biases of experts around 0.
+pub(super) static SARVAM_MOE: Architecture = Architecture {
+    classes: &[
+        "SarvamMoEForCausalLM",
+        "modeling_sarvam_moe.SarvamMoEForCausalLM",
+    ],
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        MOE2_PARAMETERS,
+        &[ROPE_DIMENSIONS],
+    ],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        FUSED_ATTENTION,
+        GATED_FFN,
+        EXPERTS,
+        CENTRED_BIAS,
+        SHARED_EXPERTS,
+        NEXTN,
+        BLOCK_NORM,
+        BUFFERS,
+    ],
+    ..BAILING_MOE2
+};
+
+const CENTRED_BIAS: &[Recipe] = &[Recipe::with(
+    "model.layers.{}.mlp.gate.expert_bias",
+    "blk.{}.exp_probs_b.bias",
+    &[Experts],
+    &[Op::Centre],
+)];
 
 const MOE_PARAMETERS: &[Parameter] = &[
     Parameter::Computed(|config, _| match config.get("norm_head") {

@@ -144,6 +144,8 @@ enum Slot {
     Router,
     /// Input of routed experts.
     Experts,
+    /// Input of the smaller experts that groups of experts share.
+    Adjugates,
     /// An input with a single reader.
     Own,
 }
@@ -205,6 +207,9 @@ const ORDER: &[(&str, Slot)] = &[
     ("ffn_up_exps", Slot::Experts),
     ("ffn_gate_up_exps", Slot::Experts),
     ("ffn_down_exps", Slot::Own),
+    ("ffn_gate_chexps", Slot::Adjugates),
+    ("ffn_up_chexps", Slot::Adjugates),
+    ("ffn_down_chexps", Slot::Own),
     ("ffn_latent_up", Slot::Own),
     ("ffn_gate_inp_shexp", Slot::Router),
     ("ffn_gate_shexp", Slot::Router),

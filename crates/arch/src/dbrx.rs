@@ -106,8 +106,8 @@ const TENSORS: &[Recipe] = &[
     ),
     // With the file's type, unlike the routers of other models.
     Recipe::with(
-        "transformer.blocks.{}.ffn.router.layer",
-        "blk.{}.ffn_gate_inp",
+        "transformer.blocks.{}.ffn.router.layer.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[EXPERTS, HIDDEN],
         &[CastByFile],
     ),

@@ -30,12 +30,19 @@ pub struct Decoder {
     pub router: Router,
     /// Factor of the summed outputs of routed and shared experts.
     pub shared_scale: f32,
+    /// Dense feed-forward networks in layers with experts.
+    pub dense: Dense,
+    /// True if groups of experts share smaller experts, which read the output of the others (Wu et
+    /// al. 2025).
+    pub adjugates: bool,
+    /// True if routers read the stream before the layer, without a norm.
+    pub routes_first: bool,
     /// Layers with a sliding window.
     pub window: Window,
     /// Layers without RoPE.
     pub unrotated: Unrotated,
-    /// True if the metadata sets YaRN's `beta_fast` and `beta_slow`.
-    pub yarn_betas: bool,
+    /// Parameters of YaRN that the metadata sets.
+    pub yarn: YarnKeys,
     /// True if full-attention layers rotate half of the dimensions that the metadata gives.
     pub half_rotated: bool,
     /// RMS normalization of queries and keys after RoPE, without weights.
@@ -48,6 +55,11 @@ pub struct Decoder {
     pub norms_rotated: bool,
     /// Epsilon of post-norms, if different from that of the other norms.
     pub post_norm_epsilon: Option<f32>,
+    /// Names of the norms after attention and after the feed-forward network. Of several, a model
+    /// has one; a norm before a block is none of them.
+    pub post_norms: [&'static [&'static str]; 2],
+    /// Scales of models whose metadata has none.
+    pub scales: Scales,
     /// True if layers without KV heads have one matrix in place of attention.
     pub linear_layers: bool,
     /// True if logits are multiplied by the metadata's scale; otherwise divided.
@@ -72,6 +84,9 @@ pub struct Decoder {
     /// True if an indexer selects blocks of tokens for attention. Contexts no longer than its
     /// selection see all tokens.
     pub chooses_blocks: bool,
+    /// True if keys and values of all heads are computed from the latent vector by one matrix,
+    /// instead of one per head before and after the scores.
+    pub expands_latents: bool,
     /// Indexer of sparse latent attention; None if attention is dense.
     pub indexer: Option<IndexerKind>,
     /// True if RoPE covers the whole head, whatever the metadata says.
@@ -167,6 +182,61 @@ pub struct ScoreYarn {
     pub is_balanced: bool,
 }
 
+/// Scales of models whose metadata has none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scales {
+    /// Factor of embeddings.
+    pub embeddings: f32,
+    /// Factor of logits.
+    pub logits: f32,
+    /// Factor of the output matrix's input, times the hidden size; 1 without.
+    pub width: Option<f32>,
+    /// Factor of a block's output, times the square root of the number of layers; 1 without.
+    pub depth: Option<f32>,
+    /// Factor of attention scores; by [`ScoreDivisor`] without one.
+    pub scores: Option<f32>,
+    /// Soft cap of attention scores.
+    pub score_cap: Option<f32>,
+    /// Soft cap of logits.
+    pub logit_cap: Option<f32>,
+}
+
+impl Scales {
+    /// None.
+    pub(crate) const NONE: Scales = Scales {
+        embeddings: 1.0,
+        logits: 1.0,
+        width: None,
+        depth: None,
+        scores: None,
+        score_cap: None,
+        logit_cap: None,
+    };
+}
+
+/// Dense feed-forward networks in layers with experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dense {
+    /// None: a layer has either.
+    Instead,
+    /// In some models, beside the experts: both read the same input (Grok).
+    Beside,
+    /// In all layers, behind attention; the experts read the layer's input with a norm of their
+    /// own, in parallel with both (Arctic).
+    Behind,
+}
+
+/// Parameters of YaRN that the metadata sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum YarnKeys {
+    /// Neither `beta_fast` nor `beta_slow`.
+    None,
+    /// Both.
+    Betas,
+    /// Both, the share of extrapolation, and without extrapolation the factor of cosines and sines.
+    All,
+}
+
 /// Layers without RoPE.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Unrotated {
@@ -186,6 +256,9 @@ pub enum Unrotated {
     Unless(u32),
     /// All, if the metadata says that RoPE scaling was not fine-tuned.
     Untuned,
+    /// The first layer of each period of this many, in models with a window; none in models of as
+    /// many layers.
+    FirstOf(u32),
 }
 
 /// RMS normalization of queries and keys after RoPE, without weights.
@@ -285,8 +358,8 @@ pub struct Router {
     pub gating: Setting<Gating>,
     /// True if the weights of the chosen experts are normalized to sum to 1.
     pub normalized: Setting<bool>,
-    /// True if experts are chosen by scores instead of probabilities.
-    pub by_scores: bool,
+    /// Values that rank the experts.
+    pub ranking: Ranking,
     /// True if weights multiply the experts' inputs instead of their outputs.
     pub weighs_inputs: bool,
 }
@@ -296,7 +369,7 @@ impl Router {
     pub(crate) const SOFTMAX: Router = Router {
         gating: Setting::Always(Gating::Softmax),
         normalized: Setting::Always(true),
-        by_scores: false,
+        ranking: Ranking::Probabilities,
         weighs_inputs: false,
     };
     /// By the metadata; sigmoid without normalization by default.
@@ -305,6 +378,17 @@ impl Router {
         normalized: Setting::Listed(false),
         ..Router::SOFTMAX
     };
+}
+
+/// Values that rank experts in their choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ranking {
+    /// Their probabilities.
+    Probabilities,
+    /// Their scores.
+    Scores,
+    /// The sigmoid of their scores.
+    Sigmoid,
 }
 
 /// A setting fixed by the architecture or read from the metadata.
@@ -426,6 +510,8 @@ pub enum Activation {
     Silu,
     /// GELU, tanh approximation.
     Gelu,
+    /// `max(x, 0)`.
+    Relu,
     /// `max(x, 0)^2` (So et al. 2021).
     SquaredRelu,
     /// Sigmoid.
@@ -511,6 +597,8 @@ pub struct Listed {
     pub first: bool,
     /// Window, if the metadata has none; no windows without either.
     pub tokens: Option<u32>,
+    /// Window of models whose metadata has any, whatever its size.
+    pub fixed: Option<u32>,
     /// True if windowed layers use the RoPE scaling of the full-attention layers.
     pub stretched: bool,
     /// RoPE base of windowed layers, if the metadata has none; otherwise that of all layers.
@@ -525,6 +613,7 @@ impl Listed {
         period: 4,
         first: false,
         tokens: None,
+        fixed: None,
         stretched: false,
         rope_base: None,
         layers: None,
@@ -552,15 +641,20 @@ impl Decoder {
         normalized_embeddings: false,
         router: Router::SOFTMAX,
         shared_scale: 1.0,
+        dense: Dense::Instead,
+        adjugates: false,
+        routes_first: false,
         window: Window::None,
         unrotated: Unrotated::None,
-        yarn_betas: false,
+        yarn: YarnKeys::None,
         half_rotated: false,
         unit_heads: UnitHeads::None,
         tempering: Tempering::Listed,
         alibi: Alibi::None,
         norms_rotated: false,
         post_norm_epsilon: None,
+        post_norms: [&["post_attention_norm"], &["post_ffw_norm"]],
+        scales: Scales::NONE,
         linear_layers: false,
         multiplied_logits: false,
         gated_queries: false,
@@ -571,6 +665,7 @@ impl Decoder {
         score_divisor: ScoreDivisor::Root,
         score_yarn: None,
         chooses_blocks: false,
+        expands_latents: false,
         indexer: None,
         rotates_whole_heads: false,
         refused: None,

@@ -363,8 +363,8 @@ pub(super) const QUERIES: &[Recipe] = &[
 /// ups.
 const STACKED_EXPERTS: &[Recipe] = &[
     Recipe::rename(
-        "model.layers.{}.mlp.gate",
-        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.mlp.gate.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[Experts, Hidden],
     ),
     Recipe::rename(

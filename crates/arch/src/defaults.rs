@@ -53,6 +53,10 @@ static CLASSES: &[Class] = &[
         num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = HEADS,
         max_position_embeddings = Int(2048), rms_norm_eps = Float(1e-6), rope_theta = Float(10_000.0),
         rope_scaling = Null, head_dim = Quotient("hidden_size", "num_attention_heads")),
+    // Grok 2 has the type of another model.
+    class!("git": vocab_size = Int(30_522), hidden_size = Int(768), intermediate_size = Int(3072),
+        num_hidden_layers = Int(6), num_attention_heads = Int(12), max_position_embeddings = Int(1024),
+        layer_norm_eps = Float(1e-12)),
     class!("mistral": vocab_size = Int(32_000), hidden_size = Int(4096), intermediate_size = Int(14_336),
         num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = Int(8), head_dim = Null,
         max_position_embeddings = Int(4096 * 32), rms_norm_eps = Float(1e-6), rope_theta = Float(10_000.0),

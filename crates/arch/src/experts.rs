@@ -39,8 +39,8 @@ pub(super) const DENSE_FFN: &[Recipe] = &[
 
 /// The router.
 pub(super) const ROUTER: &[Recipe] = &[Recipe::rename(
-    "model.layers.{}.mlp.gate",
-    "blk.{}.ffn_gate_inp",
+    "model.layers.{}.mlp.gate.weight",
+    "blk.{}.ffn_gate_inp.weight",
     &[Any, Hidden],
 )];
 

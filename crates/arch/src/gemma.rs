@@ -1,7 +1,7 @@
 //! Gemma 1, 2 and 3 (text). Norm weights are stored minus 1.
 
 use super::config::Result;
-use super::decoder::{Activation, Decoder, Rope, ScoreDivisor, Window};
+use super::decoder::{Activation, Decoder, Rope, Scales, ScoreDivisor, Window};
 use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Op::{AddOne, First};
@@ -54,6 +54,11 @@ pub(super) static GEMMA2: Architecture = Architecture {
             rope_base: None,
         },
         score_divisor: ScoreDivisor::RootOfShare(46),
+        scales: Scales {
+            score_cap: Some(50.0),
+            logit_cap: Some(30.0),
+            ..Scales::NONE
+        },
         ..GEMMA
     },
 };

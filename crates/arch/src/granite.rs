@@ -118,13 +118,13 @@ const WINDOWS: &[Parameter] = &[
 /// Fused gate and up.
 const FUSED_EXPERTS: &[Recipe] = &[
     Recipe::rename(
-        "model.layers.{}.block_sparse_moe.router",
-        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.block_sparse_moe.router.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[Any, Hidden],
     ),
     Recipe::rename(
-        "model.layers.{}.block_sparse_moe.router.layer",
-        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.block_sparse_moe.router.layer.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[Any, Hidden],
     ),
     Recipe::rename(
@@ -264,8 +264,8 @@ const HALVES: &[Size] = &[FeedForward, FeedForward];
 /// Fused gates and ups of all experts.
 const EXPERTS: &[Recipe] = &[
     Recipe::rename(
-        "model.layers.{}.block_sparse_moe.router.layer",
-        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.block_sparse_moe.router.layer.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[Any, Hidden],
     ),
     Recipe::new(

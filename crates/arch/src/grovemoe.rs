@@ -1,7 +1,7 @@
 //! GroveMoE: Qwen 3 with experts, and smaller ones shared by groups of experts.
 
 use super::config::{Config, Result};
-use super::decoder::{Decoder, Rope};
+use super::decoder::{Decoder, Ranking, Rope, Router};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::qwen::{EXPERTS, HEAD_NORMS};
@@ -38,7 +38,11 @@ pub(super) static GROVE_MOE: Architecture = Architecture {
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::Halves,
-        refused: Some("groups of its experts share smaller ones"),
+        router: Router {
+            ranking: Ranking::Sigmoid,
+            ..Router::SOFTMAX
+        },
+        adjugates: true,
         ..Decoder::LLAMA
     },
 };

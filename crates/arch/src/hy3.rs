@@ -161,16 +161,16 @@ const HY_PARAMETERS: &[Parameter] = &[
 ];
 
 const ROUTER: &[Recipe] = &[Recipe::rename(
-    "model.layers.{}.mlp.gate.wg",
-    "blk.{}.ffn_gate_inp",
+    "model.layers.{}.mlp.gate.wg.weight",
+    "blk.{}.ffn_gate_inp.weight",
     &[Experts, Hidden],
 )];
 
 /// llama.cpp expects the bias under a name without suffix.
 const HY_ROUTER: &[Recipe] = &[
     Recipe::rename(
-        "model.layers.{}.mlp.router.gate",
-        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.mlp.router.gate.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[Any, Hidden],
     ),
     Recipe::rename(

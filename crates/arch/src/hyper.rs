@@ -1,9 +1,9 @@
 //! Hyperparameters of a model's decoder, read from its metadata and checked.
 
 use crate::{
-    Activation, Alibi, Architecture, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Recurrence,
-    Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, Tempering, UnitHeads, Unrotated,
-    Window, Wkv, Xielu,
+    Activation, Alibi, Architecture, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Ranking,
+    Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, Tempering, UnitHeads,
+    Unrotated, Window, Wkv, Xielu, YarnKeys,
 };
 use quantier_gguf::gguf::{Metadata, Value, keys};
 
@@ -41,6 +41,9 @@ pub struct Hyper {
     pub halved_every: Option<usize>,
     /// Multi-head latent attention, in all layers with attention; None for standard attention.
     pub latent: Option<LatentNumbers>,
+    /// Multi-head latent attention whose keys and values are expanded before the scores, in all
+    /// layers; None for other attention.
+    pub expanded: Option<LatentNumbers>,
     /// The longest context, in tokens, with full attention in models with a block-selecting
     /// indexer; None without one.
     pub longest_context: Option<usize>,
@@ -78,6 +81,8 @@ pub struct Hyper {
     pub value_scale: f32,
     /// Factor of logits.
     pub logit_scale: f32,
+    /// Factor of the output matrix's input.
+    pub output_scale: f32,
     /// Queries, keys and values are clamped to plus and minus this.
     pub clamp: Option<f32>,
     /// Activation limit of the feed-forward network and the shared expert, per layer.
@@ -86,6 +91,18 @@ pub struct Hyper {
     pub expert_limits: Vec<Option<f32>>,
     /// Routing per layer, in models with experts.
     pub routing: Vec<Routing>,
+    /// The adjugate experts of each layer; None without any.
+    pub adjugates: Option<AdjugateNumbers>,
+}
+
+/// Smaller experts shared by groups of experts, which read the output of the others (Wu et al.
+/// 2025).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdjugateNumbers {
+    /// Experts that share one.
+    pub sharing: usize,
+    /// Factor of their output.
+    pub scale: f32,
 }
 
 /// Choice and weights of a token's experts.
@@ -101,8 +118,8 @@ pub struct Routing {
     pub normalized: bool,
     /// Factor of weights.
     pub scale: f32,
-    /// True if experts are chosen by scores instead of probabilities.
-    pub by_scores: bool,
+    /// Values that rank the experts.
+    pub ranking: Ranking,
     /// True if weights multiply the experts' inputs instead of their outputs.
     pub weighs_inputs: bool,
 }
@@ -918,11 +935,33 @@ impl Keys<'_> {
                 groups: self.groups(used)?,
                 normalized,
                 scale: scale.filter(|scale| *scale != 0.0).unwrap_or(1.0),
-                by_scores: router.by_scores,
+                ranking: router.ranking,
                 weighs_inputs: router.weighs_inputs,
             })
         };
         used.into_iter().map(routing).collect()
+    }
+
+    /// Adjugate experts.
+    fn adjugates(&self, blocks: usize) -> Result<AdjugateNumbers> {
+        const SHARING: &str = "experts_per_group";
+        const SCALE: &str = "expert_group_scale";
+        let (experts, sharing) = (self.number("expert_count")?, self.number(SHARING)?);
+        let used = self.per_layer("expert_used_count", blocks)?;
+        let used = used.unwrap_or_default().into_iter().max().unwrap_or(0);
+        if !experts.is_multiple_of(sharing) || experts / sharing < used {
+            return Err(self.bad(
+                SHARING,
+                format!(
+                    "is {sharing}; a divisor of {experts} experts is expected, with room for \
+                     {used} in the {} that share one",
+                    experts / sharing
+                ),
+            ));
+        }
+        let scale = self.float(SCALE)?;
+        let scale = scale.ok_or_else(|| self.bad(SCALE, "is missing"))?;
+        Ok(AdjugateNumbers { sharing, scale })
     }
 
     /// The groups of experts in a layer with this many experts per token.
@@ -1049,6 +1088,24 @@ impl Keys<'_> {
         Ok(Some(numbers))
     }
 
+    /// Multi-head latent attention with keys and values of these lengths.
+    fn expanded(&self, key_length: usize, value_length: usize) -> Result<LatentNumbers> {
+        const ROTATED: &str = "rope.dimension_count";
+        let rotated = self.number(ROTATED)?;
+        if rotated >= key_length {
+            return Err(self.bad(
+                ROTATED,
+                format!("is {rotated}; less than the {key_length} numbers of a key is expected"),
+            ));
+        }
+        Ok(LatentNumbers {
+            rank: self.number("attention.kv_lora_rank")?,
+            rotated,
+            key_length,
+            value_length,
+        })
+    }
+
     /// The indexers of sparse attention; `rotated` is the number of RoPE dimensions per head.
     fn indexer(&self, rotated: usize) -> Result<IndexerNumbers> {
         const LENGTH: &str = "attention.indexer.key_length";
@@ -1100,17 +1157,22 @@ impl Keys<'_> {
             .float("rope.scaling.factor")?
             .filter(|f| *f != 0.0 && kind != "none")
             .unwrap_or(1.0);
-        // llama.cpp reads the betas only for some families.
-        let beta = |key: &str, by_default: f32| match decoder.yarn_betas {
-            true => Ok(self.float(key)?.unwrap_or(by_default)),
-            false => Ok::<_, String>(by_default),
+        // llama.cpp reads the parameters of YaRN only for some families.
+        let beta = |key: &str, by_default: f32| match decoder.yarn {
+            YarnKeys::None => Ok::<_, String>(by_default),
+            YarnKeys::Betas | YarnKeys::All => Ok(self.float(key)?.unwrap_or(by_default)),
         };
+        let share = match decoder.yarn {
+            YarnKeys::None | YarnKeys::Betas => None,
+            YarnKeys::All => self.float("rope.scaling.yarn_ext_factor")?,
+        };
+        let share = share.filter(|share| *share >= 0.0).unwrap_or(1.0);
         let mut rotation = Rotation {
             length,
             base: self.float("rope.freq_base")?.unwrap_or(10_000.0),
             scale: 1.0 / factor,
             magnitude: self.float("rope.scaling.attn_factor")?.unwrap_or(1.0),
-            extrapolation: if kind == "yarn" { 1.0 } else { 0.0 },
+            extrapolation: if kind == "yarn" { share } else { 0.0 },
             beta_fast: beta("rope.scaling.yarn_beta_fast", 32.0)?,
             beta_slow: beta("rope.scaling.yarn_beta_slow", 1.0)?,
             original_context: self
@@ -1125,6 +1187,10 @@ impl Keys<'_> {
             .filter(|alpha| *alpha > 0.0)
         {
             rotation.base *= alpha.powf(length as f32 / (length as f32 - 2.0));
+        }
+        if decoder.yarn == YarnKeys::All && rotation.extrapolation == 0.0 {
+            let magnitude = self.float("rope.scaling.yarn_attn_factor")?;
+            rotation.magnitude *= magnitude.unwrap_or(1.0);
         }
         if rotation.extrapolation != 0.0 {
             let magnitude = |part: f32| 1.0 + 0.1 * part * factor.max(1.0).ln();
@@ -1226,6 +1292,12 @@ impl Hyper {
         let is_linear: Vec<_> = (0..layers).map(is_linear).collect();
         for layer in (0..layers).filter(|i| !is_linear[*i] && !is_unattended(*i)) {
             let (heads, kv_heads) = (heads[layer], kv_heads[layer]);
+            if decoder.expands_latents && kv_heads != heads {
+                return Err(keys.bad(
+                    "attention.head_count_kv",
+                    format!("is {kv_heads}; each of {heads} heads has keys of its own"),
+                ));
+            }
             if heads > 0 && (kv_heads == 0 || !heads.is_multiple_of(kv_heads)) {
                 return Err(keys.bad(
                     "attention.head_count_kv",
@@ -1249,6 +1321,10 @@ impl Hyper {
             }
         };
         let latent = keys.latent(key_length)?;
+        let expanded = match decoder.expands_latents {
+            true => Some(keys.expanded(key_length, value_length)?),
+            false => None,
+        };
         let rotated = match decoder.rope {
             Rope::None => 0,
             _ if decoder.rotates_whole_heads => key_length,
@@ -1336,6 +1412,10 @@ impl Hyper {
             }
             Window::Listed(list) => {
                 let tokens = tokens?.or(list.tokens.map(|tokens| tokens as usize));
+                let tokens = tokens.map(|tokens| match list.fixed {
+                    Some(fixed) if tokens > 0 => fixed as usize,
+                    _ => tokens,
+                });
                 let tokens = tokens.filter(|tokens| {
                     *tokens > 0 && list.layers.is_none_or(|number| number as usize == layers)
                 });
@@ -1389,6 +1469,10 @@ impl Hyper {
                     },
                     Unrotated::Unless(number) => layers == number as usize,
                     Unrotated::Untuned => is_tuned,
+                    Unrotated::FirstOf(number) => {
+                        let number = number as usize;
+                        !is_windowed || layers == number || !layer.is_multiple_of(number)
+                    }
                 }
         };
         let attention = |layer: usize| AttentionNumbers {
@@ -1525,10 +1609,11 @@ impl Hyper {
         if decay_bound.is_some_and(|bound| bound >= 0.0) {
             return Err(keys.bad(BOUND, "is not below 0"));
         }
+        let scales = decoder.scales;
         let embedding_scale = if decoder.scaled_embeddings {
             (hidden as f32).sqrt()
         } else {
-            1.0
+            scales.embeddings
         };
         Ok(Hyper {
             architecture: name.to_owned(),
@@ -1547,6 +1632,7 @@ impl Hyper {
                 .optional("rescale_every_n_layers")?
                 .filter(|number| *number > 0),
             latent,
+            expanded,
             indexer,
             longest_context: match decoder.chooses_blocks {
                 true => {
@@ -1559,18 +1645,24 @@ impl Hyper {
             has_ffn,
             epsilon: epsilon.unwrap_or(1e-5),
             rotations,
-            score_scale: stretch * positive(keys.float("attention.scale")?).unwrap_or(scale),
+            score_scale: stretch
+                * positive(keys.float("attention.scale")?)
+                    .or(keys.float("attention.output_scale")?)
+                    .or(scales.scores)
+                    .unwrap_or(scale),
             temperature,
             unit_heads,
             max_alibi_bias: positive(max_alibi_bias),
-            score_cap: positive(keys.float("attn_logit_softcapping")?)
-                .or((name == "gemma2").then_some(50.0)),
-            logit_cap: positive(keys.float("final_logit_softcapping")?)
-                .or((name == "gemma2").then_some(30.0)),
+            score_cap: positive(keys.float("attn_logit_softcapping")?).or(scales.score_cap),
+            logit_cap: positive(keys.float("final_logit_softcapping")?).or(scales.logit_cap),
             embedding_scale: positive(keys.float("embedding_scale")?).unwrap_or(embedding_scale),
-            residual_scale: positive(keys.float("residual_scale")?).unwrap_or(1.0),
+            residual_scale: positive(keys.float("residual_scale")?).unwrap_or_else(|| {
+                let depth = scales.depth.map(|depth| depth / (layers as f32).sqrt());
+                depth.unwrap_or(1.0)
+            }),
+            output_scale: scales.width.map_or(1.0, |width| width / hidden as f32),
             value_scale: positive(keys.float("attention.value_scale")?).unwrap_or(1.0),
-            logit_scale: positive(keys.float("logit_scale")?).map_or(1.0, |scale| {
+            logit_scale: positive(keys.float("logit_scale")?).map_or(scales.logits, |scale| {
                 match decoder.multiplied_logits {
                     true => scale,
                     false => 1.0 / scale,
@@ -1580,6 +1672,10 @@ impl Hyper {
             limits: keys.limits("swiglu_clamp_shexp", layers, blocks)?,
             expert_limits: keys.limits("swiglu_clamp_exp", layers, blocks)?,
             routing: keys.routing(decoder.router, layers, blocks)?,
+            adjugates: match decoder.adjugates {
+                true => Some(keys.adjugates(blocks)?),
+                false => None,
+            },
         })
     }
 
@@ -1846,7 +1942,7 @@ mod tests {
             groups: Some(ExpertGroups { count: 4, used: 2 }),
             normalized: false,
             scale: 1.0,
-            by_scores: false,
+            ranking: Ranking::Probabilities,
             weighs_inputs: false,
         };
         let listed = keys.routing(Router::LISTED, 2, 3).unwrap();
@@ -2256,7 +2352,11 @@ mod tests {
         let temperature = hyper.temperature.unwrap();
         assert_eq!(temperature.factor(8190), 1.0);
         assert_eq!(temperature.factor(8191), 1.0 + 0.1 * 2f32.ln());
-        assert!(hyper.unit_heads && hyper.routing[0].by_scores && hyper.routing[0].weighs_inputs);
+        assert!(
+            hyper.unit_heads
+                && hyper.routing[0].ranking == Ranking::Scores
+                && hyper.routing[0].weighs_inputs
+        );
         // The largest model has no QK norms; without chunks only the last layer lacks RoPE.
         assert!(
             !Hyper::new(&experts("llama4", &[("expert_count", 128)]))
@@ -2344,16 +2444,118 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_models_give_a_reason() {
-        for (architecture, reason) in [
-            ("smallthinker", "chosen by what"),
-            ("grovemoe", "share smaller"),
+    fn grok_has_scales_by_default_and_own_parameters_of_yarn() {
+        let hyper = Hyper::new(&experts("grok", &[])).unwrap();
+        let scales = (hyper.embedding_scale, hyper.logit_scale, hyper.score_scale);
+        assert_eq!(scales, (78.383_67, 0.577_350_26, 0.088_388_35));
+        assert_eq!((hyper.score_cap, hyper.logit_cap), (Some(30.0), None));
+        let mut metadata = experts("grok", &[]);
+        metadata.set("grok.rope.scaling.type", Value::str("yarn"));
+        for (key, number) in [
+            ("logit_scale", 0.5),
+            ("attention.output_scale", 0.25),
+            ("attn_logit_softcapping", 20.0),
+            ("rope.scaling.factor", 16.0),
+            ("rope.scaling.yarn_ext_factor", 0.5),
+            ("rope.scaling.yarn_attn_factor", 1.25),
+            ("rope.scaling.yarn_beta_fast", 8.0),
         ] {
-            let error = Hyper::new(&experts(architecture, &[])).unwrap_err();
-            assert!(
-                error.contains(reason) && error.contains("convert and quantize"),
-                "{error}"
-            );
+            metadata.set(format!("grok.{key}"), Value::F32(number));
+        }
+        let hyper = Hyper::new(&metadata).unwrap();
+        let scales = (hyper.logit_scale, hyper.score_scale, hyper.score_cap);
+        assert_eq!(scales, (0.5, 0.25, Some(20.0)));
+        let rotation = &hyper.rotations[0];
+        assert_eq!((rotation.extrapolation, rotation.beta_fast), (0.5, 8.0));
+        assert_eq!(rotation.magnitude, 1.0 + 0.1 * 16f32.ln());
+        // Without extrapolation, the metadata's factor of cosines and sines applies.
+        metadata.set("grok.rope.scaling.yarn_ext_factor", Value::F32(0.0));
+        let rotation = &Hyper::new(&metadata).unwrap().rotations[0];
+        assert_eq!((rotation.extrapolation, rotation.magnitude), (0.0, 1.25));
+    }
+
+    #[test]
+    fn smallthinker_has_a_fixed_window_and_full_layers_without_rope() {
+        let layers = |layers: u32, window: u32| {
+            let all = [
+                ("block_count", layers),
+                ("attention.sliding_window", window),
+            ];
+            let hyper = Hyper::new(&experts("smallthinker", &all)).unwrap();
+            let numbers = hyper.attention.into_iter().flatten();
+            numbers
+                .map(|numbers| (numbers.window, numbers.rotation.is_some()))
+                .collect::<Vec<_>>()
+        };
+        let (full, windowed) = ((None, false), (Some(4096), true));
+        let expected = [full, windowed, windowed, windowed, full, windowed];
+        assert_eq!(layers(6, 64), expected);
+        assert_eq!(layers(4, 64)[0], (None, true));
+        assert_eq!(layers(6, 0), [(None, true); 6]);
+    }
+
+    #[test]
+    fn invalid_adjugate_experts_are_named() {
+        let grove = |more: &[(&str, u32)]| {
+            let mut metadata = experts("grovemoe", more);
+            metadata.set("grovemoe.expert_group_scale", Value::F32(0.05));
+            Hyper::new(&metadata)
+        };
+        let adjugates = grove(&[("experts_per_group", 2)]).unwrap().adjugates;
+        let expected = AdjugateNumbers {
+            sharing: 2,
+            scale: 0.05,
+        };
+        assert_eq!(adjugates, Some(expected));
+        for more in [
+            &[][..],
+            &[("experts_per_group", 0)],
+            &[("experts_per_group", 3)],
+            &[("experts_per_group", 8)],
+            &[("experts_per_group", 2), ("expert_used_count", 5)],
+        ] {
+            let error = grove(more).unwrap_err();
+            assert!(error.contains("'grovemoe.experts_per_group'"), "{error}");
+        }
+        let error = Hyper::new(&experts("grovemoe", &[("experts_per_group", 2)])).unwrap_err();
+        assert!(error.contains("'grovemoe.expert_group_scale'"), "{error}");
+    }
+
+    #[test]
+    fn minicpm3_expands_latents_and_has_fixed_scales() {
+        let all = [
+            ("block_count", 4),
+            ("embedding_length", 512),
+            ("attention.head_count", 4),
+            ("attention.key_length", 96),
+            ("attention.kv_lora_rank", 48),
+            ("rope.dimension_count", 32),
+        ];
+        let hyper = Hyper::new(&of("minicpm3", &all, &[])).unwrap();
+        let expected = LatentNumbers {
+            rank: 48,
+            rotated: 32,
+            key_length: 96,
+            value_length: 128,
+        };
+        assert_eq!((hyper.expanded, hyper.latent), (Some(expected), None));
+        let scales = [
+            hyper.embedding_scale,
+            hyper.residual_scale,
+            hyper.output_scale,
+            hyper.logit_scale,
+        ];
+        assert_eq!(scales, [12.0, 0.7, 0.5, 1.0]);
+        assert_eq!(hyper.score_scale, 1.0 / 96f32.sqrt());
+        for (key, value) in [
+            ("attention.head_count_kv", 2),
+            ("rope.dimension_count", 96),
+            ("attention.kv_lora_rank", 0),
+        ] {
+            let others = all.iter().filter(|(name, _)| *name != key).copied();
+            let all: Vec<_> = others.chain([(key, value)]).collect();
+            let error = Hyper::new(&of("minicpm3", &all, &[])).unwrap_err();
+            assert!(error.contains(&format!("'minicpm3.{key}'")), "{error}");
         }
     }
 }

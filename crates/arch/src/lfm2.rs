@@ -175,8 +175,8 @@ const FFN: &[Recipe] = &[
 
 const EXPERTS: &[Recipe] = &[
     Recipe::rename(
-        "model.layers.{}.feed_forward.gate",
-        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.feed_forward.gate.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[Experts, Hidden],
     ),
     Recipe::rename(

@@ -11,6 +11,7 @@
 
 mod afmoe;
 mod apertus;
+mod arctic;
 mod baichuan;
 mod bailing;
 mod bailing_moe;
@@ -36,6 +37,7 @@ mod glm_moe;
 mod gpt2;
 mod gpt_oss;
 mod granite;
+mod grok;
 mod grovemoe;
 mod hunyuan;
 mod hy3;
@@ -92,9 +94,9 @@ use quantier_tokenizer::VocabKind;
 pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
 pub use config::{Config, Pooling};
 pub use decoder::{
-    Activation, Alibi, Decoder, DeltaHeads, Gating, IndexerKind, Layout, Limit, Listed,
-    Mamba2Layers, Needs, Norm, Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections,
-    Setting, Tempering, UnitHeads, Unrotated, Window, Wkv, Xielu,
+    Activation, Alibi, Decoder, DeltaHeads, Dense, Gating, IndexerKind, Layout, Limit, Listed,
+    Mamba2Layers, Needs, Norm, Ranking, Recurrence, Rope, Router, Scales, ScoreDivisor, ScoreYarn,
+    Sections, Setting, Tempering, UnitHeads, Unrotated, Window, Wkv, Xielu, YarnKeys,
 };
 pub use input::Input;
 pub use needed::Missing;
@@ -237,6 +239,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &hy3::HY_V3,
     &bailing_moe::BAILING_MOE,
     &bailing_moe::BAILING_MOE2,
+    &bailing_moe::SARVAM_MOE,
     &ernie::ERNIE4_5_MOE,
     &olmoe::OLMOE,
     &phi::PHI_MOE,
@@ -256,6 +259,8 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &dbrx::DBRX,
     &cohere::COHERE2_MOE,
     &granite::GRANITE_SWA,
+    &grok::GROK,
+    &arctic::ARCTIC,
 ];
 
 /// Choice of an architecture by other fields than the class.

@@ -2,7 +2,7 @@
 //! recipes.
 
 use super::config::{Result, number_in};
-use super::decoder::{Activation, Decoder, Unrotated};
+use super::decoder::{Activation, Decoder, Unrotated, YarnKeys};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING, ROPE_DIMENSIONS};
 use super::recipes::Op::{self, Interleave, Stack};
 use super::recipes::Size::{
@@ -62,7 +62,7 @@ pub(super) static MISTRAL3: Architecture = Architecture {
     tensors: &[EMBEDDINGS, NORMS, ATTENTION, GATED_FFN, BUFFERS],
     generated: rope_factors,
     decoder: Decoder {
-        yarn_betas: true,
+        yarn: YarnKeys::Betas,
         ..Decoder::LLAMA
     },
 };
@@ -261,8 +261,8 @@ pub(super) const STACKED: &[Op] = &[Stack(Experts)];
 
 pub(super) const MIXTRAL_EXPERTS: &[Recipe] = &[
     Recipe::rename(
-        "model.layers.{}.block_sparse_moe.gate",
-        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.block_sparse_moe.gate.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[Experts, Hidden],
     ),
     Recipe::new(

@@ -3,7 +3,7 @@
 
 use super::config::{Config, Result};
 use super::decoder::Gating;
-use super::decoder::{Decoder, Router, Setting, Tempering, UnitHeads, Unrotated, Window};
+use super::decoder::{Decoder, Ranking, Router, Setting, Tempering, UnitHeads, Unrotated, Window};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, OWN_PARAMETERS, PLAIN_ATTENTION, rope_factors};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Size::{Any, Experts, Field, Hidden};
@@ -33,7 +33,7 @@ pub(super) static LLAMA4: Architecture = Architecture {
         router: Router {
             gating: Setting::Always(Gating::Sigmoid),
             normalized: Setting::Always(false),
-            by_scores: true,
+            ranking: Ranking::Scores,
             weighs_inputs: true,
         },
         ..Decoder::LLAMA
@@ -82,8 +82,8 @@ const FFN: &[Recipe] = &[
 /// Experts are stored transposed.
 const EXPERTS: &[Recipe] = &[
     Recipe::rename(
-        "model.layers.{}.feed_forward.router",
-        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.feed_forward.router.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[Experts, Hidden],
     ),
     Recipe::with(

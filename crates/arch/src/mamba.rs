@@ -226,8 +226,8 @@ const JAMBA_FFN: &[Recipe] = &[
 
 const JAMBA_EXPERTS: &[Recipe] = &[
     Recipe::rename(
-        "model.layers.{}.feed_forward.router",
-        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.feed_forward.router.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[Experts, Hidden],
     ),
     Recipe::new(

@@ -2,7 +2,7 @@
 //! values from a latent vector, by one matrix for all heads.
 
 use super::config::Result;
-use super::decoder::{Decoder, Rope};
+use super::decoder::{Decoder, Rope, Scales};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::olmo::WEIGHTS_INTERLEAVED;
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
@@ -40,7 +40,14 @@ pub(super) static MINICPM3: Architecture = Architecture {
     },
     decoder: Decoder {
         rope: Rope::Halves,
-        refused: Some("its keys and values are made of a latent vector by one matrix"),
+        expands_latents: true,
+        // Fixed in llama.cpp.
+        scales: Scales {
+            embeddings: 12.0,
+            depth: Some(1.4),
+            width: Some(256.0),
+            ..Scales::NONE
+        },
         ..Decoder::LLAMA
     },
     ..MINICPM

@@ -3,7 +3,7 @@
 
 use super::catalog::{OF_EXPERTS, weight_names};
 use super::hyper::Hyper;
-use super::{Architecture, Catalog, Config, Recipe, Recurrence, deci, role};
+use super::{Architecture, Catalog, Config, Dense, Recipe, Recurrence, deci, role};
 
 /// Two alternatives for the same part of a layer. A layer with any tensor of the first has the
 /// first; all other layers have the second.
@@ -12,14 +12,20 @@ struct Ways {
     second: fn(&str) -> bool,
 }
 
+/// Experts, or a dense feed-forward network.
+const EXPERTS: Ways = Ways {
+    first: |stem| {
+        ["ffn_gate_inp", "exp_probs_b"].contains(&stem)
+            || stem.ends_with(OF_EXPERTS)
+            || stem.ends_with(SHARED)
+    },
+    second: |stem| ["ffn_gate", "ffn_up", "ffn_down"].contains(&stem),
+};
+
 const WAYS: [Ways; 3] = [
     Ways {
-        first: |stem| {
-            ["ffn_gate_inp", "exp_probs_b"].contains(&stem)
-                || stem.ends_with(OF_EXPERTS)
-                || stem.ends_with(SHARED)
-        },
-        second: |stem| ["ffn_gate", "ffn_up", "ffn_down"].contains(&stem),
+        first: |stem| stem == "layer_output_norm",
+        second: |stem| stem == "post_ffw_norm",
     },
     Ways {
         first: |stem| stem == "attn_qkv",
@@ -199,18 +205,27 @@ impl Architecture {
             };
             let there = |weight: &&&Weight| weight.is_there(Some(layer), has);
             let present: Vec<&Weight> = of_layers.iter().filter(there).copied().collect();
+            let any = |weights: &[&Weight], way: fn(&str) -> bool| {
+                weights.iter().any(|weight| way(weight.stem()))
+            };
+            let is_second_missing = |ways: &Ways, weight: &Weight| {
+                (ways.second)(weight.stem()) && !any(&present, ways.second)
+            };
+            let is_other = |ways: &Ways, weight: &Weight| {
+                let has_both = any(&of_layers, ways.first) && any(&of_layers, ways.second);
+                let other = match any(&present, ways.first) {
+                    true => ways.second,
+                    false => ways.first,
+                };
+                has_both && other(weight.stem())
+            };
             let is_other_way = |weight: &Weight| {
-                WAYS.iter().any(|ways| {
-                    let any = |weights: &[&Weight], way: fn(&str) -> bool| {
-                        weights.iter().any(|weight| way(weight.stem()))
-                    };
-                    let has_both = any(&of_layers, ways.first) && any(&of_layers, ways.second);
-                    let other = match any(&present, ways.first) {
-                        true => ways.second,
-                        false => ways.first,
-                    };
-                    has_both && other(weight.stem())
-                })
+                let is_other_network = match self.decoder.dense {
+                    Dense::Instead => is_other(&EXPERTS, weight),
+                    Dense::Beside => is_second_missing(&EXPERTS, weight),
+                    Dense::Behind => false,
+                };
+                is_other_network || WAYS.iter().any(|ways| is_other(ways, weight))
             };
             // With several kinds of mixers, a layer has a mixer if it has a tensor of that mixer's
             // table only.
@@ -355,6 +370,41 @@ mod tests {
         let missing = without(qwen, &LLAMA, "-");
         assert!(missing.contains(&experts[0].to_owned()), "{missing:?}");
         assert!(!missing.iter().any(|name| name.contains("ffn_down.")));
+    }
+
+    #[test]
+    fn dense_networks_beside_experts_are_whole_or_missing() {
+        const EXPERTS: [&str; 4] = [
+            "blk.0.ffn_gate_inp.weight",
+            "blk.0.ffn_gate_exps.weight",
+            "blk.0.ffn_up_exps.weight",
+            "blk.0.ffn_down_exps.weight",
+        ];
+        const DENSE: [&str; 3] = [
+            "blk.0.ffn_gate.weight",
+            "blk.0.ffn_up.weight",
+            "blk.0.ffn_down.weight",
+        ];
+        let both = [&EXPERTS[..], &DENSE].concat();
+        let networks = |name: &str, tensors: &[&str], left_out: &str| {
+            let architecture = Architecture::of_gguf(name).unwrap();
+            let mut missing = without(architecture, tensors, left_out);
+            missing.retain(|name| name.contains("ffn_") && !name.contains("norm"));
+            missing
+        };
+        for (name, tensors, optional) in [
+            ("grok", &both[..], false),
+            ("grok", &EXPERTS, true),
+            ("arctic", &both, false),
+        ] {
+            assert!(networks(name, tensors, "-").is_empty(), "{name}");
+            for tensor in tensors {
+                assert_eq!(networks(name, tensors, tensor), [*tensor], "{name}");
+            }
+            assert_eq!(networks(name, &DENSE, "-").len(), 4, "{name}");
+            let bare = networks(name, &EXPERTS, "-");
+            assert_eq!(bare.is_empty(), optional || name == "grok", "{name}");
+        }
     }
 
     #[test]

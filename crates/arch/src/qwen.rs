@@ -279,8 +279,8 @@ const HALVES_OF_EXPERTS: &[Size] = &[Expert, Expert];
 /// Stacked or unstacked experts.
 pub(super) const EXPERTS: &[Recipe] = &[
     Recipe::rename(
-        "model.layers.{}.mlp.gate",
-        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.mlp.gate.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[Experts, Hidden],
     ),
     Recipe::rename(

@@ -149,6 +149,8 @@ pub enum Op {
     /// Rounds every weight to 0 or plus or minus the mean magnitude of the whole checkpoint tensor
     /// (BitNet b1.58, Ma et al. 2024).
     Ternary,
+    /// Subtracts the mean of the whole checkpoint tensor.
+    Centre,
     /// A tensor missing in the checkpoint: one dimension of this size, filled with a constant from
     /// the config. The only operation of an output without inputs.
     Fill {

@@ -1,7 +1,9 @@
 //! SmallThinker: experts chosen by a layer's input, before its attention.
 
 use super::config::Result;
-use super::decoder::{Decoder, Rope};
+use super::decoder::{
+    Activation, Decoder, Gating, Listed, Rope, Router, Setting, Unrotated, Window,
+};
 use super::llama::{BUFFERS, EMBEDDINGS, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Size::{self, Field, Hidden};
@@ -19,10 +21,25 @@ pub(super) static SMALLTHINKER: Architecture = Architecture {
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::Halves,
-        refused: Some("its experts are chosen by what a layer reads, before its attention"),
+        activation: Activation::Relu,
+        router: Router {
+            gating: Setting::Listed(Gating::Softmax),
+            ..Router::SOFTMAX
+        },
+        routes_first: true,
+        window: Window::Listed(Listed {
+            first: true,
+            fixed: Some(WINDOW),
+            stretched: true,
+            ..Listed::THREE_OF_FOUR
+        }),
+        unrotated: Unrotated::FirstOf(4),
         ..Decoder::LLAMA
     },
 };
+
+/// Window in llama.cpp.
+const WINDOW: u32 = 4096;
 
 const PARAMETERS: &[Parameter] = &[
     Parameter::OptionalU32("expert_count", &["moe_num_primary_experts"]),
@@ -63,8 +80,8 @@ const ALL: &[Op] = &[Op::Stack(COUNT)];
 
 const EXPERTS: &[Recipe] = &[
     Recipe::rename(
-        "model.layers.{}.block_sparse_moe.primary_router",
-        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.block_sparse_moe.primary_router.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[COUNT, Hidden],
     ),
     Recipe::new(

@@ -6,10 +6,11 @@
 
 use crate::catalog::{EMBEDDING, OF_EXPERTS, OUTPUT};
 use crate::hyper::{
-    AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, IndexerNumbers, LatentNumbers,
-    LightningNumbers, Mamba2Numbers, MambaNumbers, Recurrent, Routing, Temperature, WkvNumbers,
+    AdjugateNumbers, AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, IndexerNumbers,
+    LatentNumbers, LightningNumbers, Mamba2Numbers, MambaNumbers, Recurrent, Routing, Temperature,
+    WkvNumbers,
 };
-use crate::{Activation, Catalog, DeltaHeads, Layout, Limit, Norm, Rope, Tempering, Wkv};
+use crate::{Activation, Catalog, DeltaHeads, Dense, Layout, Limit, Norm, Rope, Tempering, Wkv};
 
 /// The position table of models that add positions to their embeddings.
 const POSITIONS: &str = "position_embd.weight";
@@ -181,13 +182,27 @@ pub enum Residual {
     Normalized(f32),
 }
 
-/// `mixer(norm(stream))`.
+/// `mixer(norm(source))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BranchSpec {
     /// The norm before the mixer.
     pub norm: Option<NormSpec>,
+    /// Origin of the mixer's input.
+    pub source: Source,
     /// The mixer.
     pub mixer: MixerSpec,
+}
+
+/// Origin of a branch's input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The stream before the block.
+    Block,
+    /// The stream before the layer.
+    Layer,
+    /// The stream before the layer, without a norm, and beside it that before the block, with the
+    /// norm.
+    Both,
 }
 
 /// The mixer of a branch.
@@ -197,6 +212,8 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// Multi-head latent attention.
     LatentAttention(LatentSpec),
+    /// Multi-head latent attention with expanded keys and values.
+    ExpandedAttention(ExpandedSpec),
     /// One matrix in place of attention.
     Linear(LinearSpec),
     /// A gated delta net.
@@ -356,6 +373,30 @@ pub struct LatentSpec {
     pub temperature: Option<Temperature>,
     /// Sparse attention; None for dense causal attention.
     pub sparse: Option<SparseSpec>,
+}
+
+/// Multi-head latent attention that computes the keys and values of all heads from the latent
+/// vector. A key is an unrotated part of the head, followed by a rotated part shared by all heads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpandedSpec {
+    /// Lengths.
+    pub numbers: LatentNumbers,
+    /// Heads and rotation.
+    pub attention: AttentionNumbers,
+    /// The matrix of queries.
+    pub query: Factored,
+    /// The matrix of the latent vector and the rotated part of keys.
+    pub compression: LinearSpec,
+    /// The norm of the latent vector.
+    pub norm: NormSpec,
+    /// From the latent vector, for each head: the unrotated part of its key, then its value.
+    pub expansion: LinearSpec,
+    /// The output matrix.
+    pub output: LinearSpec,
+    /// Position encoding.
+    pub rope: Rope,
+    /// Factor of scores.
+    pub score_scale: f32,
 }
 
 /// Selection of tokens in sparse attention.
@@ -678,6 +719,8 @@ pub enum First {
 pub struct MoeSpec {
     /// The matrix of expert scores.
     pub router: LinearSpec,
+    /// True if llama.cpp loads a bias of the scores.
+    pub may_be_biased: bool,
     /// The tensor of biases of probabilities in the choice of experts: one number per expert.
     pub selection_bias: Option<String>,
     /// Choice and weights of experts.
@@ -687,10 +730,26 @@ pub struct MoeSpec {
     pub latent: Option<[LinearSpec; 2]>,
     /// The routed experts: one matrix per expert.
     pub experts: FfnSpec,
-    /// The shared expert.
+    /// Smaller experts, which read the output of the others.
+    pub adjugates: Option<AdjugatesSpec>,
+    /// True if the router reads the leading columns of the mixer's input, and the experts the
+    /// others.
+    pub routes_first: bool,
+    /// The shared expert, or a dense network beside the experts.
     pub shared: Option<SharedSpec>,
     /// Factor of the summed outputs of routed and shared experts.
     pub scale: f32,
+}
+
+/// Smaller experts shared by groups of experts ([`AdjugateNumbers`]). Each of the best experts of a
+/// token stands for the one of its group, whose weight is the probability of the expert of the same
+/// number.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdjugatesSpec {
+    /// Sizes.
+    pub numbers: AdjugateNumbers,
+    /// One matrix per group.
+    pub experts: FfnSpec,
 }
 
 /// The shared expert.
@@ -719,9 +778,12 @@ impl LayerSpec {
         };
         let attention = hyper.attention.get(number).copied();
         let attention = match attention.unwrap_or(hyper.nextn) {
-            Some(numbers) => Some(match hyper.latent {
-                Some(latent) => MixerSpec::LatentAttention(known.latent(latent, numbers)),
-                None => MixerSpec::Attention(known.attention(numbers)),
+            Some(numbers) => Some(match (hyper.latent, hyper.expanded) {
+                (Some(latent), _) => MixerSpec::LatentAttention(known.latent(latent, numbers)),
+                (None, Some(latent)) => {
+                    MixerSpec::ExpandedAttention(known.expanded(latent, numbers))
+                }
+                (None, None) => MixerSpec::Attention(known.attention(numbers)),
             }),
             None if hyper.is_linear.get(number) == Some(&true) => {
                 let linear = known.linear("attn_output", hyper.hidden, hyper.hidden);
@@ -730,7 +792,12 @@ impl LayerSpec {
             None => None,
         };
         let has_ffn = hyper.has_ffn.get(number) != Some(&false);
-        let ffn = has_ffn.then(|| known.ffn_or_moe());
+        let is_behind = hyper.decoder.dense == Dense::Behind;
+        let ffn = has_ffn.then(|| match is_behind {
+            true => MixerSpec::Ffn(known.ffn("", hyper.hidden)),
+            false => known.ffn_or_moe(),
+        });
+        let experts = is_behind.then(|| MixerSpec::Moe(known.moe()));
         let layout = match hyper.decoder.layout {
             Layout::ParallelWithout(norm) if known.has(norm) => Layout::Sequential(norm),
             // Where each layer is one of the two, a multi-token prediction block has both in
@@ -753,18 +820,24 @@ impl LayerSpec {
             .map(|mixer| known.branch(attention_norm, mixer))
             .collect();
         let sequential = |norm: &str| {
-            // In some families, `post_attention_norm` is the norm before the feed-forward network.
-            let post_norm = Some("post_attention_norm").filter(|name| *name != norm);
+            let [after_attention, after_ffn] = hyper.decoder.post_norms;
             let attention = Some(attention.clone()).filter(|branches| !branches.is_empty());
             let attention = attention.map(|branches| {
-                let block = known.block(branches, post_norm);
+                let block = known.block(branches, known.first_other(after_attention, norm));
                 BlockSpec {
                     residual_scale: block.residual_scale * hyper.value_scale,
                     ..block
                 }
             });
+            let experts = experts.clone().map(|mixer| BranchSpec {
+                source: Source::Layer,
+                ..known.branch("ffn_norm_exps", mixer)
+            });
             let ffn = ffn.clone().map(|mixer| known.branch(norm, mixer));
-            let ffn = ffn.map(|branch| known.block(vec![branch], Some("post_ffw_norm")));
+            let ffn = ffn.map(|branch| {
+                let branches = std::iter::once(branch).chain(experts).collect();
+                known.block(branches, known.first_other(after_ffn, norm))
+            });
             attention.into_iter().chain(ffn).collect()
         };
         let parallel = |norm: &str| {
@@ -800,6 +873,7 @@ impl LayerSpec {
         let stages = |mixer: &MixerSpec| match mixer {
             MixerSpec::Attention(_)
             | MixerSpec::LatentAttention(_)
+            | MixerSpec::ExpandedAttention(_)
             | MixerSpec::DeltaNet(_)
             | MixerSpec::Mamba2(_)
             | MixerSpec::ShortConv(_)
@@ -810,9 +884,24 @@ impl LayerSpec {
             MixerSpec::Wkv6(_) => 7,
             MixerSpec::Wkv7(_) => 6,
             MixerSpec::ChannelMix(spec) => 3 + usize::from(spec.receptance.is_some()),
-            MixerSpec::Moe(_) | MixerSpec::Linear(_) => 1,
+            MixerSpec::Moe(moe) => 1 + usize::from(moe.routes_first),
+            MixerSpec::Linear(_) => 1,
         };
         self.mixers().map(stages).sum()
+    }
+}
+
+impl FfnSpec {
+    /// The network with this many matrices.
+    fn with_experts(mut self, count: usize) -> FfnSpec {
+        let first = match &mut self.first {
+            First::Gated { gate, up } => vec![gate, up],
+            First::Fused(one) | First::Plain(one) => vec![one],
+        };
+        for linear in first.into_iter().chain([&mut self.down]) {
+            linear.experts = Some(count);
+        }
+        self
     }
 }
 
@@ -870,12 +959,21 @@ impl Known<'_> {
     fn branch(&self, norm: &str, mixer: MixerSpec) -> BranchSpec {
         BranchSpec {
             norm: self.norm(norm, self.hyper.hidden),
+            source: match &mixer {
+                MixerSpec::Moe(moe) if moe.routes_first => Source::Both,
+                _ => Source::Block,
+            },
             mixer,
         }
     }
 
+    /// The first of these norms in the file, other than `norm`.
+    fn first_other<'n>(&self, names: &[&'n str], norm: &str) -> Option<&'n str> {
+        let mut others = names.iter().filter(|name| **name != norm);
+        others.find(|name| self.has_weight(name)).copied()
+    }
+
     fn block(&self, branches: Vec<BranchSpec>, post_norm: Option<&str>) -> BlockSpec {
-        let post_norm = post_norm.filter(|name| self.has_weight(name));
         let post_norm = post_norm.and_then(|name| self.norm(name, self.hyper.hidden));
         let epsilon = self.hyper.decoder.post_norm_epsilon;
         BlockSpec {
@@ -1033,31 +1131,12 @@ impl Known<'_> {
             experts: Some(heads),
             ..self.linear(name, rows, columns)
         };
-        // RMS norms with weights, even in families with another kind of norm.
-        let norm = |name: &str, len: usize| NormSpec {
-            stem: self.stem(name),
-            kind: Norm::Rms,
-            epsilon: hyper.epsilon,
-            len,
-            groups: 1,
-        };
-        let query = match self.has("attn_q_a") {
-            true => {
-                let length = self.dim("attn_q_a", 1);
-                Factored::LowRank {
-                    first: self.linear("attn_q_a", length, hyper.hidden),
-                    norm: Some(norm("attn_q_a_norm", length)),
-                    second: self.linear("attn_q_b", heads * key_length, length),
-                }
-            }
-            false => Factored::Whole(self.linear("attn_q", heads * key_length, hyper.hidden)),
-        };
         LatentSpec {
             numbers,
             attention,
-            query,
+            query: self.latent_query(heads * key_length),
             compression: self.linear("attn_kv_a_mqa", rank + rotated, hyper.hidden),
-            norm: norm("attn_kv_a_norm", rank),
+            norm: self.latent_norm("attn_kv_a_norm", rank),
             key: of_heads("attn_k_b", rank, key_length - rotated),
             value: of_heads("attn_v_b", value_length, rank),
             gate: match self.has("attn_gate") {
@@ -1069,6 +1148,56 @@ impl Known<'_> {
             score_scale: hyper.score_scale,
             temperature: hyper.temperature,
             sparse: self.sparse(),
+        }
+    }
+
+    fn expanded(&self, numbers: LatentNumbers, attention: AttentionNumbers) -> ExpandedSpec {
+        let hyper = self.hyper;
+        let heads = attention.heads;
+        let LatentNumbers {
+            rank,
+            rotated,
+            key_length,
+            value_length,
+        } = numbers;
+        let expanded = heads * (key_length - rotated + value_length);
+        ExpandedSpec {
+            numbers,
+            attention,
+            query: self.latent_query(heads * key_length),
+            compression: self.linear("attn_kv_a_mqa", rank + rotated, hyper.hidden),
+            norm: self.latent_norm("attn_kv_a_norm", rank),
+            expansion: self.linear("attn_kv_b", expanded, rank),
+            output: self.linear("attn_output", hyper.hidden, heads * value_length),
+            rope: hyper.decoder.rope,
+            score_scale: hyper.score_scale,
+        }
+    }
+
+    /// The queries of latent attention, with this many rows.
+    fn latent_query(&self, rows: usize) -> Factored {
+        let hidden = self.hyper.hidden;
+        match self.has("attn_q_a") {
+            true => {
+                let length = self.dim("attn_q_a", 1);
+                Factored::LowRank {
+                    first: self.linear("attn_q_a", length, hidden),
+                    norm: Some(self.latent_norm("attn_q_a_norm", length)),
+                    second: self.linear("attn_q_b", rows, length),
+                }
+            }
+            false => Factored::Whole(self.linear("attn_q", rows, hidden)),
+        }
+    }
+
+    /// An RMS norm with weights, even in families with another kind of norm.
+    fn latent_norm(&self, name: &str, len: usize) -> NormSpec {
+        NormSpec {
+            stem: self.stem(name),
+            kind: Norm::Rms,
+            epsilon: self.hyper.epsilon,
+            len,
+            groups: 1,
         }
     }
 
@@ -1457,21 +1586,36 @@ impl Known<'_> {
         });
         let columns = latent.as_ref().map_or(hidden, |[down, _]| down.rows);
         let experts = self.ffn("_exps", columns);
-        let shared = self.has("ffn_up_shexp").then(|| SharedSpec {
+        let count = experts.down.experts.unwrap_or(0);
+        let beside = match self.hyper.decoder.dense {
+            Dense::Beside => &["_shexp", ""][..],
+            Dense::Instead | Dense::Behind => &["_shexp"],
+        };
+        let mut beside = beside.iter();
+        let shared = beside.find(|suffix| self.has(&format!("ffn_up{suffix}")));
+        let shared = shared.map(|suffix| SharedSpec {
             router: self
                 .has("ffn_gate_inp_shexp")
                 .then(|| self.linear("ffn_gate_inp_shexp", 1, hidden)),
-            ffn: self.ffn("_shexp", hidden),
+            ffn: self.ffn(suffix, hidden),
         });
         // In one family's files this name has no suffix.
         let names = ["exp_probs_b.bias", "exp_probs_b"].map(|name| self.stem(name));
         let is_there = |name: &String| self.catalog.tensor_named(name).is_some();
         let selection_bias = names.into_iter().find(is_there);
         MoeSpec {
-            router: self.linear("ffn_gate_inp", experts.down.experts.unwrap_or(0), hidden),
+            router: self.linear("ffn_gate_inp", count, hidden),
+            may_be_biased: self.hyper.decoder.needs.biases.contains(&"ffn_gate_inp"),
             selection_bias,
             routing: self.routing(),
+            routes_first: self.hyper.decoder.routes_first,
             latent,
+            adjugates: self.hyper.adjugates.map(|numbers| AdjugatesSpec {
+                numbers,
+                experts: self
+                    .ffn("_chexps", columns)
+                    .with_experts(count / numbers.sharing),
+            }),
             experts,
             scale: match shared.is_some() {
                 true => self.hyper.decoder.shared_scale,

@@ -239,8 +239,8 @@ const NORMS: &[Recipe] = &[
 
 const EXPERTS: &[Recipe] = &[
     Recipe::rename(
-        "model.layers.{}.moe.gate",
-        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.moe.gate.weight",
+        "blk.{}.ffn_gate_inp.weight",
         &[COUNT, Hidden],
     ),
     Recipe::rename(

@@ -136,6 +136,10 @@ pub enum VocabKind {
     Llada,
     /// SentencePiece, else byte-level with added tokens as they are: Dream.
     Dream,
+    /// SentencePiece, else byte-level with `chat_template.jinja`: Grok.
+    Grok,
+    /// SentencePiece; added tokens replace those of the model: Arctic.
+    Arctic,
 }
 
 /// A vocabulary as GGUF metadata.
@@ -214,13 +218,11 @@ pub fn import(
             import.sentencepiece_or_byte_level()?
         }
         VocabKind::MiniMax01 => {
-            let path = dir.join("chat_template.jinja");
-            let template = files::read_text(&path)?;
-            let template = template.ok_or_else(|| {
-                let what = "the file is missing, and llama.cpp's converter would write a template of its own in its \
-                            place; download it from MiniMaxAI/MiniMax-M1-40k";
-                bad(&path, what)
-            })?;
+            let template = template_of(
+                dir,
+                "the file is missing, and llama.cpp's converter would write a template of its own in its place; \
+                 download it from MiniMaxAI/MiniMax-M1-40k",
+            )?;
             let tokens = import.byte_level()?;
             import.entries.set_str("tokenizer.chat_template", &template);
             tokens
@@ -244,12 +246,33 @@ pub fn import(
             Some(tokens) => tokens,
             None => import.byte_level_with(&families::AS_THEY_ARE)?,
         },
+        VocabKind::Grok => match import.sentencepiece(Additions::Common)? {
+            Some(tokens) => tokens,
+            None => {
+                template_of(
+                    dir,
+                    "the file is missing, and llama.cpp's converter asks for it; download it with tokenizer.json from \
+                     alvarobartt/grok-2-tokenizer",
+                )?;
+                import.byte_level()?
+            }
+        },
+        VocabKind::Arctic => {
+            let tokens = import.sentencepiece(Additions::Replace)?;
+            tokens.ok_or_else(|| no_model(dir))?
+        }
     };
     Ok(Vocabulary {
         entries: import.entries,
         tokens,
         notes: import.notes,
     })
+}
+
+/// The chat template of a file of its own; without it, an error that says `missing`.
+fn template_of(dir: &Path, missing: &str) -> Result<String> {
+    let path = dir.join("chat_template.jinja");
+    files::read_text(&path)?.ok_or_else(|| bad(&path, missing))
 }
 
 fn no_model(dir: &Path) -> quantier_gguf::Error {

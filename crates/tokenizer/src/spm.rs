@@ -9,7 +9,7 @@
 
 use super::files::{Files, bad, kind, read_bytes, read_object};
 use super::protobuf::{Fields, Payload};
-use super::token::{self, SCORE_OF_ADDED, Scores, Token, TokenType};
+use super::token::{self, SCORE_OF_ADDED, SCORE_OF_PADDING, Scores, Token, TokenType};
 use super::{MAX_TOKENS, special::Special};
 use quantier_core::words::listed;
 use quantier_gguf::Result;
@@ -154,6 +154,9 @@ pub(super) enum Additions {
     /// Phi-3, InternLM 2: added tokens unchanged, also from `tokenizer.json`; ids beyond the
     /// vocabulary are errors.
     AsTheyAre,
+    /// Arctic: added tokens of `tokenizer_config.json` alone, unchanged. Special ones have score 0,
+    /// and the unknown token keeps its type; the others have the score of padding.
+    Replace,
 }
 
 /// The vocabulary of `tokenizer.model`; `None` without that file.
@@ -167,7 +170,7 @@ pub(super) fn vocabulary(
         return Ok(None);
     };
     let size = super::checked_size(vocab_size.filter(|&n| n > 0), pieces.len(), &files.dir)?;
-    if additions == Additions::AsTheyAre && pieces.len() > size {
+    if additions != Additions::Common && pieces.len() > size {
         return Err(bad(
             &path,
             format!(
@@ -179,7 +182,9 @@ pub(super) fn vocabulary(
     let mut tokens = pieces;
     tokens.truncate(size);
     tokens.extend((tokens.len()..size).map(Token::padding));
-    add_from_added_tokens_json(&mut tokens, &files.dir.join("added_tokens.json"))?;
+    if additions != Additions::Replace {
+        add_from_added_tokens_json(&mut tokens, &files.dir.join("added_tokens.json"))?;
+    }
     place_added(files, &mut tokens, additions)?;
     Ok(Some(tokens))
 }
@@ -198,7 +203,10 @@ pub(super) fn place_added(files: &Files, tokens: &mut [Token], additions: Additi
                         format!("added token id {id:?} is not a number"),
                     )
                 })?;
-                let entry = Added::parse(number, entry).map_err(|what| bad(&config_path, what))?;
+                let mut entry =
+                    Added::parse(number, entry).map_err(|what| bad(&config_path, what))?;
+                let unknown = files.config_field("unk_token").and_then(Value::as_str);
+                entry.is_unknown = unknown == Some(entry.text);
                 entry
                     .place(tokens, additions)
                     .map_err(|what| bad(&config_path, what))?;
@@ -275,6 +283,7 @@ struct Added<'a> {
     id: u64,
     text: &'a str,
     special: bool,
+    is_unknown: bool,
 }
 
 impl<'a> Added<'a> {
@@ -287,7 +296,12 @@ impl<'a> Added<'a> {
             .get("special")
             .and_then(Value::as_bool)
             .unwrap_or(false);
-        Ok(Added { id, text, special })
+        Ok(Added {
+            id,
+            text,
+            special,
+            is_unknown: false,
+        })
     }
 
     fn place(&self, tokens: &mut [Token], additions: Additions) -> std::result::Result<(), String> {
@@ -297,10 +311,15 @@ impl<'a> Added<'a> {
             .and_then(|id| tokens.get_mut(id));
         let control =
             self.special || (additions == Additions::Common && token::looks_special(self.text));
-        let token_type = if control {
-            TokenType::Control
-        } else {
-            TokenType::UserDefined
+        let token_type = match control {
+            true if additions == Additions::Replace && self.is_unknown => TokenType::Unknown,
+            true => TokenType::Control,
+            false => TokenType::UserDefined,
+        };
+        let score = match (additions, control) {
+            (Additions::Replace, true) => 0.0,
+            (Additions::Replace, false) => SCORE_OF_PADDING,
+            _ => SCORE_OF_ADDED,
         };
         let text = match additions {
             Additions::Common if !control => token::with_spaces(self.text),
@@ -310,11 +329,11 @@ impl<'a> Added<'a> {
             Some(place) => {
                 *place = Token {
                     text,
-                    score: SCORE_OF_ADDED,
+                    score,
                     token_type,
                 }
             }
-            None if additions == Additions::Common => {}
+            None if additions != Additions::AsTheyAre => {}
             None => {
                 let Added { id, text, .. } = self;
                 return Err(format!(
@@ -509,6 +528,33 @@ mod tests {
         let told = warning(Some(8)).unwrap();
         assert!(told.contains(": <|end|> (6). "), "{told}");
         assert_eq!(warning(None), None, "no padding");
+    }
+
+    #[test]
+    fn added_tokens_replace_those_of_the_model() {
+        let (_dir, files) = directory(
+            r#"{"unk_token": "<unk>", "added_tokens_decoder": {"0": {"content": "<unk>", "special": true},
+                "4": {"content": "<|end|>", "special": true}, "5": {"content": "\u2581b", "special": false},
+                "99": {"content": "far", "special": true}}}"#,
+        );
+        let tokens = vocabulary(&files, Some(7), Additions::Replace)
+            .unwrap()
+            .unwrap();
+        let seen: Vec<_> = tokens[3..]
+            .iter()
+            .map(|t| (t.text.as_str(), t.score, t.token_type))
+            .collect();
+        use TokenType::*;
+        assert_eq!(tokens[0].token_type, Unknown);
+        let expected = [
+            ("▁a", -1.5, Normal),
+            ("<|end|>", 0.0, Control),
+            ("▁b", -10000.0, UserDefined),
+            ("[PAD6]", -10000.0, Unused),
+        ];
+        assert_eq!(seen, expected);
+        let error = vocabulary(&files, Some(5), Additions::Replace).unwrap_err();
+        assert!(error.to_string().contains("6 pieces"), "{error}");
     }
 
     #[test]

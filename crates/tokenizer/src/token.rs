@@ -21,7 +21,7 @@ pub(crate) enum TokenType {
 }
 
 /// Score of a padding token in a SentencePiece vocabulary.
-const SCORE_OF_PADDING: f32 = -10000.0;
+pub(super) const SCORE_OF_PADDING: f32 = -10000.0;
 /// Score of an added token.
 pub(super) const SCORE_OF_ADDED: f32 = -1000.0;
 

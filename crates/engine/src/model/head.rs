@@ -95,10 +95,9 @@ impl Engine<'_> {
                 Output::Whole(linear) => (linear.scale_of(0), linear.bias.clone()),
                 Output::Bands { scale, .. } => (*scale, None),
             };
-            let norm = self.spec.output_norm.as_ref();
             Ok(Head {
                 hyper,
-                norm: norm.map(|norm| self.weights.norm(norm)).transpose()?,
+                norm: self.output_norm()?,
                 output,
                 scale,
                 bias,

@@ -2,9 +2,10 @@
 
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
-    AnyMixer, Apart, Attention, ChannelMix, Decay, DeltaNet, Factored, Factors, Ffn, First, Gate,
-    Indexer, Latent, LatentAttention, Lightning, LowRank, Mamba, Mamba2, Moe, Projections, Rank,
-    Rates, Receptance, Shared, ShortConv, Single, Sparse, Stage, Tape, Wkv6, Wkv7,
+    Adjugates, AnyMixer, Apart, Attention, ChannelMix, Decay, DeltaNet, ExpandedAttention,
+    Factored, Factors, Ffn, First, Gate, Indexer, Latent, LatentAttention, Lightning, LowRank,
+    Mamba, Mamba2, Moe, Projections, Rank, Rates, Receptance, Shared, ShortConv, Single, Sparse,
+    Stage, Tape, Wkv6, Wkv7,
 };
 use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
@@ -14,9 +15,10 @@ use super::rows::Rows;
 use super::weights::Weights;
 use super::{Replaced, Result};
 use quantier_arch::spec::{
-    self, AttentionSpec, BlockSpec, BranchSpec, Carry, ChannelMixSpec, DeltaSpec, FactorsSpec,
-    FfnSpec, IndexerSpec, LatentSpec, LayerSpec, LightningSpec, LinearSpec, Mamba2Spec, MambaSpec,
-    MixerSpec, MoeSpec, RankSpec, Residual, ShortConvSpec, SparseSpec, Wkv6Spec, Wkv7Spec,
+    self, AttentionSpec, BlockSpec, BranchSpec, Carry, ChannelMixSpec, DeltaSpec, ExpandedSpec,
+    FactorsSpec, FfnSpec, IndexerSpec, LatentSpec, LayerSpec, LightningSpec, LinearSpec,
+    Mamba2Spec, MambaSpec, MixerSpec, MoeSpec, RankSpec, Residual, ShortConvSpec, Source,
+    SparseSpec, Wkv6Spec, Wkv7Spec,
 };
 use quantier_arch::{Activation, Norm as NormKind};
 use std::borrow::Cow;
@@ -29,6 +31,9 @@ pub(super) struct Bundle {
     pub stream: Rows,
     /// Output of the first layer that all others read: `[positions, hidden]`; None in most models.
     pub carried: Option<Rows>,
+    /// The stream before the layer, if a later block of the layer reads it: `[positions, hidden]`.
+    /// None between layers and in the first block, where it is the stream.
+    pub entry: Option<Rows>,
 }
 
 impl Bundle {
@@ -36,7 +41,7 @@ impl Bundle {
     pub(super) fn of(stream: Rows) -> Bundle {
         Bundle {
             stream,
-            carried: None,
+            ..Bundle::default()
         }
     }
 
@@ -48,6 +53,7 @@ impl Bundle {
         Bundle {
             stream: rows.columns_range(0..hidden),
             carried: Some(rows.columns_range(hidden..rows.columns())),
+            entry: None,
         }
     }
 
@@ -88,6 +94,7 @@ struct Block {
 #[derive(Clone)]
 struct Branch {
     norm: Option<Norm>,
+    source: Source,
     mixer: AnyMixer,
     carry: Carry,
 }
@@ -152,12 +159,34 @@ impl Layer {
 
     /// From the bundle before the layer to the bundle after it.
     pub(super) fn forward(&self, mut bundle: Bundle, pass: &Pass<'_>) -> Result<Bundle> {
-        for block in &self.blocks {
+        for (number, block) in self.blocks.iter().enumerate() {
             let y = block.mix(&mut bundle, pass, None)?;
+            self.enter(number, &mut bundle);
             block.add_to(&mut bundle.stream, y);
         }
-        self.normalize(&mut bundle.stream);
+        self.leave(&mut bundle);
         Ok(bundle)
+    }
+
+    /// True if a block behind the first reads the stream before the layer.
+    pub(super) fn keeps_entry(&self) -> bool {
+        let mut behind = self.blocks.iter().skip(1);
+        behind.any(|block| {
+            let mut branches = block.branches.iter();
+            branches.any(|branch| branch.source != Source::Block)
+        })
+    }
+
+    /// Keeps the stream before the first block changes it, if a later block reads it.
+    fn enter(&self, block: usize, bundle: &mut Bundle) {
+        if block == 0 && self.keeps_entry() {
+            bundle.entry = Some(bundle.stream.clone());
+        }
+    }
+
+    fn leave(&self, bundle: &mut Bundle) {
+        bundle.entry = None;
+        self.normalize(&mut bundle.stream);
     }
 
     fn normalize(&self, stream: &mut Rows) {
@@ -174,7 +203,7 @@ impl Layer {
         pass: &Pass<'_>,
     ) -> Result<(Bundle, LayerTape<'l>)> {
         let mut blocks = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks {
+        for (number, block) in self.blocks.iter().enumerate() {
             let mut branches = Vec::new();
             let stream = bundle.stream.clone();
             let y = block.mix(&mut bundle, pass, Some(&mut branches))?;
@@ -184,10 +213,11 @@ impl Layer {
                 branches,
                 mixed: block.post_norm.is_some().then(|| y.clone()),
             });
+            self.enter(number, &mut bundle);
             block.add_to(&mut bundle.stream, y);
         }
         let unnormalized = self.norm.is_some().then(|| bundle.stream.clone());
-        self.normalize(&mut bundle.stream);
+        self.leave(&mut bundle);
         let tape = LayerTape {
             blocks,
             unnormalized,
@@ -207,8 +237,17 @@ impl Layer {
         if let (Some(norm), Some(stream)) = (&self.norm, &tape.unnormalized) {
             norm.derivative(stream.numbers(), gradient.stream.numbers_mut());
         }
+        let Some(first) = tape.blocks.first() else {
+            return Ok(gradient);
+        };
         let mut tapes = tape.blocks.iter().rev();
-        tapes.try_fold(gradient, |gradient, tape| tape.backward(gradient, pass))
+        let mut gradient = tapes.try_fold(gradient, |gradient, tape| {
+            tape.backward(gradient, &first.stream, pass)
+        })?;
+        if let Some(of_entry) = gradient.entry.take() {
+            add(gradient.stream.numbers_mut(), of_entry.numbers());
+        }
+        Ok(gradient)
     }
 
     /// All stages in execution order.
@@ -292,9 +331,10 @@ impl Layer {
         match place.branch + 1 < block.branches.len() {
             true => at.mixed = Some(mixed),
             false => {
+                self.enter(place.block, &mut at.bundle);
                 block.add_to(&mut at.bundle.stream, mixed);
                 if place.block + 1 == self.blocks.len() {
-                    self.normalize(&mut at.bundle.stream);
+                    self.leave(&mut at.bundle);
                 }
             }
         }
@@ -367,12 +407,16 @@ impl Branch {
     fn load(weights: &Weights<'_>, spec: &BranchSpec, angles: &[Arc<Angles>]) -> Result<Branch> {
         Ok(Branch {
             norm: norm(weights, &spec.norm)?,
+            source: spec.source,
             mixer: match &spec.mixer {
                 MixerSpec::Attention(spec) => {
                     AnyMixer::Attention(attention(weights, spec, angles)?)
                 }
                 MixerSpec::LatentAttention(spec) => {
                     AnyMixer::LatentAttention(latent_attention(weights, spec, angles)?)
+                }
+                MixerSpec::ExpandedAttention(spec) => {
+                    AnyMixer::ExpandedAttention(expanded_attention(weights, spec, angles)?)
                 }
                 MixerSpec::DeltaNet(spec) => AnyMixer::DeltaNet(delta_net(weights, spec)?),
                 MixerSpec::Wkv6(spec) => AnyMixer::Wkv6(wkv6(weights, spec)?),
@@ -392,9 +436,18 @@ impl Branch {
 
     /// Input of the mixer.
     fn input<'s>(&self, bundle: &'s Bundle) -> Cow<'s, Rows> {
+        let entry = bundle.entry.as_ref().unwrap_or(&bundle.stream);
+        let source = match self.source {
+            Source::Block | Source::Both => &bundle.stream,
+            Source::Layer => entry,
+        };
         let input = match &self.norm {
-            Some(norm) => Cow::Owned(norm.of(&bundle.stream)),
-            None => Cow::Borrowed(&bundle.stream),
+            Some(norm) => Cow::Owned(norm.of(source)),
+            None => Cow::Borrowed(source),
+        };
+        let input = match self.source {
+            Source::Both => Cow::Owned(Rows::beside(&[entry, &*input])),
+            Source::Block | Source::Layer => input,
         };
         match &bundle.carried {
             Some(carried) if self.carry == Carry::Reads => {
@@ -406,11 +459,13 @@ impl Branch {
 }
 
 impl BlockTape<'_> {
-    fn backward(&self, gradient: Bundle, pass: &Pass<'_>) -> Result<Bundle> {
+    /// `entry` is the stream before the layer.
+    fn backward(&self, gradient: Bundle, entry: &Rows, pass: &Pass<'_>) -> Result<Bundle> {
         let block = self.block;
         let Bundle {
             stream: gradient,
             carried: mut of_carried,
+            entry: mut of_entry,
         } = gradient;
         let mut of_mixed = gradient.clone();
         scale(of_mixed.numbers_mut(), block.residual_scale);
@@ -432,13 +487,29 @@ impl BlockTape<'_> {
                 let made = of_carried.replace(zeros.clone()).unwrap_or(zeros);
                 dy = Rows::beside(&[&made, &dy]);
             }
+            let zeros = || Rows::zeros(entry.len(), entry.columns());
             let Some(input) = &tape.normalized else {
-                mixer.backward(&tape.mixer, &self.stream, dy, pass, &mut of_stream)?;
+                let (source, of_source) = match branch.source {
+                    Source::Block | Source::Both => (&self.stream, &mut of_stream),
+                    Source::Layer => (entry, of_entry.get_or_insert_with(zeros)),
+                };
+                mixer.backward(&tape.mixer, source, dy, pass, of_source)?;
                 continue;
             };
             let mut of_input = Rows::zeros(input.len(), input.columns());
             mixer.backward(&tape.mixer, input, dy, pass, &mut of_input)?;
-            let mut of_input = Bundle::new(of_input, self.stream.columns());
+            let hidden = self.stream.columns();
+            if branch.source == Source::Both {
+                let of_entry = of_entry.get_or_insert_with(zeros);
+                let part = of_input.columns_range(0..hidden);
+                add(of_entry.numbers_mut(), part.numbers());
+                of_input = of_input.columns_range(hidden..of_input.columns());
+            }
+            let (source, of_source) = match branch.source {
+                Source::Block | Source::Both => (&self.stream, &mut of_stream),
+                Source::Layer => (entry, of_entry.get_or_insert_with(zeros)),
+            };
+            let mut of_input = Bundle::new(of_input, hidden);
             if let Some(read) = of_input.carried {
                 match &mut of_carried {
                     Some(of_carried) => add(of_carried.numbers_mut(), read.numbers()),
@@ -446,13 +517,14 @@ impl BlockTape<'_> {
                 }
             }
             if let Some(norm) = &branch.norm {
-                norm.derivative(self.stream.numbers(), of_input.stream.numbers_mut());
+                norm.derivative(source.numbers(), of_input.stream.numbers_mut());
             }
-            add(of_stream.numbers_mut(), of_input.stream.numbers());
+            add(of_source.numbers_mut(), of_input.stream.numbers());
         }
         Ok(Bundle {
             stream: of_stream,
             carried: of_carried,
+            entry: of_entry,
         })
     }
 }
@@ -568,6 +640,33 @@ fn latent_attention(
             .as_ref()
             .map(|spec| sparse(weights, spec, angles.first()))
             .transpose()?,
+    })
+}
+
+fn expanded_attention(
+    weights: &Weights<'_>,
+    spec: &ExpandedSpec,
+    angles: &[Arc<Angles>],
+) -> Result<ExpandedAttention> {
+    let rotation = spec.attention.rotation;
+    Ok(ExpandedAttention {
+        numbers: spec.numbers,
+        heads: spec.attention.heads,
+        query: factored(weights, &spec.query)?,
+        compression: weights.linear(&spec.compression)?,
+        norm: weights.norm(&spec.norm)?,
+        expansion: weights.linear(&spec.expansion)?,
+        output: weights.linear(&spec.output)?,
+        rope: spec.rope,
+        angles: rotation.and_then(|rotation| angles.get(rotation).cloned()),
+        scores: Scores {
+            scale: spec.score_scale,
+            cap: None,
+            window: None,
+            sinks: None,
+            is_chunked: false,
+            slopes: None,
+        },
     })
 }
 
@@ -849,16 +948,38 @@ fn moe(weights: &Weights<'_>, spec: &MoeSpec) -> Result<Moe> {
             up: weights.linear(up)?,
         })
     };
+    let adjugates = |adjugates: &spec::AdjugatesSpec| -> Result<Box<Adjugates>> {
+        Ok(Box::new(Adjugates {
+            router: Router {
+                routing: spec.routing,
+                selection_bias: None,
+                sharing: adjugates.numbers.sharing,
+            },
+            experts: ffn(weights, &adjugates.experts)?,
+            scale: adjugates.numbers.scale,
+        }))
+    };
     let bias = spec.selection_bias.as_ref();
     let bias = bias.map(|bias| weights.finite(bias, &[spec.router.rows]));
+    let scores = weights.linear(&spec.router)?;
+    if scores.bias.is_some() && !spec.may_be_biased {
+        let stem = &spec.router.stem;
+        return Err(super::Error::Model(format!(
+            "tensor '{stem}.bias' is unexpected: routers of this architecture have no bias, and llama.cpp does not load \
+             a file with one"
+        )));
+    }
     Ok(Moe {
-        scores: weights.linear(&spec.router)?,
+        scores,
         router: Router {
             routing: spec.routing,
             selection_bias: bias.transpose()?,
+            sharing: 1,
         },
+        routes_first: spec.routes_first,
         latent: spec.latent.as_ref().map(latent).transpose()?,
         experts: ffn(weights, &spec.experts)?,
+        adjugates: spec.adjugates.as_ref().map(adjugates).transpose()?,
         shared: spec.shared.as_ref().map(shared).transpose()?,
         scale: spec.scale,
     })
@@ -897,6 +1018,7 @@ mod tests {
         };
         Branch {
             norm: Some(norm(seed + 1)),
+            source: Source::Block,
             mixer: AnyMixer::Single(Single(linear)),
             carry: Carry::None,
         }
@@ -961,6 +1083,27 @@ mod tests {
     #[test]
     fn norm_after_blocks_has_a_derivative_and_runs_last() {
         check(&layer());
+    }
+
+    #[test]
+    fn later_blocks_read_the_layers_input() {
+        let of_layer = |normed: bool| Branch {
+            source: Source::Layer,
+            norm: normed.then(|| norm(5)),
+            ..branch(21)
+        };
+        for normed in [true, false] {
+            // The first block also has one, whose source is the stream.
+            let blocks = vec![
+                block(vec![branch(1), of_layer(true)], Residual::Stream),
+                block(vec![branch(11), of_layer(normed)], Residual::Stream),
+            ];
+            check(&Layer {
+                blocks,
+                norm: None,
+                scale: 1.0,
+            });
+        }
     }
 
     #[test]

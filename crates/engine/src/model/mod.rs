@@ -291,6 +291,17 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
+    /// The norm before the output matrix, with the factor of that matrix's input.
+    fn output_norm(&self) -> Result<Option<Norm>> {
+        let norm = self.spec.output_norm.as_ref();
+        let mut norm = norm.map(|norm| self.weights.norm(norm)).transpose()?;
+        if let Some(norm) = norm.as_mut().filter(|_| self.hyper.output_scale != 1.0) {
+            let numbers = norm.weight.iter_mut().chain(&mut norm.bias);
+            numbers.for_each(|x| *x *= self.hyper.output_scale);
+        }
+        Ok(norm)
+    }
+
     /// The thread pool of the runs.
     pub fn pool(&self) -> &rayon::ThreadPool {
         &self.pool

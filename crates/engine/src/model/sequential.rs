@@ -95,11 +95,13 @@ struct Aside {
 struct AsideColumns {
     input: Option<usize>,
     mixed: Option<usize>,
+    entry: Option<usize>,
 }
 
 impl AsideColumns {
     fn all(&self) -> usize {
-        self.input.unwrap_or(0) + self.mixed.unwrap_or(0)
+        let parts = [self.input, self.mixed, self.entry];
+        parts.into_iter().flatten().sum()
     }
 }
 
@@ -171,8 +173,7 @@ impl Engine<'_> {
             let output = [self.output_name().to_owned()];
             if rounder.wants(&output) {
                 progress.at("output");
-                let norm = self.spec.output_norm.as_ref();
-                let norm = norm.map(|norm| self.weights.norm(norm)).transpose()?;
+                let norm = self.output_norm()?;
                 both.show(rounder, |at| {
                     let stream = &at.bundle.stream;
                     norm.as_ref()
@@ -240,11 +241,14 @@ impl Both<'_> {
         };
         if let Some(Aside { states, columns }) = &self.aside {
             let rows = Rows::new(states.copy(slot)?, columns.all());
-            let inputs = columns.input.unwrap_or(0);
-            between.input = columns.input.map(|_| rows.columns_range(0..inputs));
-            between.mixed = columns
-                .mixed
-                .map(|_| rows.columns_range(inputs..columns.all()));
+            let mut first = 0;
+            let mut part = |columns: usize| {
+                first += columns;
+                rows.columns_range(first - columns..first)
+            };
+            between.input = columns.input.map(&mut part);
+            between.mixed = columns.mixed.map(&mut part);
+            between.bundle.entry = columns.entry.map(part);
         }
         Ok(between)
     }
@@ -268,13 +272,18 @@ impl Both<'_> {
 
     /// Runs every chunk through a stage, in both models. `next` is the layer's next stage.
     fn step(&mut self, layer: Layers<'_>, place: Place, next: Option<&Place>) -> super::Result<()> {
-        let columns = next.filter(|next| next.block == place.block).map(|next| {
+        let is_block_done = next.is_none_or(|next| next.block != place.block);
+        let hidden = self.engine.hyper.hidden;
+        let columns = next.map(|next| {
             let columns = layer.models[0].columns(*next);
+            let keeps_entry = next.block > 0 && layer.models[0].keeps_entry();
             AsideColumns {
                 input: columns.filter(|_| next.stage > 0),
-                mixed: (next.branch > 0).then_some(self.engine.hyper.hidden),
+                mixed: (next.branch > 0).then_some(hidden),
+                entry: keeps_entry.then_some(hidden),
             }
         });
+        let columns = columns.filter(|columns| columns.all() > 0);
         let room = |columns: AsideColumns| -> super::Result<Aside> {
             let budget = self.engine.sequential_budget(self.positions);
             let budget = budget.saturating_sub(self.streams.memory_bytes());
@@ -297,15 +306,18 @@ impl Both<'_> {
                     progress: self.progress,
                 };
                 let Between {
-                    bundle,
+                    mut bundle,
                     input,
                     mixed,
                 } = model_layer.step(place, self.between(slot)?, &pass)?;
+                let entry = bundle.entry.take();
                 if let Some(aside) = &aside {
-                    let parts: Vec<&Rows> = input.iter().chain(&mixed).collect();
+                    let parts: Vec<&Rows> = input.iter().chain(&mixed).chain(&entry).collect();
                     aside
                         .states
                         .put(slot, Rows::beside(&parts).into_numbers())?;
+                }
+                if !is_block_done {
                     continue;
                 }
                 if next.is_none() && !bundle.stream.is_finite() {

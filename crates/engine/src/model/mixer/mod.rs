@@ -11,6 +11,7 @@
 mod attention;
 mod channel_mix;
 mod delta_net;
+mod expanded;
 mod factored;
 mod ffn;
 mod front;
@@ -30,6 +31,7 @@ mod wkv7;
 pub(super) use attention::{Attention, Gate, Projections};
 pub(super) use channel_mix::{ChannelMix, Receptance};
 pub(super) use delta_net::{Apart, Decay, DeltaNet, Rates};
+pub(super) use expanded::ExpandedAttention;
 pub(super) use factored::{Factored, LowRank};
 pub(super) use ffn::{Ffn, First};
 pub(super) use indexer::{Indexer, Sparse};
@@ -37,7 +39,7 @@ pub(super) use latent::LatentAttention;
 pub(super) use lightning::Lightning;
 pub(super) use mamba::Mamba;
 pub(super) use mamba2::{Factors, Mamba2};
-pub(super) use moe::{Latent, Moe, Shared};
+pub(super) use moe::{Adjugates, Latent, Moe, Shared};
 pub(super) use short_conv::ShortConv;
 pub(super) use single::Single;
 pub(super) use wkv6::Wkv6;
@@ -177,6 +179,7 @@ pub(super) enum AnyMixer {
     Attention(Attention),
     ChannelMix(ChannelMix),
     DeltaNet(DeltaNet),
+    ExpandedAttention(ExpandedAttention),
     Ffn(Ffn),
     Lightning(Lightning),
     LatentAttention(LatentAttention),
@@ -197,6 +200,7 @@ impl Deref for AnyMixer {
             AnyMixer::Attention(mixer) => mixer,
             AnyMixer::ChannelMix(mixer) => mixer,
             AnyMixer::DeltaNet(mixer) => mixer,
+            AnyMixer::ExpandedAttention(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
             AnyMixer::Lightning(mixer) => mixer,
             AnyMixer::LatentAttention(mixer) => mixer,
@@ -217,6 +221,7 @@ impl DerefMut for AnyMixer {
             AnyMixer::Attention(mixer) => mixer,
             AnyMixer::ChannelMix(mixer) => mixer,
             AnyMixer::DeltaNet(mixer) => mixer,
+            AnyMixer::ExpandedAttention(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
             AnyMixer::Lightning(mixer) => mixer,
             AnyMixer::LatentAttention(mixer) => mixer,

@@ -2,9 +2,10 @@
 //! sequence of stages, and the output of a causal mixer for a prefix is the prefix of its output.
 
 use super::{
-    AnyMixer, Apart, Attention, ChannelMix, Decay, DeltaNet, Factored, Factors, Ffn, First, Gate,
-    Indexer, Latent, LatentAttention, Lightning, LowRank, Mamba, Mamba2, Moe, Projections, Rank,
-    Rates, Receptance, Shared, ShortConv, Single, Sparse, Tape, Wkv6, Wkv7,
+    Adjugates, AnyMixer, Apart, Attention, ChannelMix, Decay, DeltaNet, ExpandedAttention,
+    Factored, Factors, Ffn, First, Gate, Indexer, Latent, LatentAttention, Lightning, LowRank,
+    Mamba, Mamba2, Moe, Projections, Rank, Rates, Receptance, Shared, ShortConv, Single, Sparse,
+    Tape, Wkv6, Wkv7,
 };
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
@@ -16,7 +17,9 @@ use quantier_arch::hyper::{
     DeltaNumbers, IndexerNumbers, LatentNumbers, LightningNumbers, Mamba2Numbers, MambaNumbers,
     Routing, Temperature, WkvNumbers,
 };
-use quantier_arch::{Activation, DeltaHeads, Gating, Limit, LinearId, Norm as NormKind, Rope, Wkv};
+use quantier_arch::{
+    Activation, DeltaHeads, Gating, Limit, LinearId, Norm as NormKind, Ranking, Rope, Wkv,
+};
 use quantier_core::progress::Silent;
 use std::sync::Arc;
 
@@ -263,11 +266,13 @@ fn moe(normalized: bool, shared_router: Option<Linear>) -> Moe {
                 groups: None,
                 normalized,
                 scale: 1.5,
-                by_scores: false,
+                ranking: Ranking::Probabilities,
                 weighs_inputs: false,
             },
             selection_bias: None,
+            sharing: 1,
         },
+        routes_first: false,
         latent: None,
         experts: Ffn {
             down: linear(4, HIDDEN, 6, 44),
@@ -276,12 +281,38 @@ fn moe(normalized: bool, shared_router: Option<Linear>) -> Moe {
                 up: linear(4, 6, HIDDEN, 43),
             })
         },
+        adjugates: None,
         shared: shared_router.map(|router| Shared {
             router: Some(router),
             ffn: gated_ffn(),
         }),
         scale: 1.0,
     }
+}
+
+/// Two of four experts, and two smaller ones shared by pairs, which may be chosen twice.
+fn moe_with_adjugates(weighs_inputs: bool) -> AnyMixer {
+    let mut plain = moe(true, Some(linear(1, 1, HIDDEN, 45)));
+    plain.router.routing.ranking = Ranking::Sigmoid;
+    plain.router.routing.weighs_inputs = weighs_inputs;
+    let router = Router {
+        sharing: 2,
+        ..plain.router.clone()
+    };
+    AnyMixer::Moe(Moe {
+        adjugates: Some(Box::new(Adjugates {
+            router,
+            experts: Ffn {
+                down: linear(2, HIDDEN, 3, 53),
+                ..ffn(First::Gated {
+                    gate: linear(2, 3, HIDDEN, 54),
+                    up: linear(2, 3, HIDDEN, 55),
+                })
+            },
+            scale: 0.7,
+        })),
+        ..plain
+    })
 }
 
 /// Ungated experts between two projections, chosen by sigmoid scores with a bias; an unweighted
@@ -377,7 +408,7 @@ fn attention_within_parts() -> AnyMixer {
 fn weighed_inputs(latent: Option<usize>) -> AnyMixer {
     let mut weighed = moe(false, Some(linear(1, 1, HIDDEN, 45)));
     weighed.router.routing.gating = Gating::Sigmoid;
-    weighed.router.routing.by_scores = true;
+    weighed.router.routing.ranking = Ranking::Scores;
     weighed.router.routing.weighs_inputs = true;
     weighed.scale = 0.5;
     if let Some(length) = latent {
@@ -662,6 +693,35 @@ fn latent_attention(gated: bool, heads: usize) -> AnyMixer {
     })
 }
 
+/// Keys and values expanded from the latent vector.
+fn expanded_attention(low_rank: bool, heads: usize) -> AnyMixer {
+    let numbers = LatentNumbers {
+        rank: 5,
+        rotated: 4,
+        key_length: 7,
+        value_length: 2,
+    };
+    AnyMixer::ExpandedAttention(ExpandedAttention {
+        numbers,
+        heads,
+        query: factored(low_rank.then(|| Some(norm(3, 80))), heads * 7, 81),
+        compression: linear(1, 9, HIDDEN, 83),
+        norm: norm(5, 84),
+        expansion: linear(1, heads * 5, 5, 85),
+        output: linear(1, HIDDEN, heads * 2, 88),
+        rope: Rope::Halves,
+        angles: low_rank.then(|| angles(2)),
+        scores: Scores {
+            scale: 0.6,
+            cap: None,
+            window: None,
+            sinks: None,
+            is_chunked: false,
+            slopes: None,
+        },
+    })
+}
+
 /// Five tokens; each query sees two, chosen by an indexer of three heads.
 fn sparse_attention() -> AnyMixer {
     let AnyMixer::LatentAttention(dense) = latent_attention(true, 2) else {
@@ -737,6 +797,14 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
             latent_attention(true, 2),
         ),
         ("sparse latent attention", sparse_attention()),
+        (
+            "expanded attention with factors and angles",
+            expanded_attention(true, 3),
+        ),
+        (
+            "expanded attention of one head",
+            expanded_attention(false, 1),
+        ),
         ("gated", AnyMixer::Ffn(gated_ffn())),
         ("gated, with scales", AnyMixer::Ffn(scaled_ffn())),
         ("fused", AnyMixer::Ffn(fused)),
@@ -765,6 +833,19 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
         ),
         ("latent experts without gates", latent_moe()),
         ("experts with biases and a limit", biased_moe()),
+        (
+            "experts chosen by other rows",
+            AnyMixer::Moe(Moe {
+                routes_first: true,
+                scores: linear(1, 4, 3, 52),
+                ..moe(true, Some(linear(1, 1, HIDDEN, 45)))
+            }),
+        ),
+        ("experts and adjugates", moe_with_adjugates(false)),
+        (
+            "experts and adjugates whose inputs are weighed",
+            moe_with_adjugates(true),
+        ),
         ("attention with sinks", attention_with_sinks()),
         ("attention within parts", attention_within_parts()),
         ("experts whose inputs are weighed", weighed_inputs(None)),
@@ -836,6 +917,7 @@ fn output_of_a_prefix_is_the_prefix_of_the_output() {
             let angles = match &mut mixer {
                 AnyMixer::Attention(attention) => &mut attention.angles,
                 AnyMixer::LatentAttention(attention) => &mut attention.angles,
+                AnyMixer::ExpandedAttention(attention) => &mut attention.angles,
                 _ => &mut None,
             };
             if let Some(angles) = angles {

@@ -14,6 +14,7 @@ pub(crate) fn activate(x: &mut [f32], activation: Activation) {
     vectorized(|| match activation {
         Activation::Silu => x.iter_mut().for_each(|x| *x = silu(*x)),
         Activation::Gelu => x.iter_mut().for_each(|x| *x = gelu(*x)),
+        Activation::Relu => x.iter_mut().for_each(|x| *x = x.max(0.0)),
         Activation::SquaredRelu => x.iter_mut().for_each(|x| *x = squared_relu(*x)),
         Activation::Sigmoid => x.iter_mut().for_each(|x| *x = sigmoid(*x)),
         Activation::QuickGelu => x.iter_mut().for_each(|x| *x = quick_gelu(*x)),
@@ -29,6 +30,7 @@ pub(crate) fn activate_derivative(x: &mut [f32], g: &[f32], activation: Activati
     vectorized(|| match activation {
         Activation::Silu => places.for_each(|(x, g)| *x = silu_slope(*x) * g),
         Activation::Gelu => places.for_each(|(x, g)| *x = gelu_slope(*x) * g),
+        Activation::Relu => places.for_each(|(x, g)| *x = relu_slope(*x) * g),
         Activation::SquaredRelu => places.for_each(|(x, g)| *x = 2.0 * x.max(0.0) * g),
         Activation::Sigmoid => places.for_each(|(x, g)| *x = sigmoid_slope(*x) * g),
         Activation::QuickGelu => places.for_each(|(x, g)| *x = quick_gelu_slope(*x) * g),
@@ -44,6 +46,7 @@ pub(crate) fn gate(gate: &mut [f32], up: &[f32], activation: Activation) {
     vectorized(|| match activation {
         Activation::Silu => places.for_each(|(x, up)| *x = silu(*x) * up),
         Activation::Gelu => places.for_each(|(x, up)| *x = gelu(*x) * up),
+        Activation::Relu => places.for_each(|(x, up)| *x = x.max(0.0) * up),
         Activation::SquaredRelu => places.for_each(|(x, up)| *x = squared_relu(*x) * up),
         Activation::Sigmoid => places.for_each(|(x, up)| *x = sigmoid(*x) * up),
         Activation::QuickGelu => places.for_each(|(x, up)| *x = quick_gelu(*x) * up),
@@ -61,6 +64,7 @@ pub(crate) fn gate_derivative(gate: &mut [f32], up: &[f32], g: &[f32], activatio
     vectorized(|| match activation {
         Activation::Silu => places.for_each(|(x, (up, g))| *x = silu_slope(*x) * up * g),
         Activation::Gelu => places.for_each(|(x, (up, g))| *x = gelu_slope(*x) * up * g),
+        Activation::Relu => places.for_each(|(x, (up, g))| *x = relu_slope(*x) * up * g),
         Activation::SquaredRelu => places.for_each(|(x, (up, g))| *x = 2.0 * x.max(0.0) * up * g),
         Activation::Sigmoid => places.for_each(|(x, (up, g))| *x = sigmoid_slope(*x) * up * g),
         Activation::QuickGelu => places.for_each(|(x, (up, g))| *x = quick_gelu_slope(*x) * up * g),
@@ -102,6 +106,11 @@ fn quick_gelu_slope(x: f32) -> f32 {
 fn tanh_slope(x: f32) -> f32 {
     let t = x.tanh();
     1.0 - t * t
+}
+
+#[inline(always)]
+fn relu_slope(x: f32) -> f32 {
+    if x > 0.0 { 1.0 } else { 0.0 }
 }
 
 #[inline(always)]

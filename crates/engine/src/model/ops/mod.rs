@@ -9,6 +9,7 @@ pub(super) mod convolution;
 pub(super) mod delta;
 pub(super) mod elementwise;
 pub(super) mod norm;
+mod order;
 pub(super) mod product;
 pub(super) mod rope;
 pub(super) mod router;

@@ -11,8 +11,9 @@
 //! The derivative covers the weights; the choice has none.
 
 use super::elementwise::{sigmoid, sigmoid_slope, softplus};
-use quantier_arch::Gating;
+use super::order::largest;
 use quantier_arch::hyper::{ExpertGroups, Routing};
+use quantier_arch::{Gating, Ranking};
 
 /// Lower bound of the sum that normalizes weights: the smallest normal f16 number, as in llama.cpp.
 const LEAST_SUM: f32 = 6.103_515_6e-5;
@@ -23,15 +24,26 @@ pub(crate) struct Router {
     pub routing: Routing,
     /// Bias of the choice, added to the probabilities: `[experts]`.
     pub selection_bias: Option<Vec<f32>>,
+    /// Number of scored experts that stand for one of the routed ones; 1 except for adjugate
+    /// experts, which may be chosen several times.
+    pub sharing: usize,
 }
 
 impl Router {
     /// Turns a token's scores `[experts]` into weights and returns the chosen experts, best first.
     /// Weights of other experts are meaningless.
     pub(crate) fn route(&self, row: &mut [f32]) -> Vec<usize> {
-        let by_scores = self.routing.by_scores.then(|| self.choose(row));
+        let by_scores = match self.routing.ranking {
+            Ranking::Probabilities => None,
+            Ranking::Scores => Some(self.choose(row)),
+            Ranking::Sigmoid => {
+                let ranks: Vec<f32> = row.iter().copied().map(sigmoid).collect();
+                Some(self.choose(&ranks))
+            }
+        };
         self.probabilities(row);
         let chosen = by_scores.unwrap_or_else(|| self.choose(row));
+        let chosen = self.shared(chosen);
         self.gate_chosen(row, &chosen);
         self.weigh(row, &chosen);
         chosen
@@ -81,6 +93,17 @@ impl Router {
             leave_best_groups(&mut values, groups);
         }
         largest(&values, self.routing.used.max(1))
+    }
+
+    /// The experts that the chosen ones stand for, by a product in f32 as in llama.cpp.
+    fn shared(&self, chosen: Vec<usize>) -> Vec<usize> {
+        if self.sharing == 1 {
+            return chosen;
+        }
+        let factor = 1.0 / self.sharing as f32;
+        let each = chosen.into_iter();
+        each.map(|expert| (expert as f32 * factor) as usize)
+            .collect()
     }
 
     /// Computes the probabilities of gatings that depend on the choice.
@@ -169,14 +192,6 @@ fn softmax_derivative(scores: &[f32], g: &mut [f32]) {
         .for_each(|(g, _)| *g -= of_max);
 }
 
-/// Indices of the `count` largest numbers, largest first.
-fn largest(values: &[f32], count: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
-    order.truncate(count);
-    order
-}
-
 /// Sets all experts outside the top groups to minus infinity.
 fn leave_best_groups(values: &mut [f32], groups: ExpertGroups) {
     let size = (values.len() / groups.count).max(1);
@@ -190,11 +205,12 @@ fn leave_best_groups(values: &mut [f32], groups: ExpertGroups) {
     }
 }
 
+/// The sum of the probabilities of the chosen, each as often as it is chosen.
 fn chosen_sum(probabilities: &[f32], chosen: &[usize]) -> f32 {
     let mut masked = vec![0.0; probabilities.len()];
     chosen
         .iter()
-        .for_each(|expert| masked[*expert] = probabilities[*expert]);
+        .for_each(|expert| masked[*expert] += probabilities[*expert]);
     folded_sum(&masked)
 }
 
@@ -221,10 +237,11 @@ mod tests {
                 groups,
                 normalized: false,
                 scale: 1.0,
-                by_scores: false,
+                ranking: Ranking::Probabilities,
                 weighs_inputs: false,
             },
             selection_bias: None,
+            sharing: 1,
         }
     }
 
@@ -256,11 +273,52 @@ mod tests {
     #[test]
     fn scores_choose_between_equal_probabilities() {
         let mut router = router(Gating::Sigmoid, None);
-        router.routing.by_scores = true;
+        router.routing.ranking = Ranking::Scores;
         // Sigmoid saturates at 1 for all.
         let mut row = [40.0, 60.0, 50.0];
         assert_eq!(router.route(&mut row), [1, 2]);
         assert_eq!(row, [1.0; 3]);
+    }
+
+    #[test]
+    fn equal_scores_choose_experts_as_llama_cpp_does() {
+        let chosen = |scores: &[f32]| {
+            let mut row = scores.to_vec();
+            router(Gating::Softmax, None).route(&mut row)
+        };
+        // Up to 16 experts, the first of equal ones; of more, those that a partition leaves first.
+        assert_eq!(chosen(&[0.5; 8]), [0, 1]);
+        assert_eq!(chosen(&[0.0, -0.0, 1.0, 1.0, -1.0]), [2, 3]);
+        assert_eq!(chosen(&[0.5; 40]), [30, 21]);
+    }
+
+    #[test]
+    fn sigmoids_rank_experts_whose_probabilities_differ() {
+        let mut router = router(Gating::Softmax, None);
+        router.routing.ranking = Ranking::Sigmoid;
+        // Sigmoid saturates at 1 for all, and their order decides.
+        assert_eq!(router.route(&mut [40.0, 60.0, 50.0]), [0, 1]);
+        assert_eq!(router.route(&mut [1.0, 3.0, 2.0]), [1, 2]);
+    }
+
+    #[test]
+    fn shared_experts_are_chosen_as_often_as_their_groups() {
+        let mut router = router(Gating::Softmax, None);
+        (router.sharing, router.routing.normalized) = (2, true);
+        let scores = [0.0, 0.3, 5.0, 4.0, -1.0, 0.1];
+        let softmax = |scores: &[f32]| {
+            let sum: f32 = scores.iter().map(|x| x.exp()).sum();
+            scores.iter().map(|x| x.exp() / sum).collect::<Vec<_>>()
+        };
+        let mut row = scores;
+        assert_eq!(router.route(&mut row), [1, 1]);
+        // Half of the weight each, by the probability of expert 1.
+        assert!((row[1] - 0.5).abs() < 1e-6, "{row:?}");
+        let mut row = [5.0, 0.3, 0.0, 4.0, -1.0, 0.1];
+        let probabilities = softmax(&row);
+        assert_eq!(router.route(&mut row), [0, 1]);
+        let expected = probabilities[0] / (probabilities[0] + probabilities[1]);
+        assert!((row[0] - expected).abs() < 1e-6, "{row:?}");
     }
 
     #[test]

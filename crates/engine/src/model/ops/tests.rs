@@ -18,7 +18,7 @@ use super::ssd;
 use super::wkv::Wkv;
 use crate::model::rows::Rows;
 use quantier_arch::hyper::{DeltaNumbers, ExpertGroups, Routing};
-use quantier_arch::{Activation, DeltaHeads, Gating, Rope, Xielu};
+use quantier_arch::{Activation, DeltaHeads, Gating, Ranking, Rope, Xielu};
 
 /// Pseudo-random numbers between -1 and 1.
 pub(in crate::model) fn random(len: usize, seed: u32) -> Vec<f32> {
@@ -229,6 +229,7 @@ fn cases_of_activations<'c>() -> Vec<Case<'c>> {
     let kinds = [
         Activation::Silu,
         Activation::Gelu,
+        Activation::Relu,
         Activation::SquaredRelu,
         Activation::Sigmoid,
         Activation::Softplus,
@@ -285,10 +286,14 @@ fn cases_of_experts<'c>() -> Vec<Case<'c>> {
                     groups,
                     normalized,
                     scale: 1.3,
-                    by_scores: !normalized && groups.is_none(),
+                    ranking: match !normalized && groups.is_none() {
+                        true => Ranking::Scores,
+                        false => Ranking::Probabilities,
+                    },
                     weighs_inputs: false,
                 },
                 selection_bias: biased.then(|| vec![3.0, 0.0, 0.0, 0.0, 2.0, 0.0]),
+                sharing: 1,
             };
             let of_forward = router.clone();
             cases.push(case(
