@@ -115,6 +115,7 @@ pub const SECTIONS: [Section; 2] = [
             key("refine", Kind::Whole, "6"),
             key("ctx-size", Kind::Whole, "512"),
             key("score-chunks", Kind::Whole, "24"),
+            key("score-rows", Kind::Whole, "256"),
             key("eval-chunks", Kind::Whole, "100"),
             key("draws", Kind::Whole, "2"),
             key("seed", Kind::Whole, "1"),

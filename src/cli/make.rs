@@ -66,6 +66,10 @@ pub struct Common {
     /// the correlation of errors between positions
     #[arg(long, value_name = "N", default_value_t = 0)]
     score_positions: usize,
+    /// Number of rows of each matrix for sensitivities; 0 for all. Rows are chosen in proportion to
+    /// their expected share; frontier.json has the standard error
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    score_rows: usize,
     /// Number of labels to sample from the model for each position
     #[arg(long, value_name = "N", default_value_t = 2)]
     draws: usize,
@@ -296,6 +300,7 @@ impl Common {
                         _ => Measure::Divergence,
                     },
                     positions: self.score_positions,
+                    rows: self.score_rows,
                     draws: self.draws.max(1),
                     seed: self.seed,
                     ..scoring.settings

@@ -126,6 +126,7 @@ impl Default for Scoring {
                 measure: Measure::Divergence,
                 types: types.filter(|t| *t != GgmlType::F32).collect(),
                 positions: 0,
+                rows: Settings::ROWS,
                 draws: 2,
                 seed: 1,
             },

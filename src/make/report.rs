@@ -143,18 +143,14 @@ fn tensor(catalog: &Catalog, scores: &Scores, item: &Item) -> data::Tensor {
     let entry = catalog
         .tensor_named(&item.name)
         .map(|id| catalog.tensor(id));
-    let dims = scores
-        .tensors
-        .iter()
-        .find(|t| t.name == item.name)
-        .map(|t| t.dims.clone());
+    let scored = scores.tensors.iter().find(|t| t.name == item.name);
     let mut choices: Vec<_> = item.choices.iter().collect();
     choices.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.nats.total_cmp(&b.nats)));
     data::Tensor {
         name: item.name.clone(),
         role: entry.map_or(&*item.name, |entry| entry.label()).into(),
         layer: entry.and_then(|entry| entry.layer).map(|layer| layer.0),
-        shape: dims.unwrap_or_default(),
+        shape: scored.map_or_else(Vec::new, |scored| scored.dims.clone()),
         weights: item.weights,
         choices: choices
             .into_iter()
@@ -164,6 +160,9 @@ fn tensor(catalog: &Catalog, scores: &Scores, item: &Item) -> data::Tensor {
                 nats: c.nats,
             })
             .collect(),
+        standard_error: scored
+            .map(|scored| scored.standard_error)
+            .filter(|e| *e > 0.0),
     }
 }
 

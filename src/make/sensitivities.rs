@@ -179,16 +179,26 @@ impl<'j> ScoringStage<'j> {
         cost
     }
 
-    /// Number of scored rows of a tensor: for an embedding, those of the tokens in the text.
+    /// Fraction of a tensor's rows that is scored: of an embedding, at most those of the tokens in
+    /// the text.
     fn tried_rows(&self, tensor: &Tensor<'_>) -> f64 {
+        let settings = self.job.settings();
+        if settings.measure != Measure::Divergence {
+            return 1.0;
+        }
         let catalog = self.job.input.catalog();
         let embedding = catalog.embedding().filter(|_| !catalog.is_tied());
         let is_embedding = embedding.is_some_and(|entry| *entry.name == *tensor.info.name);
         let tokens: usize = self.chunks.iter().map(Vec::len).sum();
-        match is_embedding && self.job.settings().measure == Measure::Divergence {
-            true => (tokens as f64 / tensor.info.shape.rows() as f64).min(1.0),
-            false => 1.0,
+        let sampled = sensitivity::scored_rows(settings.rows, tensor.matrices());
+        let mut rows = tensor.rows_per_matrix() as f64;
+        if is_embedding {
+            rows = rows.min(tokens as f64);
         }
+        if let Some(sampled) = sampled {
+            rows = rows.min(sampled as f64);
+        }
+        rows / tensor.rows_per_matrix() as f64
     }
 
     /// Cost of forward and backward passes, and of the products of each type.
@@ -206,7 +216,12 @@ impl<'j> ScoringStage<'j> {
         let products = self.trials().map(|(tensor, types)| {
             let linear = catalog.linear_of(self.job.input.entry(tensor).id);
             let seen = linear.map_or(0.0, |linear| positions * numbers.share(linear));
-            2.0 * seen * tensor.info.shape.elements() as f64 * types.len() as f64
+            let tried = self.tried_rows(tensor);
+            let mut products = seen * tried * types.len() as f64;
+            if tried < 1.0 {
+                products += seen.min(sensitivity::SURVEY_POSITIONS as f64);
+            }
+            2.0 * products * tensor.info.shape.elements() as f64
         });
         // Half of a square for each position and draw.
         let rows = self.missing_rows();
@@ -261,10 +276,14 @@ impl<'j> ScoringStage<'j> {
         let (positions, draws) = (at_most(positions, tokens), draws as f64);
         // Inputs and output gradients of a layer.
         let layer = positions * (numbers.rows * draws + numbers.inputs) * 4.0;
-        // Products of errors and gradients, in f64, for every band of rows in progress.
+        // Products of errors and gradients, in f64, for every band of a matrix of few rows.
         let types = self.trials().map(|(_, types)| types.len()).max();
         let products = types.unwrap_or(0) as f64 * positions * draws.max(2.0) * 8.0;
         let bands = (2.0 * numbers.threads + 1.0) * products;
+        // Products and gradients of the bands in progress, of one type, where rows are sampled.
+        let columns = 1.0 + draws;
+        let sampled = numbers.threads * positions * columns * sensitivity::BAND_ROWS as f64 * 4.0;
+        let bands = bands.max(sampled);
         let sums = self.missing_rows().into_iter().map(|rows| 4 * rows * rows);
         let feedback = numbers.feedback.as_ref();
         // The output matrix is released before the first layer is widened.

@@ -11,6 +11,8 @@
 //! pass, a snapshot may be saved, as set by [`Resume`].
 
 mod nextn;
+mod rows;
+mod sampled;
 mod saved;
 mod scores;
 pub(crate) mod sweep;
@@ -29,7 +31,10 @@ use crate::quant::Codec;
 use crate::resume::Resume;
 use crate::rounding::{self, Importance, InputHessians, OutputFactor, Rounder, Stopped, Weights};
 use rayon::prelude::*;
-use saved::Nats;
+use sampled::Sampling;
+pub(crate) use sampled::{SURVEY_POSITIONS, scored_rows};
+use saved::{Costs, Nats};
+pub(crate) use scores::BAND_ROWS;
 use scores::Candidate;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -130,10 +135,19 @@ pub struct Settings {
     /// Number of sampled positions over all chunks; 0 means all. Gradients flow through all
     /// positions, and a sweep uses all.
     pub positions: usize,
+    /// Rows of each matrix to be rounded, about, with probabilities in proportion to their expected
+    /// costs; 0 means all. Of a tensor of experts, four times as many of all experts together.
+    #[serde(default)]
+    pub rows: usize,
     /// Sampled labels per position.
     pub draws: usize,
     /// Seed for labels and positions.
     pub seed: u64,
+}
+
+impl Settings {
+    /// The usual number of rows: the standard error is about 3%, below that of the positions.
+    pub const ROWS: usize = 256;
 }
 
 /// A candidate type of a tensor.
@@ -171,6 +185,14 @@ pub(crate) struct Scored {
     pub base_type: GgmlType,
     /// Candidate types, including its own if the quantizer may keep it.
     pub choices: Vec<Choice>,
+    /// Standard error of the nats due to the sampling of rows, relative to them, averaged over the
+    /// types; 0 if all rows were rounded.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub standard_error: f64,
+}
+
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
 }
 
 /// Scores of a model.
@@ -285,7 +307,7 @@ pub(crate) fn weighted(
         if of_types.iter().any(|x| !x.is_finite()) {
             return Err(Error::NotFinite((*name).to_owned()));
         }
-        errors.insert((*name).to_owned(), of_types);
+        errors.insert((*name).to_owned(), Costs::of(of_types));
         progress.advance(1);
     }
     Ok(collected(
@@ -317,7 +339,7 @@ pub(crate) fn guess(
         let of_type = |rounder: &Rounder| weights * 0.25f64.powf(rounder.ggml_type().bpw());
         (
             (*name).to_owned(),
-            candidate.types.iter().map(of_type).collect(),
+            Costs::of(candidate.types.iter().map(of_type).collect()),
         )
     };
     // Blocks for further tokens are estimated from their weights and importance.
@@ -402,7 +424,7 @@ fn collected(
 fn scored(
     tensor: &Tensor<'_>,
     candidate: &Candidate<'_>,
-    nats: Option<&Vec<f64>>,
+    costs: Option<&Costs>,
     only: impl Fn(&[GgmlType]) -> GgmlType,
 ) -> Scored {
     let info = &tensor.info;
@@ -414,19 +436,17 @@ fn scored(
         plain_nats: None,
     };
     let mut choices = vec![choice(info.ggml_type, info.bytes(), 0.0)];
-    if let Some(nats) = nats {
-        // With error feedback, the costs without it follow.
-        let (nats, plain) = nats.split_at(candidate.types.len().min(nats.len()));
-        for (i, (rounder, nats)) in candidate.types.iter().zip(nats).enumerate() {
+    if let Some(costs) = costs {
+        for (i, (rounder, nats)) in candidate.types.iter().zip(&costs.nats).enumerate() {
             let ggml_type = rounder.ggml_type();
             let choice = choice(ggml_type, bytes(ggml_type), *nats);
             choices.push(Choice {
-                plain_nats: plain.get(i).copied(),
+                plain_nats: costs.plain.get(i).copied(),
                 ..choice
             });
         }
     }
-    if nats.is_none() {
+    if costs.is_none() {
         let others: Vec<_> = candidate.types.iter().map(Rounder::ggml_type).collect();
         let only = only(&others);
         choices = vec![choice(only, bytes(only), 0.0)];
@@ -437,6 +457,7 @@ fn scored(
         weights: info.shape.elements(),
         base_type: info.ggml_type,
         choices,
+        standard_error: costs.map_or(0.0, Costs::relative_error),
     }
 }
 
@@ -528,30 +549,31 @@ fn divergence(
     let trace = engine.trace(chunks, None, progress)?;
     let sample = sample(chunks, settings);
     let positions: usize = sample.iter().map(Vec::len).sum();
-    let whole = positions == chunks.iter().map(Vec::len).sum::<usize>();
-    let add = |nats: &mut Nats, name: &str, sums: &[f64], per: usize| -> Result<()> {
-        if sums.iter().any(|x| !x.is_finite()) {
-            return Err(Error::NotFinite(name.to_owned()));
+    let sampling = Sampling {
+        is_whole: positions == chunks.iter().map(Vec::len).sum::<usize>(),
+        rows: settings.rows,
+        seed: settings.seed,
+    };
+    let add = |nats: &mut Nats, name: &str, sums: Costs, per: usize| -> Result<()> {
+        match sums.are_finite() {
+            true => nats.entry(name.to_owned()).or_default().add(&sums.per(per)),
+            false => return Err(Error::NotFinite(name.to_owned())),
         }
-        let mean = nats
-            .entry(name.to_owned())
-            .or_insert_with(|| vec![0.0; sums.len()]);
-        mean.iter_mut()
-            .zip(sums)
-            .for_each(|(mean, sum)| *mean += sum / per as f64);
         Ok(())
     };
     let recorder = output_hessians
         .map(|job| Recorder::new(job, chunks.len()))
         .transpose()?;
-    let fits =
-        |name: &str, numbers: usize| candidates.get(name).is_some_and(|c| c.numbers() == numbers);
+    let fits = |(name, costs): (&String, &Costs)| {
+        let candidate = candidates.get(&**name);
+        candidate.is_some_and(|candidate| candidate.types.len() == costs.nats.len())
+    };
     let found = resume.and_then(Resume::take).and_then(|left| {
         let (nats, files) = saved::unpack(left.extra())?;
         let is_complete = recorder
             .as_ref()
             .is_none_or(|recorder| recorder.resume(&files));
-        (is_complete && nats.iter().all(|(name, of)| fits(name, of.len()))).then_some((nats, left))
+        (is_complete && nats.iter().all(fits)).then_some((nats, left))
     });
     if let (None, Some(recorder)) = (&found, &recorder) {
         recorder.begin()?;
@@ -569,11 +591,11 @@ fn divergence(
                 progress.at("output");
                 let head = engine.head()?;
                 let read = output_rows(engine, &head, &trace, &sample, progress)?;
-                let of_output = || candidate.of_output(&head, &read, progress);
+                let of_output = || candidate.of_output(&head, &read, sampling, progress);
                 add(
                     &mut nats,
                     engine.output_name(),
-                    &engine.pool().install(of_output)?,
+                    engine.pool().install(of_output)?,
                     positions,
                 )?;
             }
@@ -589,9 +611,9 @@ fn divergence(
     while let Some((_, samples)) = backward.layer(progress)? {
         let sums = engine
             .pool()
-            .install(|| scores::of_layer(&samples, whole, candidates, progress))?;
-        sums.iter()
-            .try_for_each(|(name, sums)| add(&mut nats, name, sums, positions))?;
+            .install(|| scores::of_layer(&samples, sampling, candidates, progress))?;
+        sums.into_iter()
+            .try_for_each(|(name, sums)| add(&mut nats, &name, sums, positions))?;
         if let Some(recorder) = &recorder {
             engine.pool().install(|| {
                 record(
@@ -616,8 +638,8 @@ fn divergence(
         let tokens = embedded.iter().map(|e| e.tokens.len()).sum();
         let sums = engine
             .pool()
-            .install(|| candidate.of_embedding(&embedded, progress))?;
-        add(&mut nats, embedding, &sums, tokens)?;
+            .install(|| candidate.of_embedding(&embedded, sampling, progress))?;
+        add(&mut nats, embedding, sums, tokens)?;
     }
     Ok((nats, positions))
 }

@@ -6,7 +6,7 @@
 //! errors there, in nats. A draft then has about as many bits as the corresponding layer.
 
 use super::Result;
-use super::saved::Nats;
+use super::saved::{Costs, Nats};
 use super::scores::Candidate;
 use crate::input::Input;
 use crate::progress::{Progress, Unit};
@@ -48,9 +48,18 @@ pub(super) fn estimate(
         .collect();
     for ((name, candidate), rates) in block.iter().zip(&rates) {
         let errors = pool.install(|| candidate.weighted_error(progress))?;
-        let rates = rates.as_ref().unwrap_or(&others).iter();
-        let scores = rates.flat_map(|rate| errors.iter().map(move |error| error * rate));
-        nats.insert((**name).to_owned(), scores.collect());
+        let rates = rates.as_ref().unwrap_or(&others);
+        let series = |i: usize| {
+            let rate = rates.get(i).into_iter();
+            let scores = rate.flat_map(|rate| errors.iter().map(move |error| error * *rate));
+            scores.collect()
+        };
+        let costs = Costs {
+            nats: series(0),
+            plain: series(1),
+            error: 0.0,
+        };
+        nats.insert((**name).to_owned(), costs);
     }
     Ok(())
 }
@@ -61,23 +70,24 @@ fn counterpart<'c, 'a>(
     candidates: &'c BTreeMap<&str, Candidate<'a>>,
     input: &Input<'_>,
     candidate: &Candidate<'_>,
-) -> Option<(&'c Candidate<'a>, &'c [f64])> {
+) -> Option<(&'c Candidate<'a>, &'c Costs)> {
     let label = input.entry(candidate.tensor()).label();
     let same = candidates.iter().filter(|(name, other)| {
         input.entry(other.tensor()).label() == label && !input.is_nextn(name)
     });
-    let scored = same.filter_map(|(name, other)| Some((other, &**nats.get(*name)?)));
+    let scored = same.filter_map(|(name, other)| Some((other, nats.get(*name)?)));
     scored.max_by_key(|(other, _)| input.entry(other.tensor()).layer)
 }
 
 /// Mean rate of every series of scores, each of which has one score per error.
-fn rates_of(scores: &[f64], errors: &[f64]) -> Rates {
-    let series = scores.chunks_exact(errors.len().max(1));
+fn rates_of(costs: &Costs, errors: &[f64]) -> Rates {
+    let series = [&costs.nats, &costs.plain].into_iter();
     let rate = |scores: &[f64]| {
         let pairs = scores.iter().zip(errors);
         mean(pairs.map(|(nats, error)| nats / error))
     };
-    series.map(rate).collect()
+    let series = series.filter(|scores| !scores.is_empty());
+    series.map(|scores| rate(scores)).collect()
 }
 
 /// Geometric mean of the positive finite numbers; 0 without any.
@@ -97,11 +107,16 @@ mod tests {
     #[test]
     fn rates_are_mean_scores_per_error() {
         // Two types; with error feedback, then without.
-        let rates = rates_of(&[0.2, 0.8, 0.4, 3.2], &[0.1, 0.1]);
+        let both = Costs {
+            plain: vec![0.4, 3.2],
+            ..Costs::of(vec![0.2, 0.8])
+        };
+        let rates = rates_of(&both, &[0.1, 0.1]);
         assert!((rates[0] - 4.0).abs() < 1e-12, "{rates:?}");
         assert!((rates[1] - 128f64.sqrt()).abs() < 1e-12, "{rates:?}");
         // A type without an error gives no rate.
-        assert_eq!(rates_of(&[0.0, 0.5], &[0.0, 0.25]), [2.0]);
-        assert_eq!(rates_of(&[0.0, 0.0], &[0.0, 0.0]), [0.0]);
+        let rates = |nats: [f64; 2], errors| rates_of(&Costs::of(nats.into()), errors);
+        assert_eq!(rates([0.0, 0.5], &[0.0, 0.25]), [2.0]);
+        assert_eq!(rates([0.0, 0.0], &[0.0, 0.0]), [0.0]);
     }
 }

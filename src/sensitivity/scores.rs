@@ -7,9 +7,13 @@
 //! model's own distribution follows without sampling, and a row of the embedding is read only by
 //! its token.
 //!
-//! The work: each matrix is quantized to every candidate, a band of rows at a time, and each
-//! difference multiplied once by the inputs; every draw is then a sum of products.
+//! The work: rows of each matrix are quantized to every candidate, a band at a time, and each
+//! difference multiplied once by the inputs; every draw is then a sum of products. Of large
+//! matrices, a sample of the rows is enough (see `sampled`).
 
+use super::rows::{Row, RowSample, RowSum};
+use super::sampled::Sampling;
+use super::saved::{Costs, Nats};
 use super::{OutputRows, Result};
 use crate::format::types::GgmlType;
 use crate::input::Tensor;
@@ -25,11 +29,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Rows of a matrix quantized and multiplied at a time.
-const BAND_ROWS: usize = 64;
+pub(crate) const BAND_ROWS: usize = 64;
 /// Errors of a type on held-out inputs: the reference's, and those of the chosen rounding.
-const ERRORS: usize = 2;
+pub(super) const ERRORS: usize = 2;
 /// Rows of activations multiplied at a time.
-const BLOCK_ROWS: usize = 256;
+pub(super) const BLOCK_ROWS: usize = 256;
 
 /// Returns an error on cancellation.
 pub(super) fn check_stop(progress: &dyn Progress) -> Result<()> {
@@ -47,37 +51,33 @@ pub(super) struct Candidate<'a> {
     pub(super) hessians: Option<&'a InputHessians>,
 }
 
-/// A band of rows of one matrix.
-struct Band<'i> {
-    /// Index of its first row in the matrix.
-    first: usize,
-    weights: Vec<f32>,
-    knowledge: Knowledge<'i>,
+/// Rows of one matrix, with their weights.
+pub(super) struct Band<'r> {
+    pub(super) rows: &'r [Row],
+    /// `[rows, columns]`.
+    pub(super) weights: Vec<f32>,
 }
 
 /// Change of a band by a type, and a buffer for its blocks.
 #[derive(Default)]
-struct Change {
+pub(super) struct Change {
     blocks: Vec<u8>,
-    weights: Vec<f32>,
+    pub(super) weights: Vec<f32>,
 }
 
 impl Band<'_> {
-    fn rows(&self, columns: usize) -> usize {
-        self.weights.len() / columns
-    }
-
     /// Rounded weights minus the weights.
-    fn change(
+    pub(super) fn change(
         &self,
         rounder: &Rounder,
+        knowledge: &Knowledge<'_>,
         change: &mut Change,
         progress: &dyn Progress,
     ) -> Result<Proof> {
         let Change { blocks, weights } = change;
         blocks.resize(rounder.blocks_bytes(self.weights.len()), 0);
         weights.resize(self.weights.len(), 0.0);
-        let proof = rounder.round(&self.weights, &self.knowledge, blocks, progress)?;
+        let proof = rounder.round(&self.weights, knowledge, blocks, progress)?;
         rounder.widen(blocks, weights);
         weights
             .iter_mut()
@@ -92,56 +92,75 @@ impl Candidate<'_> {
         self.weights.tensor
     }
 
-    fn columns(&self) -> usize {
+    pub(super) fn columns(&self) -> usize {
         self.weights.tensor.info.shape.row_len() as usize
     }
 
-    /// Runs `see` on all bands of a matrix in parallel, and sums its `len` numbers in band order.
-    fn bands(
+    /// Rows of each matrix.
+    pub(super) fn rows(&self) -> usize {
+        self.weights.tensor.rows_per_matrix() as usize
+    }
+
+    /// Runs `see` on bands of rows in parallel, and `fold` on the results in the order of rows.
+    pub(super) fn bands<T: Send>(
+        &self,
+        sample: &RowSample,
+        progress: &dyn Progress,
+        see: impl Fn(Band<'_>) -> Result<T> + Sync,
+        mut fold: impl FnMut(T),
+    ) -> Result<()> {
+        let Weights { reader, tensor, .. } = self.weights;
+        let (n, start) = (self.columns(), tensor.rows_of(sample.matrix).start);
+        let band_of = |rows| -> Result<T> {
+            let mut weights = vec![0.0f32; <[Row]>::len(rows) * n];
+            let mut left = &mut *weights;
+            for run in rows.chunk_by(|a: &Row, b: &Row| a.index + 1 == b.index) {
+                let (here, others) = left.split_at_mut(run.len() * n);
+                let first = start + run[0].index as u64;
+                reader.widen_here(tensor, first..first + run.len() as u64, here)?;
+                left = others;
+            }
+            see(Band { rows, weights })
+        };
+        let bands: Vec<&[Row]> = sample.rows.chunks(BAND_ROWS).collect();
+        // Enough bands at a time to keep all threads busy.
+        for bands in bands.chunks(rayon::current_num_threads() * 2) {
+            check_stop(progress)?;
+            let seen: Result<Vec<T>> = bands.par_iter().map(|rows| band_of(rows)).collect();
+            seen?.into_iter().for_each(&mut fold);
+        }
+        Ok(())
+    }
+
+    /// The same for all rows of a matrix, with the sums of `len` numbers.
+    fn sums(
         &self,
         matrix: usize,
         len: usize,
         progress: &dyn Progress,
         see: impl Fn(Band<'_>) -> Result<Vec<f64>> + Sync,
     ) -> Result<Vec<f64>> {
-        let Weights { reader, tensor, .. } = self.weights;
-        let inputs = self.inputs(matrix)?;
-        let knowledge = Knowledge {
-            importance: self.weights.importance_of(matrix, inputs.is_some()),
-            inputs: inputs.as_deref(),
-            output: None,
-        };
         let mut total = vec![0.0f64; len];
-        let (mut buffer, rows) = (Vec::new(), tensor.rows_of(matrix));
-        // Enough bands at a time to keep all threads busy.
-        let step = (BAND_ROWS * rayon::current_num_threads() * 2) as u64;
-        for start in rows.clone().step_by(step as usize) {
-            check_stop(progress)?;
-            let band = reader.band(tensor, start..(start + step).min(rows.end), &mut buffer)?;
-            let sums: Result<Vec<Vec<f64>>> = band
-                .par_chunks(BAND_ROWS)
-                .map(|band| {
-                    let mut weights = vec![0.0f32; band.len() * band.row_len()];
-                    band.widen(&mut weights);
-                    see(Band {
-                        first: (band.rows().start - rows.start) as usize,
-                        weights,
-                        knowledge,
-                    })
-                })
-                .collect();
-            for sums in sums? {
-                total
-                    .iter_mut()
-                    .zip(sums)
-                    .for_each(|(total, sum)| *total += sum);
-            }
-        }
+        let sample = RowSample::all(matrix, self.rows());
+        self.bands(&sample, progress, see, |sums| add(&mut total, &sums))?;
         Ok(total)
     }
 
+    /// Statistics for rounding rows of a matrix.
+    pub(super) fn knowledge<'k>(
+        &'k self,
+        matrix: usize,
+        inputs: Option<&'k InputStatistics>,
+    ) -> Knowledge<'k> {
+        Knowledge {
+            importance: self.weights.importance_of(matrix, inputs.is_some()),
+            inputs,
+            output: None,
+        }
+    }
+
     /// Statistics of a matrix's inputs, for error feedback.
-    fn inputs(&self, matrix: usize) -> Result<Option<Arc<InputStatistics>>> {
+    pub(super) fn inputs(&self, matrix: usize) -> Result<Option<Arc<InputStatistics>>> {
         match self.hessians {
             Some(hessians) if self.types.iter().any(Rounder::takes_feedback) => {
                 Ok(hessians.inputs(&self.tensor().info.name, matrix, self.columns())?)
@@ -166,37 +185,42 @@ impl Candidate<'_> {
     }
 
     /// The sum of `u^2 / 2` over positions, averaged over draws, for each type; corrected for
-    /// correlations between positions if the samples cover the `whole` of each chunk. With error
-    /// feedback, the costs without it follow.
+    /// correlations between positions if the samples cover the whole of each chunk.
     pub(super) fn of_matrix(
         &self,
         samples: &LinearSamples,
-        whole: bool,
+        sampling: Sampling,
         progress: &dyn Progress,
-    ) -> Result<Vec<f64>> {
-        let (n, m) = (samples.columns, samples.width);
-        let draws = samples
-            .pieces
-            .first()
-            .map_or(0, |piece| piece.gradients.len());
-        let positions: usize = samples
-            .pieces
-            .iter()
-            .map(|piece| piece.inputs.len() / n)
-            .sum();
+    ) -> Result<Costs> {
         // An expert without positions.
-        if draws * positions == 0 {
-            return Ok(vec![0.0; self.numbers()]);
+        if draws_of(samples) * positions_of(samples) == 0 {
+            return Ok(self.costs(vec![0.0; self.types.len()], &[]));
         }
+        match sampling.rows_of(self, samples.matrices) {
+            Some(rows) => self.of_some_rows(samples, Sampling { rows, ..sampling }, progress),
+            None => self.of_all_rows(samples, sampling.is_whole, progress),
+        }
+    }
+
+    fn of_all_rows(
+        &self,
+        samples: &LinearSamples,
+        is_whole: bool,
+        progress: &dyn Progress,
+    ) -> Result<Costs> {
+        let (n, m) = (samples.columns, samples.width);
+        let (draws, positions) = (draws_of(samples), positions_of(samples));
+        let inputs = self.inputs(samples.matrix)?;
+        let knowledge = self.knowledge(samples.matrix, inputs.as_deref());
         // By type, piece, draw and position; then errors on held-out inputs.
         let len = self.types.len() * draws * positions;
         let all = len + self.types.len() * ERRORS;
-        let mut u = self.bands(samples.matrix, all, progress, |band| {
+        let mut u = self.sums(samples.matrix, all, progress, |band| {
             let (mut change, mut product) = (Change::default(), Vec::new());
-            let wide = band.rows(n);
+            let wide = band.rows.len();
             let (mut u, mut errors) = (Vec::with_capacity(all), Vec::new());
             for rounder in &self.types {
-                let proof = band.change(rounder, &mut change, progress)?;
+                let proof = band.change(rounder, &knowledge, &mut change, progress)?;
                 errors.extend([proof.reference, proof.taken]);
                 for piece in &samples.pieces {
                     check_stop(progress)?;
@@ -210,7 +234,7 @@ impl Candidate<'_> {
                     );
                     for gradients in &piece.gradients {
                         let of_row = |(product, gradient): (&[f32], &[f32])| {
-                            dot(product, &gradient[band.first..])
+                            dot(product, &gradient[band.rows[0].index..])
                         };
                         u.extend(
                             product
@@ -229,7 +253,7 @@ impl Candidate<'_> {
             .chunks(draws * positions)
             .map(|u| u.iter().map(|u| u * u).sum())
             .collect();
-        if whole {
+        if is_whole {
             let of_type = |u: &[f64]| -> f64 {
                 let (mut left, mut sum) = (u, 0.0);
                 for piece in &samples.pieces {
@@ -243,39 +267,35 @@ impl Candidate<'_> {
                 sum
             };
             let sums: Vec<f64> = u.chunks(draws * positions).map(of_type).collect();
-            in_common(&mut squares, &sums, samples.pieces.len() * draws);
+            let ratio = ratio_of_sums(&squares, &sums, samples.pieces.len() * draws);
+            squares.iter_mut().for_each(|square| *square *= ratio);
         }
         squares
             .iter_mut()
             .for_each(|sum| *sum /= (2 * draws) as f64);
-        Ok(self.with_plain(squares, &errors))
+        Ok(self.costs(squares, &errors))
     }
 
-    /// Number of values of a score: the cost of each type and, with error feedback, the cost
-    /// without it.
-    pub(super) fn numbers(&self) -> usize {
-        self.types.len() * if self.hessians.is_some() { 2 } else { 1 }
-    }
-
-    /// With error feedback, appends the costs without it, in proportion to the errors on held-out
-    /// inputs.
-    fn with_plain(&self, mut nats: Vec<f64>, errors: &[f64]) -> Vec<f64> {
-        if self.hessians.is_some() {
-            let ratio = |errors: &[f64]| {
-                if errors[1] > 0.0 {
-                    errors[0] / errors[1]
-                } else {
-                    1.0
-                }
-            };
-            let plain: Vec<f64> = nats
+    /// Costs of the types. With error feedback, the costs without it are in proportion to the
+    /// `errors` on held-out inputs, two for each type.
+    pub(super) fn costs(&self, nats: Vec<f64>, errors: &[f64]) -> Costs {
+        let ratios = errors.chunks(ERRORS).map(|errors| match errors[1] > 0.0 {
+            true => errors[0] / errors[1],
+            false => 1.0,
+        });
+        let plain = match self.hessians {
+            Some(_) => nats
                 .iter()
-                .zip(errors.chunks(ERRORS))
-                .map(|(n, errors)| n * ratio(errors))
-                .collect();
-            nats.extend(plain);
+                .zip(ratios.chain(std::iter::repeat(1.0)))
+                .map(|(nats, ratio)| nats * ratio)
+                .collect(),
+            None => Vec::new(),
+        };
+        Costs {
+            nats,
+            plain,
+            error: 0.0,
         }
-        nats
     }
 
     /// The same for the output matrix: half the variance of the change of the logits.
@@ -283,17 +303,23 @@ impl Candidate<'_> {
         &self,
         head: &Head<'_>,
         read: &OutputRows,
+        sampling: Sampling,
         progress: &dyn Progress,
-    ) -> Result<Vec<f64>> {
+    ) -> Result<Costs> {
+        if let Some(rows) = sampling.rows_of(self, 1) {
+            return self.of_some_logits(head, read, Sampling { rows, ..sampling }, progress);
+        }
         let OutputRows { inputs, log_z } = read;
+        let statistics = self.inputs(0)?;
+        let knowledge = self.knowledge(0, statistics.as_deref());
         let (n, positions) = (self.columns(), log_z.len());
         // First and second moment of the change, by type and position.
         let len = self.types.len() * positions * 2;
         let all = len + self.types.len() * ERRORS;
-        let mut moments = self.bands(0, all, progress, |band| {
+        let mut moments = self.sums(0, all, progress, |band| {
             let mut change = Change::default();
             let (mut logits, mut product) = (Vec::new(), Vec::new());
-            let wide = band.rows(n);
+            let wide = band.rows.len();
             let mut moments = vec![0.0f64; len];
             let mut errors = Vec::new();
             // Probabilities and slopes of the logits for all positions: [positions, wide].
@@ -304,7 +330,7 @@ impl Candidate<'_> {
                 rows_times_rows(block, &band.weights, [log_z.len(), wide, n], &mut logits);
                 for (logits, log_z) in logits.chunks_exact(wide).zip(log_z) {
                     weighted.extend(logits.iter().enumerate().map(|(i, product)| {
-                        let (logit, slope) = head.bend(band.first + i, *product);
+                        let (logit, slope) = head.bend(band.rows[i].index, *product);
                         ((f64::from(logit) - log_z).exp() as f32, slope)
                     }));
                 }
@@ -314,7 +340,7 @@ impl Candidate<'_> {
                 .iter()
                 .zip(moments.chunks_exact_mut(positions * 2))
             {
-                let proof = band.change(rounder, &mut change, progress)?;
+                let proof = band.change(rounder, &knowledge, &mut change, progress)?;
                 errors.extend([proof.reference, proof.taken]);
                 let blocks = inputs
                     .chunks(BLOCK_ROWS * n)
@@ -346,7 +372,7 @@ impl Candidate<'_> {
                 .map(|m| (m[1] - m[0] * m[0]).max(0.0) / 2.0)
                 .sum::<f64>()
         };
-        Ok(self.with_plain(
+        Ok(self.costs(
             moments.chunks(positions * 2).map(of_type).collect(),
             &errors,
         ))
@@ -356,69 +382,116 @@ impl Candidate<'_> {
     pub(super) fn of_embedding(
         &self,
         embedded: &[Embedded],
+        sampling: Sampling,
         progress: &dyn Progress,
-    ) -> Result<Vec<f64>> {
+    ) -> Result<Costs> {
         let columns = self.columns();
-        let mut samples: BTreeMap<u64, Vec<(usize, usize)>> = BTreeMap::new();
+        let mut samples: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
         for (chunk, embedded) in embedded.iter().enumerate() {
             for (position, token) in embedded.tokens.iter().enumerate() {
                 samples
-                    .entry(u64::from(*token))
+                    .entry(*token as usize)
                     .or_default()
                     .push((chunk, position));
             }
         }
         let draws = embedded.first().map_or(0, |e| e.gradients.len());
-        let samples: Vec<_> = samples.into_iter().collect();
-        // Squares by type, then sums by type, chunk and draw.
+        // The inputs of an embedding are row indices: it has no Hessian.
+        let knowledge = self.knowledge(0, None);
         let (types, sequences) = (self.types.len(), embedded.len() * draws);
-        let of_row = |(row, places): &(u64, Vec<(usize, usize)>)| -> Result<Vec<f64>> {
-            let Weights { reader, tensor, .. } = self.weights;
-            let mut weights = vec![0.0f32; columns];
-            reader.widen_here(tensor, *row..*row + 1, &mut weights)?;
-            let band = Band {
-                first: 0,
-                weights,
-                // The inputs of an embedding are row indices: it has no Hessian.
-                knowledge: Knowledge {
-                    importance: self.weights.importance_of(0, false),
-                    ..Knowledge::default()
-                },
-            };
-            let mut change = Change::default();
-            let mut found = vec![0.0f64; types * (1 + sequences)];
-            for (i, rounder) in self.types.iter().enumerate() {
-                band.change(rounder, &mut change, progress)?;
-                for (chunk, position) in places {
-                    for (draw, g) in embedded[*chunk].gradients.iter().enumerate() {
-                        let u = dot(&change.weights, &g[position * columns..][..columns]);
-                        found[i] += u * u;
-                        found[types + i * sequences + chunk * draws + draw] += u;
+        let gradients = |row: usize| {
+            let places = samples.get(&row).map_or(&[][..], Vec::as_slice);
+            places.iter().flat_map(move |(chunk, position)| {
+                let of_draws = embedded[*chunk].gradients.iter().enumerate();
+                of_draws.map(move |(draw, g)| {
+                    (chunk * draws + draw, &g[position * columns..][..columns])
+                })
+            })
+        };
+        let mut tokens = RowSample::all(0, self.rows());
+        tokens.rows.retain(|row| samples.contains_key(&row.index));
+        let is_sampled = sampling
+            .rows_of(self, 1)
+            .filter(|rows| *rows < tokens.rows.len());
+        let sample = match is_sampled {
+            Some(rows) => {
+                let mut costs = vec![0.0; tokens.rows.len()];
+                let mut done = 0;
+                self.bands(
+                    &tokens,
+                    progress,
+                    |band| {
+                        let rows = band.rows.iter().zip(band.weights.chunks_exact(columns));
+                        let cost = |(row, weights): (&Row, &[f32])| {
+                            let all = gradients(row.index).map(|(_, g)| dot(g, g));
+                            all.sum::<f64>() * dot(weights, weights)
+                        };
+                        Ok(rows.map(cost).collect::<Vec<f64>>())
+                    },
+                    |band: Vec<f64>| {
+                        costs[done..][..band.len()].copy_from_slice(&band);
+                        done += band.len();
+                    },
+                )?;
+                let mut sample = RowSample::proportional(0, &costs, rows, sampling.seed);
+                let index = |row: &mut Row| row.index = tokens.rows[row.index].index;
+                sample.rows.iter_mut().for_each(index);
+                sample
+            }
+            None => tokens,
+        };
+        // Squares by type, then sums by type, chunk and draw, of each row.
+        let of_row = |change: &[f32], row: usize| {
+            let (mut square, mut sums) = (0.0, vec![0.0f64; sequences]);
+            for (sequence, g) in gradients(row) {
+                let u = dot(change, g);
+                square += u * u;
+                sums[sequence] += u;
+            }
+            (square, sums)
+        };
+        let mut squares = vec![RowSum::default(); types];
+        let mut in_sequences = vec![0.0f64; types * sequences];
+        self.bands(
+            &sample,
+            progress,
+            |band| {
+                let mut change = Change::default();
+                let mut all = Vec::with_capacity(types);
+                for rounder in &self.types {
+                    band.change(rounder, &knowledge, &mut change, progress)?;
+                    let rows = band.rows.iter().zip(change.weights.chunks_exact(columns));
+                    let rows = rows.map(|(row, change)| (*row, of_row(change, row.index)));
+                    all.push(rows.collect::<Vec<_>>());
+                }
+                Ok(all)
+            },
+            |band| {
+                for (i, rows) in band.into_iter().enumerate() {
+                    for (row, (square, sums)) in rows {
+                        squares[i].add(&row, square);
+                        // Rows are independent: in a sample, the weights of sums are those of
+                        // their squares.
+                        let weight = row.weight.sqrt();
+                        let sums: Vec<f64> = sums.iter().map(|sum| sum * weight).collect();
+                        add(&mut in_sequences[i * sequences..][..sequences], &sums);
                     }
                 }
-            }
-            Ok(found)
-        };
-        let mut total = vec![0.0f64; types * (1 + sequences)];
-        for rows in samples.chunks(256) {
-            let sums: Result<Vec<_>> = rows.par_iter().map(of_row).collect();
-            for sums in sums? {
-                total
-                    .iter_mut()
-                    .zip(sums)
-                    .for_each(|(total, sum)| *total += sum);
-            }
-        }
-        let (squares, sums) = total.split_at_mut(types);
+            },
+        )?;
         let of_type = |u: &[f64]| u.iter().map(|u| u * u).sum::<f64>();
-        let sums: Vec<f64> = sums.chunks(sequences.max(1)).map(of_type).collect();
-        in_common(squares, &sums, sequences);
-        let nats = squares
-            .iter()
-            .map(|sum| sum / (2 * draws.max(1)) as f64)
-            .collect();
-        // An embedding has no input errors.
-        Ok(self.with_plain(nats, &vec![1.0; types * ERRORS]))
+        let sums: Vec<f64> = in_sequences.chunks(sequences.max(1)).map(of_type).collect();
+        let estimates: Vec<f64> = squares.iter().map(|square| square.sum).collect();
+        let ratio = ratio_of_sums(&estimates, &sums, sequences);
+        let scale = ratio / (2 * draws.max(1)) as f64;
+        let errors = squares.iter().map(|square| square.error() * scale);
+        let error = errors.sum::<f64>() / types.max(1) as f64;
+        let nats = estimates.iter().map(|sum| sum * scale).collect();
+        Ok(Costs {
+            error,
+            // An embedding has no input errors.
+            ..self.costs(nats, &[])
+        })
     }
 
     /// The error of the weights alone: the sum of the squared changes, each times its column's
@@ -440,19 +513,18 @@ impl Candidate<'_> {
                 };
                 rows.chunks_exact(columns).map(of_row).sum()
             };
-            let sums = self.bands(matrix, total.len(), progress, |band| {
+            let inputs = self.inputs(matrix)?;
+            let knowledge = self.knowledge(matrix, inputs.as_deref());
+            let sums = self.sums(matrix, total.len(), progress, |band| {
                 let mut change = Change::default();
                 let mut sums = vec![squared(&band.weights)];
                 for rounder in &self.types {
-                    band.change(rounder, &mut change, progress)?;
+                    band.change(rounder, &knowledge, &mut change, progress)?;
                     sums.push(squared(&change.weights));
                 }
                 Ok(sums)
             })?;
-            total
-                .iter_mut()
-                .zip(sums)
-                .for_each(|(total, sum)| *total += sum);
+            add(&mut total, &sums);
         }
         // Zero weights have no errors either.
         let all = if total[0] > 0.0 { total[0] } else { 1.0 };
@@ -460,14 +532,15 @@ impl Candidate<'_> {
     }
 }
 
-/// Corrects the squares of single positions for correlations between errors at different positions.
+/// The factor that corrects squares of single positions for correlations between errors at
+/// different positions.
 ///
 /// The exact second order squares the sum over a sequence. That is one number per sequence and
 /// draw, and mostly noise for a single type; but its ratio to the squares of single positions is a
 /// property of the tensor, and every type is another sample of it: the mean ratio over all types is
 /// used for each. With few `sequences` (chunks times draws) and types, the ratio is shrunk towards
 /// 1.
-fn in_common(squares: &mut [f64], of_sequences: &[f64], sequences: usize) {
+pub(super) fn ratio_of_sums(squares: &[f64], of_sequences: &[f64], sequences: usize) -> f64 {
     /// Ratios outside of this range are noise.
     const BOUNDS: (f64, f64) = (0.5, 20.0);
     /// Weight of the prior ratio of 1, in samples.
@@ -477,16 +550,22 @@ fn in_common(squares: &mut [f64], of_sequences: &[f64], sequences: usize) {
         .zip(of_sequences)
         .filter(|(squares, _)| **squares > 0.0);
     let ratios: Vec<f64> = pairs.map(|(squares, sums)| sums / squares).collect();
-    if !ratios.is_empty() {
-        let experiments = (ratios.len() * sequences) as f64;
-        let sum = ratios.iter().sum::<f64>() * sequences as f64;
-        let ratio = ((sum + PRIOR) / (experiments + PRIOR)).clamp(BOUNDS.0, BOUNDS.1);
-        squares.iter_mut().for_each(|squares| *squares *= ratio);
+    if ratios.is_empty() {
+        return 1.0;
     }
+    let experiments = (ratios.len() * sequences) as f64;
+    let sum = ratios.iter().sum::<f64>() * sequences as f64;
+    ((sum + PRIOR) / (experiments + PRIOR)).clamp(BOUNDS.0, BOUNDS.1)
+}
+
+/// Adds numbers one by one.
+fn add(total: &mut [f64], numbers: &[f64]) {
+    let pairs = total.iter_mut().zip(numbers);
+    pairs.for_each(|(total, x)| *total += x);
 }
 
 /// Dot product over the shorter length, in eight lanes.
-fn dot(a: &[f32], b: &[f32]) -> f64 {
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
     let len = a.len().min(b.len());
     let (a, a_rest) = a[..len].as_chunks::<8>();
     let (b, b_rest) = b[..len].as_chunks::<8>();
@@ -500,26 +579,36 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     f64::from(lanes.iter().sum::<f32>() + rest)
 }
 
-/// Scores of the matrices of a layer, summed over the matrices of a tensor; `whole` if the samples
-/// cover every position.
+/// Costs of a layer's tensors, summed over their matrices.
 pub(super) fn of_layer(
     samples: &[LinearSamples],
-    whole: bool,
+    sampling: Sampling,
     candidates: &BTreeMap<&str, Candidate<'_>>,
     progress: &dyn Progress,
-) -> Result<BTreeMap<String, Vec<f64>>> {
-    let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+) -> Result<Nats> {
+    let mut sums = Nats::new();
     for samples in samples {
         let Some(candidate) = candidates.get(&*samples.name) else {
             continue;
         };
-        let of_matrix = candidate.of_matrix(samples, whole, progress)?;
-        let sum = sums
-            .entry(samples.name.clone())
-            .or_insert_with(|| vec![0.0; of_matrix.len()]);
-        sum.iter_mut().zip(of_matrix).for_each(|(sum, x)| *sum += x);
+        let costs = candidate.of_matrix(samples, sampling, progress)?;
+        sums.entry(samples.name.clone()).or_default().add(&costs);
     }
     Ok(sums)
+}
+
+/// Number of sampled labels of each position.
+pub(super) fn draws_of(samples: &LinearSamples) -> usize {
+    let first = samples.pieces.first();
+    first.map_or(0, |piece| piece.gradients.len())
+}
+
+/// Number of sampled positions.
+pub(super) fn positions_of(samples: &LinearSamples) -> usize {
+    let pieces = samples.pieces.iter();
+    pieces
+        .map(|piece| piece.inputs.len() / samples.columns)
+        .sum()
 }
 
 /// Types that a tensor can take at all: whole blocks per row, and importance weights where
@@ -541,20 +630,12 @@ pub(super) fn possible(
 
 #[cfg(test)]
 mod tests {
-    use super::in_common;
+    use super::ratio_of_sums;
 
     #[test]
     fn correlation_needs_many_samples() {
         let (squares, sums) = ([1.0, 2.0, 0.0], [3.0, 6.0, 0.0]);
-        let ratio = |sequences| {
-            let mut squares = squares;
-            in_common(&mut squares, &sums, sequences);
-            assert!(
-                (squares[1] / squares[0] - 2.0).abs() < 1e-12 && squares[2] == 0.0,
-                "{squares:?}"
-            );
-            squares[0]
-        };
+        let ratio = |sequences| ratio_of_sums(&squares, &sums, sequences);
         assert!((ratio(25) - 2.0).abs() < 1e-12, "half of the way");
         assert!(ratio(1) < 1.1 && ratio(100_000) > 2.99);
         assert_eq!(ratio(0), 1.0);

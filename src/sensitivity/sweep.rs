@@ -12,7 +12,7 @@
 //! Exact, but it runs the rest of the model for each tensor and type, where the second-order score
 //! takes one product. It serves as a comparison.
 
-use super::saved::{self, Nats};
+use super::saved::{self, Costs, Nats};
 use super::scores::{Candidate, check_stop};
 use super::{Error, ModelKnowledge, Result, Run};
 use crate::arch::Role;
@@ -58,7 +58,7 @@ pub(super) fn sweep(
     nats.retain(|name, found| {
         candidates
             .get(&**name)
-            .is_some_and(|candidate| candidate.types.len() == found.len())
+            .is_some_and(|candidate| candidate.types.len() == found.nats.len())
     });
     let steps = |candidate: &Candidate<'_>| candidate.types.len() as u64;
     progress.begin(candidates.values().map(steps).sum(), Unit::Steps);
@@ -97,7 +97,7 @@ pub(super) fn sweep(
             progress.advance(1);
         }
         if found.is_empty() || found.iter().any(|nats| *nats > 0.0) {
-            nats.insert((*name).to_owned(), found);
+            nats.insert((*name).to_owned(), Costs::of(found));
         }
         if let Some(resume) = resume.filter(|resume| resume.due()) {
             resume.save::<Error>(

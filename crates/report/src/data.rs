@@ -280,6 +280,10 @@ pub struct Tensor {
     pub weights: u64,
     /// Candidate types by rising size.
     pub choices: Vec<Choice>,
+    /// Standard error of the nats due to the sampling of rows, relative to them, averaged over the
+    /// types; absent if all rows were rounded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standard_error: Option<f64>,
 }
 
 /// A candidate type of a tensor.

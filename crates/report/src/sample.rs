@@ -174,6 +174,7 @@ fn tensors(shape: &Shape) -> Vec<Tensor> {
             },
             weights,
             choices: TYPES.iter().enumerate().map(choice).collect(),
+            standard_error: None,
         }
     };
     places.iter().enumerate().map(tensor).collect()

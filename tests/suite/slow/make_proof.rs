@@ -127,3 +127,37 @@ fn a_sweep_agrees_with_the_second_order() {
         }
     }
 }
+
+#[test]
+fn some_rows_are_as_good_as_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = format!("{}/testdata/refmodel-f16.gguf", env!("CARGO_MANIFEST_DIR"));
+    let run = |rows: u32| {
+        let args = format!(
+            "frontier {model} -c 128 --types q4_k,q2_k,tq2_0 --score-chunks 2 --score-rows {rows} --json -o {rows}"
+        );
+        json(dir.path(), &args)
+    };
+    let (all, some) = (run(0), run(64));
+    let tensors = |frontier: &serde_json::Value| frontier["tensors"].as_array().unwrap().clone();
+    let (mut squares, mut count) = (0.0, 0.0);
+    for (all, some) in tensors(&all).iter().zip(&tensors(&some)) {
+        assert_eq!(all["name"], some["name"]);
+        assert!(all["standard_error"].is_null(), "{all}");
+        let error = some["standard_error"].as_f64().unwrap();
+        assert!((0.001..0.15).contains(&error), "{} {error}", some["name"]);
+        let choices = |tensor: &serde_json::Value| tensor["choices"].as_array().unwrap().clone();
+        for (all, some) in choices(all).iter().zip(&choices(some)) {
+            assert_eq!(all["type"], some["type"]);
+            let [all, some] = [all, some].map(|choice| choice["nats"].as_f64().unwrap());
+            if all > 0.0 {
+                squares += (some / all).ln().powi(2);
+                count += 1.0;
+            }
+        }
+    }
+    // 44 tensors, three types each.
+    assert_eq!(count, 132.0);
+    let typical = f64::sqrt(squares / count);
+    assert!(typical < 0.12, "{typical}");
+}

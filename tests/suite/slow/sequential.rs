@@ -355,6 +355,7 @@ fn gradient_sums_match_the_backward_pass() {
         measure,
         types,
         positions: 0,
+        rows: 0,
         draws: 2,
         seed: 3,
     };
