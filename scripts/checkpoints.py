@@ -20,6 +20,7 @@ import zlib
 from pathlib import Path
 
 import expert_checkpoints
+import frontier_checkpoints
 import torch
 from quantized import QUANTIZED, REFUSED, write_files
 from safetensors.torch import save_file
@@ -46,6 +47,9 @@ BEGIN = {"type": "TemplateProcessing", "single": [FIRST, TEXTS[0]], "pair": [FIR
 
 def tensor(name, shape, dtype):
     """Reproducible weights for a name, with a few edge cases of rounding."""
+    whole = frontier_checkpoints.integers(name, shape)
+    if whole is not None:
+        return whole
     gen = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     w = torch.randn(shape, generator=gen, dtype=torch.float32) * 0.05
     if name.endswith("_blocks"):
@@ -2245,13 +2249,15 @@ PLAIN = {
 
 
 CHECKPOINTS |= expert_checkpoints.makers(sys.modules[__name__])
+CHECKPOINTS |= frontier_checkpoints.makers(sys.modules[__name__])
+PLAIN |= frontier_checkpoints.plain(sys.modules[__name__])
 CARD = "Card-Llama-7M-Chat-v0.3"
 
 
 def enliven(name, tensors):
     """Norm weights near 1 (some are stored minus 1), no outliers, and logits that differ by about a nat."""
     for key, w in tensors.items():
-        if key.endswith("relative_pe.slopes") or w.dtype == torch.uint8:
+        if key.endswith("relative_pe.slopes") or not w.is_floating_point():
             continue
         w32 = w.float().clamp(-0.2, 0.2)
         plus_one = name.startswith("gemma") or name.startswith(("qwen35", "qwen3next", "step35", "minimax-m3")) and "linear_attn" not in key
@@ -2406,6 +2412,10 @@ def write_hunyuan_moe(folder):
     import small_vocabularies
 
     small_vocabularies.tiktoken(folder, "hy.tiktoken", small_vocabularies.HUNYUAN, twice=True)
+
+
+def write_dots3(folder):
+    write_bpe(folder, ["<|endofassistant|>"])
 
 
 def write_muse(folder):
@@ -2583,7 +2593,7 @@ def make(out, name, lively=False):
     {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
      "glm": write_glm, "glm-moe": write_glm_moe, "bpe-bos": write_bpe_bos, "solar": write_solar, "laguna": write_laguna,
      "hunyuan-moe": write_hunyuan_moe, "muse": write_muse, "hf": write_hf, "hf-bare": lambda folder: write_hf(folder, False),
-     "plamo": write_plamo, "arctic": write_arctic, "llada": write_llada, "world": write_world}[tokenizer](folder)
+     "plamo": write_plamo, "arctic": write_arctic, "dots3": write_dots3, "llada": write_llada, "world": write_world}[tokenizer](folder)
     if name.startswith("minimax"):
         (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
     if name.endswith("-embedding"):

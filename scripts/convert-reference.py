@@ -40,7 +40,8 @@ def main():
     if told := os.environ.get("QUANTIER_PRE", "gpt-2"):
         # Kimi's ranks have one pre-tokenizer; the reference accepts no other.
         def pre(self, tokenizer):
-            is_kimi = type(self).__name__ in ("KimiLinearModel", "DeepseekV2Model") and hasattr(tokenizer, "special_tokens")
+            kimi = ("KimiLinearModel", "DeepseekV2Model", "KimiK3Model")
+            is_kimi = type(self).__name__ in kimi and hasattr(tokenizer, "special_tokens")
             return "kimi-k2" if is_kimi else told
 
         TextModel.get_vocab_base_pre = pre
@@ -66,10 +67,10 @@ def main():
         except Exception:
             traceback.print_exc()
             print(f"failed: {line}", file=sys.stderr)
-        # The program stores these flags in the model's class.
+        # The program stores these flags in the model's class, if it supports them.
         if {"--mtp", "--no-nextn", "--no-mtp"} & set(sys.argv):
             for cls in subclasses(ModelBase):
-                for flag in {"no_mtp", "mtp_only"} & vars(cls).keys():
+                for flag in {"no_mtp", "mtp_only"} & vars(cls).keys() if cls.supports_mtp_export else ():
                     delattr(cls, flag)
         # What RWKV's converters collect of a model, and leave at the class too.
         for cls in subclasses(ModelBase):

@@ -43,6 +43,8 @@ UNBLOCKED = {name: 16.0 for name in ("qwen2", "internvl", "qwen2vl", "qwen25vl",
 # Not causal, or not text models: converted, but not measured.
 UNMEASURED = {"llada", "dream", "qwen3-reranker", "qwen3-reranker-untied",
               "llada-moe", "rnd1",
+              "glm5-next", "glm5-next-shared", "qwen4exp", "qwen4exp-bare", "kimi-k3", "kimi-k3-whole", "dots3note",
+              "dots3note-plain", "hy_v4", "hy_v4-dense",
               # llama.cpp never finishes a token of it.
               "plamo2"}
 # Without the blocks for multi-token prediction of similar checkpoints.

@@ -76,7 +76,7 @@ cases() {
                     printf '%s-bigendian-%s\t%s\tout.gguf\t--bigendian\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
                 done
                 ;;
-            qwen35 | qwen35moe | qwen35-sparse | qwen3next | nemotron_h_moe-latent | bailingmoe3 | glm4-flash | glm4moe | deepseek32 | glm-dsa-shared | hy_v3 | mimo2 | step35)
+            qwen35 | qwen35moe | qwen35-sparse | qwen3next | nemotron_h_moe-latent | bailingmoe3 | glm4-flash | glm4moe | deepseek32 | glm-dsa-shared | hy_v3 | mimo2 | step35 | deepseek4 | glm5-next | dots3note)
                 for type in f32 q8_0; do
                     printf '%s-mtp-%s\t%s\tout.gguf\t--mtp\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
                     printf '%s-no-nextn-%s\t%s\tout.gguf\t--no-nextn\t--outtype\t%s\n' "$name" "$type" "$name" "$type"

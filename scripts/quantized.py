@@ -14,7 +14,8 @@ AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
 def is_linear(name, w):
-    parts = (".mlp.gate.", ".mixer.gate.", "shared_expert_gate", "block_sparse_moe.gate.", "conv1d", "norm")
+    parts = (".mlp.gate.", ".mixer.gate.", "shared_expert_gate", "block_sparse_moe.gate.", "conv1d", "norm", ".hc_", "hyper_connection",
+             "index_", "ngram_")
     return w.dim() >= 2 and ".layers." in name and not any(part in name for part in parts)
 
 
@@ -285,6 +286,74 @@ def ct_mxfp4(config, tensors):
     return linears(tensors, one)
 
 
+def deepseek4(fp8, e8m0):
+    """FP8 in blocks, or not, and experts in MXFP4, under powers of two; no declaration in the config."""
+    fp8_parts = (".wq_a.", ".wq_b.", ".wkv.", ".wo_a.", ".wo_b.", ".shared_experts.", ".e_proj.", ".h_proj.")
+    precise = ("hc_", "attn_sink", ".ape", "gate.bias")
+    to_scale = lambda exponent: exponent.to(torch.uint8).view(torch.float8_e8m0fnu) if e8m0 else exponent.to(torch.uint8)
+
+    def quantize(config, tensors):
+        out = {}
+        for name, w in tensors.items():
+            base = name.removesuffix(".weight")
+            if ".ffn.experts." in name:
+                codes, exponent = mxfp4(w.float())
+                out |= {name: codes.view(torch.int8) if e8m0 else codes, base + ".scale": to_scale(exponent)}
+            elif fp8 and name.endswith(".weight") and "compressor" not in name and any(part in name for part in fp8_parts):
+                largest, _ = blocks(w.float(), 128, 128)
+                exponent = (torch.ceil(torch.log2((largest / 448.0).clamp(min=2.0 ** -100))) + 127).clamp(1, 254)
+                each = torch.exp2(exponent - 127).repeat_interleave(128, 0).repeat_interleave(128, 1)
+                out |= {name: to_fp8(w.float(), each[:w.shape[0], :w.shape[1]]), base + ".scale": to_scale(exponent)}
+            elif any(part in name for part in precise) and w.is_floating_point():
+                out[name] = w.float()
+            else:
+                out[name] = w
+        return out
+    return quantize
+
+
+def kimi_k3(config, tensors):
+    """Routed experts in MXFP4, the rest as it is."""
+    ct(config["text_config"], "mxfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32,
+                                                       "symmetric": True})
+    out = {}
+    for name, w in tensors.items():
+        if ".block_sparse_moe.experts." in name:
+            codes, scale = mxfp4(w.float())
+            out |= {name + "_packed": codes, name + "_scale": scale}
+        else:
+            out[name] = w
+    return out
+
+
+def mimo2(ranks, packed):
+    """FP8 in blocks; a fused projection as `ranks` ranks store it, each with its own blocks; experts in MXFP4."""
+    def quantize(config, tensors):
+        config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+        if packed:
+            config["quantization_config"] |= {"store_dtype": "mxfp4", "mxfp4_block_size": 32}
+        heads, key, value = config["num_attention_heads"], config["head_dim"], config["v_head_dim"]
+
+        def one(name, w):
+            if packed and ".mlp.experts." in name:
+                codes, exponent = mxfp4(w)
+                return {name: codes, name + "_scale": exponent}
+            if "qkv_proj" not in name:
+                largest, each = blocks(w, 128, 128)
+                return {name: to_fp8(w, (each / 448.0).clamp(min=1e-6)), name + "_scale_inv": (largest / 448.0).clamp(min=1e-6)}
+            kv = (w.shape[0] - heads * key) // (key + value)
+            parts = w.split([heads * key, kv * key, kv * value])
+            stored = torch.cat([part.chunk(ranks)[rank] for rank in range(ranks) for part in parts])
+            codes, scales = [], []
+            for rank in stored.chunk(ranks):
+                largest, each = blocks(rank, 128, 128)
+                codes.append(to_fp8(rank, (each / 448.0).clamp(min=1e-6)).view(torch.uint8))
+                scales.append((largest / 448.0).clamp(min=1e-6))
+            return {name: torch.cat(codes).view(torch.float8_e4m3fn), name + "_scale_inv": torch.cat(scales)}
+        return linears(tensors, one, keep=lambda name: name.startswith("model.mtp.") and "qkv_proj" not in name)
+    return quantize
+
+
 # GPTQ, AWQ, BitNet
 
 
@@ -381,6 +450,15 @@ QUANTIZED = {
     "qwen3moe-gptq": ("qwen3moe", gptq(4, 96, zeros=True, unsorted=True)),
     "mixtral-gptq": ("mixtral", gptq(4, 64)),
     "bitnet-packed": ("bitnet", bitnet),
+    "deepseek4": ("deepseek4-plain", deepseek4(True, True)),
+    "deepseek4-bf16": ("deepseek4-plain", deepseek4(False, False)),
+    "deepseek4-f16": ("deepseek4-half", deepseek4(True, False)),
+    "deepseek4-0731": ("deepseek4-plain", deepseek4(True, False)),
+    "mimo2-fp8": ("mimo2-fused", mimo2(4, False)),
+    "mimo2-mxfp4": ("mimo2-fused", mimo2(8, True)),
+    "kimi-k3-mxfp4": ("kimi-k3", kimi_k3),
+    "glm5-next-fp8": ("glm5-next", fp8_block(128, 128)),
+    "qwen4exp-fp8": ("qwen4exp", fp8_block(96, 96)),
 }
 
 # Those that the reference refuses.

@@ -211,6 +211,28 @@ impl Checkpoint {
         read.map_err(|fault| self.bad_scale(source, fault))
     }
 
+    /// The whole numbers of a small tensor, exactly.
+    ///
+    /// # Errors
+    /// A tensor that is too large, or whose numbers are not whole.
+    pub(super) fn integers(&self, source: &Source) -> std::result::Result<Vec<i64>, String> {
+        /// Most numbers of a list.
+        const MOST: u64 = 1 << 16;
+        let count: u64 = source.shape.iter().product();
+        let is_plain = source.form.is_none() && source.strides.is_none();
+        if count > MOST || !is_plain {
+            return Err(format!(
+                "it has {count} numbers; at most {MOST} are expected, row by row"
+            ));
+        }
+        let width = source.dtype.bytes();
+        let numbers = self.data(source).chunks_exact(width);
+        let numbers = numbers.map(|bytes| numbers::integer(source.dtype, bytes));
+        let numbers: Option<Vec<i64>> = numbers.collect();
+        let dtype = source.dtype;
+        numbers.ok_or_else(|| format!("whole numbers are expected, and these are of type {dtype}"))
+    }
+
     /// The error of an invalid number.
     pub(super) fn bad_scale(&self, source: &Source, fault: Fault) -> Error {
         let columns = source.shape.last().copied().unwrap_or(1).max(1);

@@ -11,6 +11,7 @@
 
 mod checkpoint;
 mod explain;
+mod fields;
 pub mod general;
 mod head;
 mod mean;

@@ -66,8 +66,8 @@ pub(super) fn apply(numeric: Numeric, dtype: Dtype, weights: &mut [f32]) {
             Numeric::Exp => f64::from(*w).exp() as f32,
             Numeric::NegExp => -(f64::from(*w).exp() as f32),
             Numeric::Times(factor) => *w * factor,
-            // They depend on the other weights.
-            Numeric::Ternary | Numeric::Centred => *w,
+            // They depend on the other weights, or change none.
+            Numeric::Ternary | Numeric::Centred | Numeric::Widen => *w,
         };
         if dtype == Dtype::F16 {
             *w = half::f16::from_f32(*w).to_f32();
@@ -111,6 +111,57 @@ pub(super) fn narrow(target: GgmlType, weights: &[f32], out: &mut [u8]) {
             GgmlType::TQ1_0 | GgmlType::TQ2_0 => fix_ternary(target, weights, out),
             _ => {}
         }
+    }
+}
+
+/// Converts stored whole numbers to 32 bits.
+///
+/// # Errors
+/// Index and value of the first number that does not fit, or is not whole.
+///
+/// # Panics
+/// If the lengths do not fit each other.
+pub(super) fn narrow_integers(
+    dtype: Dtype,
+    raw: &[u8],
+    out: &mut [u8],
+) -> Result<(), (usize, f32)> {
+    let width = dtype.bytes();
+    assert_eq!(
+        raw.len() / width,
+        out.len() / size_of::<i32>(),
+        "stored numbers"
+    );
+    let numbers = raw
+        .chunks_exact(width)
+        .zip(out.as_chunks_mut().0)
+        .enumerate();
+    for (at, (bytes, out)) in numbers {
+        let number = match integer(dtype, bytes).map(i32::try_from) {
+            Some(Ok(number)) => number,
+            _ => {
+                let mut value = [0.0];
+                widen(dtype, bytes, &mut value);
+                return Err((at, value[0]));
+            }
+        };
+        *out = number.to_le_bytes();
+    }
+    Ok(())
+}
+
+/// A stored whole number; None if it has more than 63 bits, or is a float.
+pub(super) fn integer(dtype: Dtype, bytes: &[u8]) -> Option<i64> {
+    match dtype {
+        Dtype::I64 => Some(i64::from_le_bytes(bytes.try_into().ok()?)),
+        Dtype::U64 => i64::try_from(u64::from_le_bytes(bytes.try_into().ok()?)).ok(),
+        Dtype::I32 => Some(i32::from_le_bytes(bytes.try_into().ok()?).into()),
+        Dtype::U32 => Some(u32::from_le_bytes(bytes.try_into().ok()?).into()),
+        Dtype::I16 => Some(i16::from_le_bytes(bytes.try_into().ok()?).into()),
+        Dtype::U16 => Some(u16::from_le_bytes(bytes.try_into().ok()?).into()),
+        Dtype::I8 => Some(i8::from_le_bytes(bytes.try_into().ok()?).into()),
+        Dtype::U8 => Some(u8::from_le_bytes(bytes.try_into().ok()?).into()),
+        _ => None,
     }
 }
 
@@ -270,6 +321,32 @@ mod tests {
         let mut out = [0.0; 3];
         widen(Dtype::F8E5m2, &[0x3c, 0x7b, 0x01], &mut out);
         assert_eq!(out, [1.0, 57344.0, 1.0 / 65536.0]);
+    }
+
+    #[test]
+    fn whole_numbers_are_narrowed_without_loss() {
+        let raw: Vec<u8> = [7i64, -1, 1 << 30]
+            .iter()
+            .flat_map(|n| n.to_le_bytes())
+            .collect();
+        let mut out = [0; 12];
+        assert_eq!(narrow_integers(Dtype::I64, &raw, &mut out), Ok(()));
+        let numbers = out
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| i32::from_le_bytes(*bytes));
+        assert_eq!(numbers.collect::<Vec<_>>(), [7, -1, 1 << 30]);
+        let mut out = [0; 8];
+        let raw: Vec<u8> = [5i64, 1 << 31]
+            .iter()
+            .flat_map(|n| n.to_le_bytes())
+            .collect();
+        let beyond = narrow_integers(Dtype::I64, &raw, &mut out);
+        assert_eq!(beyond, Err((1, 2_147_483_648.0)));
+        let float = narrow_integers(Dtype::F32, &1.5f32.to_le_bytes(), &mut out[..4]);
+        assert_eq!(float, Err((0, 1.5)));
+        assert_eq!(integer(Dtype::U64, &u64::MAX.to_le_bytes()), None);
     }
 
     #[test]

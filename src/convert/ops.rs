@@ -110,6 +110,10 @@ pub(super) fn make(
                 .into_iter()
                 .map(|stack| Ok(vec![Operand::stacked(stack)?]))
                 .collect::<Result<_, String>>()?,
+            Op::Append(_) => inputs
+                .into_iter()
+                .map(|stack| Ok(vec![Operand::concatenated(stack, 0)?]))
+                .collect::<Result<_, String>>()?,
             Op::Concat(axis) => vec![concatenated(inputs, *axis)?],
             op => inputs
                 .into_iter()
@@ -352,13 +356,17 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
         }
         Op::AddOne => Ok(operand.with(Numeric::Plus(1.0))),
         Op::AddNumber(number) => Ok(operand.with(Numeric::Plus(number as f32))),
+        Op::Widen => Ok(operand.with(Numeric::Widen)),
         Op::Exp => Ok(operand.with(Numeric::Exp)),
         Op::NegExp => Ok(operand.with(Numeric::NegExp)),
         Op::Cast(ggml_type) => Ok(operand.cast(Cast::To(ggml_type))),
         Op::CastByFile => Ok(operand.cast(Cast::ByFile)),
+        Op::KeepType => Ok(operand.cast(Cast::Stored)),
         Op::Ternary => operand.by_all(Numeric::Ternary),
         Op::Centre => operand.by_all(Numeric::Centred),
-        Op::Stack(_) | Op::Concat(_) => Err("one tensor cannot be joined".into()),
+        Op::Stack(_) | Op::Append(_) | Op::Concat(_) | Op::Multiply => {
+            Err("one tensor cannot be joined".into())
+        }
         Op::Fill { .. } => Err("a tensor of the checkpoint cannot be filled".into()),
     }
 }

@@ -4,10 +4,10 @@
 use super::numbers;
 use super::ops::{self, Sizes};
 use super::plan::PlannedTensor;
-use super::repack::{self, Early, Repacked};
-use super::weights::{Cast, Operand, Part, Weights};
+use super::repack::{self, Early, Order, Repacked};
+use super::weights::{Cast, Numeric, Operand, Part, Weights};
 use super::{Checkpoint, Source};
-use crate::arch::recipes::{Input, Match, Output, Recipe};
+use crate::arch::recipes::{Input, Match, Op, Output, Place, Recipe};
 use crate::arch::{Architecture, Config, Keys, Nextn};
 use crate::format::gguf::{Array, MAX_NAME, Shape, Value, ValueType};
 use crate::format::safetensors::Dtype;
@@ -273,7 +273,12 @@ impl<'a> Planner<'a> {
             self.problem(source, what);
             return Ok(());
         }
-        if let Some(what) = unscaled(source) {
+        let is_table = |output: &Output| {
+            let mut ops = output.ops.iter();
+            ops.any(|op| matches!(op, Op::Cast(GgmlType::I32)))
+        };
+        let is_table = recipe.outputs().iter().any(is_table);
+        if let Some(what) = unscaled(source).filter(|_| !is_table) {
             self.problem(source, what);
             return Ok(());
         }
@@ -393,6 +398,18 @@ impl<'a> Planner<'a> {
             self.push(name, &dims, None, || Weights::Computed(weights));
             return Ok(());
         }
+        if let [Op::Multiply] = output.ops {
+            let sources = output.inputs.iter().map(|input| {
+                let mut members = members.iter();
+                members.find(|member| member.matched.input == *input)
+            });
+            let weights = sources.flatten().map(source).collect::<Vec<_>>();
+            let weights = self.product(&weights).map_err(failed)?;
+            let (name, dims) = (output.name(&members[0].matched), [weights.len() as u64]);
+            self.push(name, &dims, None, || Weights::Computed(weights));
+            return Ok(());
+        }
+        let are_alike = !output.ops.iter().any(|op| matches!(op, Op::Append(_)));
         let mut inputs = Vec::new();
         for &input in output.inputs {
             let stack = members
@@ -403,7 +420,7 @@ impl<'a> Planner<'a> {
             for member in stack {
                 let tensor = source(member);
                 let first = first.get_or_insert(tensor);
-                if tensor.shape != first.shape {
+                if are_alike && tensor.shape != first.shape {
                     let (name, shape) = (&first.name, &first.shape);
                     let what = format!("it has another shape than {name}, {shape:?}");
                     return Err(Problem::of(&tensor.name, what));
@@ -419,6 +436,11 @@ impl<'a> Planner<'a> {
         let operand = ops::make(output.ops, inputs, sizes).map_err(failed)?;
         let (dims, cast) = (operand.shape().to_vec(), operand.cast);
         let name = output.name(&members[0].matched);
+        let cast = match cast {
+            Some(Cast::Stored) => kept_type(source(&members[0])).map(Cast::To),
+            cast => cast,
+        };
+        let layer = members[0].matched.layer;
         let stored = operand.finish();
         if recipe.is_finite {
             let elements = 0..dims.iter().product();
@@ -457,7 +479,12 @@ impl<'a> Planner<'a> {
                 self.push(name, &dims, None, || Weights::Computed(scales));
             }
             let tensors = self.outputs.tensors.split_off(start);
-            self.early.add(tensors, stack, first);
+            let input = output
+                .inputs
+                .first()
+                .map_or("", |input| recipe.inputs()[*input].name);
+            let order = Order::of(ggml_type, stack, layer, first, input);
+            self.early.add(order, tensors);
             return Ok(());
         }
         // The reference uses the tensor that completes an output.
@@ -469,7 +496,33 @@ impl<'a> Planner<'a> {
             false => cast,
         };
         self.push(name, &dims, cast, || Weights::Stored(stored));
+        let order = match recipe.place {
+            Place::InOrder => return Ok(()),
+            Place::BeforeExperts => Order::Before(layer),
+            Place::BehindExperts => Order::Behind(layer),
+        };
+        let tensors = self.outputs.tensors.pop();
+        self.early.add(order, Vec::from_iter(tensors));
         Ok(())
+    }
+
+    /// The products of two small tensors' numbers, in f32.
+    fn product(&self, sources: &[&Source]) -> Result<Vec<f32>, String> {
+        let [a, b] = sources else {
+            return Err("its recipe does not multiply two tensors".into());
+        };
+        let [a_numbers, b_numbers] = [self.numbers(a)?, self.numbers(b)?];
+        match a_numbers.len() == b_numbers.len() {
+            true => Ok(a_numbers
+                .iter()
+                .zip(&b_numbers)
+                .map(|(a, b)| a * b)
+                .collect()),
+            false => Err(format!(
+                "its shape is {:?}, and that of {}, which it is multiplied by, {:?}",
+                a.shape, b.name, b.shape
+            )),
+        }
     }
 
     /// Rejects a part of a small tensor with a number that is not finite before or after the
@@ -478,8 +531,12 @@ impl<'a> Planner<'a> {
         let source = &self.conversion.checkpoint.tensors[part.source];
         for (place, number) in self.numbers(source)?.into_iter().enumerate() {
             let mut made = [number];
+            let mut dtype = source.dtype;
             for numeric in &part.numeric {
-                numbers::apply(*numeric, source.dtype, &mut made);
+                match numeric {
+                    Numeric::Widen => dtype = Dtype::F32,
+                    numeric => numbers::apply(*numeric, dtype, &mut made),
+                }
             }
             if !made[0].is_finite() {
                 return Err(format!(
@@ -508,7 +565,7 @@ impl<'a> Planner<'a> {
         let wanted = match cast {
             Some(Cast::To(ggml_type)) => ggml_type,
             Some(Cast::ByFile) => wanted_type(ANY, dims.len(), self.conversion.file_type),
-            None => wanted_type(&name, dims.len(), self.conversion.file_type),
+            Some(Cast::Stored) | None => wanted_type(&name, dims.len(), self.conversion.file_type),
         };
         let fits = wanted.row_bytes(shape.row_len()).is_some();
         let target = if fits { wanted } else { GgmlType::F16 };
@@ -706,6 +763,16 @@ fn check_dims(input: &Input, source: &Source, config: &Config) -> Result<(), Str
         }
     }
     Ok(())
+}
+
+/// The type of a matrix that keeps the checkpoint's; None if name and file type decide.
+fn kept_type(source: &Source) -> Option<GgmlType> {
+    match (&source.form, source.dtype) {
+        (Some(form), _) => form.is_fp8().then_some(GgmlType::Q8_0),
+        (None, Dtype::Bf16) => Some(GgmlType::BF16),
+        (None, Dtype::F32) => Some(GgmlType::F32),
+        (None, _) => None,
+    }
 }
 
 /// The type of a tensor, if its rows permit.

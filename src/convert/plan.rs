@@ -3,8 +3,8 @@
 use super::general::{General, ParameterCount, naming::fill_template};
 use super::outputs::{self, Conversion, Fault, Outputs};
 use super::weights::Weights;
-use super::{Checkpoint, Error, Job, Result, Source, head, range, repack};
-use crate::arch::{Architecture, Keys, Nextn};
+use super::{Checkpoint, Error, Job, Result, Source, fields, head, range, repack};
+use crate::arch::{Architecture, Config, Keys, Nextn};
 use crate::format::gguf::{
     self, Array, DEFAULT_ALIGNMENT, Endian, Entries, Layout, Metadata, QUANTIZATION_VERSION, Shape,
     TensorInfo, Value, ValueType, keys,
@@ -138,9 +138,11 @@ impl<'a> Plan<'a> {
         let file_type = job.out_type.file_type(checkpoint.halves);
         let names = checkpoint.tensors.iter().map(Source::text_name);
         let nextn = architecture.nextn_blocks(job.nextn, config, names);
-        let config = &config.clone().with_nextn(nextn.map_err(in_config)?);
+        let config = config.clone().with_nextn(nextn.map_err(in_config)?);
+        let config = &fields::complete(config, checkpoint, architecture, job.vocab_only)?;
         let is_float = [FileType::F32, FileType::F16, FileType::BF16].contains(&file_type);
-        let named = match is_float && !job.vocab_only && !job.widen {
+        let gives_type = is_float || checkpoint.fp4.gives_type;
+        let named = match gives_type && !job.vocab_only && !job.widen {
             true if checkpoint.fp4.nvfp4 => FileType::NVFP4,
             true if checkpoint.fp4.mxfp4 => FileType::MXFP4_MOE,
             _ => file_type,
@@ -171,6 +173,10 @@ impl<'a> Plan<'a> {
                 Fault::Tensors(problems) => Error::Impossible(problems),
             })?;
             check_endian(&tensors, job.endian)?;
+        } else if let Some(template) =
+            own_template(architecture, config, &keys).map_err(in_config)?
+        {
+            keys.set_exact(CHAT_TEMPLATE.into(), template);
         }
         let computed = keys.clone().into_entries();
         for parameter in architecture.parameters.iter().flat_map(|list| list.iter()) {
@@ -240,6 +246,11 @@ impl<'a> Plan<'a> {
             }
             entries.set(key, value);
         }
+        let is_open = |(key, value): &(String, Value<'static>)| {
+            key == CHAT_TEMPLATE && value.as_str().is_some_and(str::is_empty)
+        };
+        let (open, entries): (Vec<_>, Vec<_>) = entries.into_iter().partition(is_open);
+        notes.extend(open.iter().map(|_| tokenizer::NO_TEMPLATE.to_owned()));
         let mut metadata = Metadata::new();
         entries
             .into_iter()
@@ -315,6 +326,19 @@ impl<'a> Plan<'a> {
     pub fn tensor_bytes(&self) -> u64 {
         self.tensors.iter().map(PlannedTensor::bytes).sum()
     }
+}
+
+/// The chat template that an architecture gives all its models; it comes before all other keys.
+fn own_template(
+    architecture: &Architecture,
+    config: &Config,
+    keys: &Keys,
+) -> std::result::Result<Option<Value<'static>>, String> {
+    let mut keys = keys.clone();
+    (architecture.generated)(config, &mut keys)?;
+    let mut entries = keys.into_entries().into_iter();
+    let template = entries.find(|(key, _)| key == CHAT_TEMPLATE);
+    Ok(template.map(|(_, template)| template))
 }
 
 impl ParameterCount {

@@ -1,8 +1,9 @@
 //! Outputs with the checkpoint's 4-bit floats, in ggml's blocks: type, scales and place in the
 //! file.
 //!
-//! The reference writes them before all other tensors. Each is followed by the scale of its tensor,
-//! or of every expert, unless all scales are 1.
+//! The reference writes them before all other tensors: experts in MXFP4 by layer, others once they
+//! are complete. Each is followed by the scale of its tensor, or of every expert, unless all scales
+//! are 1.
 
 use super::Checkpoint;
 use super::plan::PlannedTensor;
@@ -124,34 +125,55 @@ pub(super) fn beside(name: &str, ending: &str) -> String {
     name.replace(WEIGHT, ending)
 }
 
-/// Repacked outputs in construction.
-#[derive(Default)]
-pub(super) struct Early {
-    now: Vec<PlannedTensor>,
-    /// Those whose place follows from their first source.
-    late: Vec<(usize, Vec<PlannedTensor>)>,
+/// Place of an output that does not follow the checkpoint's order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Order {
+    /// Before experts, by layer.
+    Before(Option<u32>),
+    /// Once it is complete.
+    Complete,
+    /// By layer, then by the names of the checkpoint's tensors.
+    Layer(Option<u32>, &'static str),
+    /// By the first source.
+    Source(usize),
+    /// Behind experts, by layer.
+    Behind(Option<u32>),
 }
 
-impl Early {
-    /// Adds an output and its scales. `first` is its first source.
-    pub(super) fn add(
-        &mut self,
-        tensors: Vec<PlannedTensor>,
+impl Order {
+    /// The place of a repacked output: `first` is its first source, `name` that of its first input in
+    /// the recipe, `stack` the config for experts stacked in a layer.
+    pub(super) fn of(
+        ggml_type: GgmlType,
         stack: Option<&Config>,
+        layer: Option<u32>,
         first: usize,
-    ) {
+        name: &'static str,
+    ) -> Order {
         let counted = |config: &Config| EXPERTS.iter().any(|field| config.get(field).is_some());
-        match stack.is_none_or(counted) {
-            true => self.now.extend(tensors),
-            false => self.late.push((first, tensors)),
+        match stack {
+            Some(_) if ggml_type == GgmlType::MXFP4 => Order::Layer(layer, name),
+            Some(config) if !counted(config) => Order::Source(first),
+            _ => Order::Complete,
         }
+    }
+}
+
+/// Outputs in construction that come before all others.
+#[derive(Default)]
+pub(super) struct Early(Vec<(Order, Vec<PlannedTensor>)>);
+
+impl Early {
+    /// Adds an output and its scales.
+    pub(super) fn add(&mut self, order: Order, tensors: Vec<PlannedTensor>) {
+        self.0.push((order, tensors));
     }
 
     /// All of them, in file order.
     pub(super) fn finish(mut self) -> Vec<PlannedTensor> {
-        self.late.sort_by_key(|(first, _)| *first);
-        let late = self.late.into_iter().flat_map(|(_, tensors)| tensors);
-        self.now.into_iter().chain(late).collect()
+        self.0.sort_by_key(|(order, _)| *order);
+        let tensors = self.0.into_iter().flat_map(|(_, tensors)| tensors);
+        tensors.collect()
     }
 }
 
@@ -165,4 +187,41 @@ pub(super) fn keys(mut names: Vec<String>) -> Option<[(&'static str, Value<'stat
         (EXTRA_VALUES, Value::Array(values)),
     ];
     (!names.is_empty()).then_some(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn experts_are_ordered_by_layer_and_name() {
+        let mut early = Early::default();
+        for (order, name) in [
+            (Order::Behind(Some(0)), "behind"),
+            (Order::Layer(Some(10), "w1"), "10.w1"),
+            (Order::Layer(Some(2), "w2"), "2.w2"),
+            (Order::Layer(Some(2), "w1"), "2.w1"),
+            (Order::Source(3), "late"),
+            (Order::Source(1), "less late"),
+            (Order::Complete, "b"),
+            (Order::Complete, "a"),
+            (Order::Before(Some(1)), "table"),
+        ] {
+            let tensor = PlannedTensor::of_type(name, &[32], GgmlType::F32);
+            early.add(order, vec![tensor]);
+        }
+        let names = early.finish().into_iter().map(|tensor| tensor.name);
+        let expected = [
+            "table",
+            "b",
+            "a",
+            "2.w1",
+            "2.w2",
+            "10.w1",
+            "less late",
+            "late",
+            "behind",
+        ];
+        assert_eq!(names.collect::<Vec<_>>(), expected);
+    }
 }

@@ -7,7 +7,8 @@
 use super::checkpoint::Source;
 use super::mean::{Read, mean, mean_magnitude};
 use super::numbers::{
-    apply, is_quiet_bf16, make_ternary, narrow, quiet_bf16, rounding, same_type, widen,
+    apply, is_quiet_bf16, make_ternary, narrow, narrow_integers, quiet_bf16, rounding, same_type,
+    widen,
 };
 use super::plan::{Plan, PlannedTensor};
 use super::stored::Blocks;
@@ -176,6 +177,7 @@ impl Plan<'_> {
             let task = start..elements.end.min(start + step);
             match self.is_copied_whole(tensor, stored, task.clone()) {
                 _ if is_of_fp4(tensor.target) => self.repack(stored, task, out),
+                _ if tensor.target == GgmlType::I32 => self.integers(tensor, stored, task, out),
                 true => {
                     self.copy(stored, task, out);
                     Ok::<_, Error>(())
@@ -311,6 +313,38 @@ impl Plan<'_> {
         }
     }
 
+    /// Narrows whole numbers to 32 bits.
+    fn integers(
+        &self,
+        tensor: &PlannedTensor,
+        stored: &Stored,
+        elements: Range<u64>,
+        mut out: &mut [u8],
+    ) -> Result<()> {
+        let first = elements.start;
+        let mut raw = Vec::new();
+        let mut done = 0;
+        for (part, here) in stored.pieces(elements) {
+            let source = self.source(part);
+            let (count, width) = ((here.end - here.start) as usize, source.dtype.bytes());
+            raw.resize(count * width, 0);
+            let data = self.checkpoint.data(source);
+            part.order.gather(data, width, here, &mut raw);
+            let (numbers, rest) = out.split_at_mut(count * size_of::<i32>());
+            if let Err((at, value)) = narrow_integers(source.dtype, &raw, numbers) {
+                return Err(Error::BadWeight {
+                    path: self.checkpoint.maps()[source.file].path().to_owned(),
+                    tensor: source.name.clone(),
+                    row: (first + done + at as u64) / tensor.unit(),
+                    value,
+                });
+            }
+            done += count as u64;
+            out = rest;
+        }
+        Ok(())
+    }
+
     /// Puts 4-bit floats into blocks; a part that is not of 4-bit floats has no such target.
     fn repack(&self, stored: &Stored, elements: Range<u64>, out: &mut [u8]) -> Result<()> {
         let mut place = 0;
@@ -370,18 +404,20 @@ impl Plan<'_> {
                     widen(source.dtype, raw, weights);
                 }
             }
+            let mut dtype = source.dtype;
             for numeric in &part.numeric {
                 match numeric {
+                    Numeric::Widen => dtype = Dtype::F32,
                     Numeric::Ternary => {
                         let mean = self.mean_of(part, mean_magnitude)?;
-                        make_ternary(mean, source.dtype, weights);
+                        make_ternary(mean, dtype, weights);
                     }
                     Numeric::Centred => {
-                        let rounded = rounding(source.dtype);
+                        let rounded = rounding(dtype);
                         let mean = self.mean_of(part, |count, read| mean(count, rounded, read))?;
                         weights.iter_mut().for_each(|w| *w = rounded(*w - mean));
                     }
-                    numeric => apply(*numeric, source.dtype, weights),
+                    numeric => apply(*numeric, dtype, weights),
                 }
             }
             if self.check && !weights.iter().fold(true, |all, w| all & w.is_finite()) {

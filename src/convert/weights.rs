@@ -47,6 +47,8 @@ pub(super) enum Numeric {
     NegExp,
     /// x times this.
     Times(f32),
+    /// x, no longer rounded to the checkpoint's type by further operations.
+    Widen,
     /// The nearest of 0 and plus and minus the mean magnitude of the tensor.
     Ternary,
     /// x minus the mean of the tensor.
@@ -97,6 +99,8 @@ pub(super) enum Cast {
     To(GgmlType),
     /// The file type's, whatever the name.
     ByFile,
+    /// The checkpoint's.
+    Stored,
 }
 
 /// A view of one tensor.

@@ -8,13 +8,13 @@ use super::experts::{DENSE_LAYERS, EXPERT_LENGTH, SHARED_EXPERTS};
 use super::kimi::{BY_QUERY_HEAD, DELTA_KERNELS, KEYS_AND_VALUES, RANK};
 use super::llama::{BUFFERS, GATED_FFN, NORMS};
 use super::nextn::{NEXTN, PREDICT_LAYERS};
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flag, set_numbers};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flag, set_floats, set_numbers};
 use super::qwen::EXPERTS;
 use super::recipes::Op::{self, Exp, Reshape, Transpose};
 use super::recipes::Size::{Any, Experts, Head, Hidden, Number, Queries, QueryHeads};
 use super::recipes::{Input, Output, Recipe, When};
 use super::{Architecture, Keys, Parameter, nothing_generated};
-use quantier_gguf::gguf::{Array, Value, ValueType};
+use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
 pub(super) static BAILING_MOE3: Architecture = Architecture {
@@ -183,8 +183,7 @@ fn limits(config: &Config, keys: &mut Keys, field: &str, key: &str) -> Result<()
         .collect::<Option<_>>()
         .ok_or_else(wrong)?;
     limits.resize(config.blocks()? as usize, 0.0);
-    let limits = limits.into_iter().map(Value::F32);
-    keys.set(key, Value::Array(Array::of_values(ValueType::F32, limits)));
+    set_floats(keys, key, limits);
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! A checkpoint's config.json as read by the reference: with the defaults of transformers' classes.
 
-use super::{deepseek, defaults, nemotron_h, wrapper};
+use super::{deepseek, deepseek4, defaults, hy4, nemotron_h, wrapper};
 use quantier_gguf::json::kind;
 use serde_json::{Map, Value};
 
@@ -66,6 +66,8 @@ impl Config {
         wrapper::flatten(&mut fields);
         nemotron_h::complete(class.as_deref(), &mut fields);
         deepseek::complete(class.as_deref(), &mut fields);
+        deepseek4::complete(class.as_deref(), &mut fields);
+        hy4::complete(class.as_deref(), &mut fields)?;
         let inner = fields.get(TIED).and_then(Value::as_bool);
         let mut config = Config {
             fields,
@@ -294,6 +296,12 @@ impl Config {
             has_projection,
             ..self
         }
+    }
+
+    /// The config with a further field.
+    pub fn with_field(mut self, name: &str, value: Value) -> Config {
+        self.fields.insert(name.into(), value);
+        self
     }
 
     /// RoPE base of layers with a sliding window, if present.

@@ -185,12 +185,16 @@ pub(super) fn of_mistral(config: &Config) -> Result<&'static Architecture> {
 }
 
 /// Classes whose configs may lack the epsilon of norms.
-const WITHOUT_EPSILON: [&str; 5] = [
+const WITHOUT_EPSILON: [&str; 9] = [
     "DeepseekOCRForCausalLM",
     "UnlimitedOCRForCausalLM",
     "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM",
     "Glm4MoeLiteForCausalLM",
+    "Dots3NoteForCausalLM",
+    "Dots3NoteForConditionalGeneration",
+    "Dots3NoteTextForCausalLM",
+    "HYV4ForCausalLM",
 ];
 
 /// Adds the reference's defaults of these classes.

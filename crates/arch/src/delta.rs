@@ -152,7 +152,7 @@ const TILE_VALUES: Op = TileBehind {
     members: SHARING,
 };
 
-const DELTA_NETS: &[Recipe] = &[
+pub(super) const DELTA_NETS: &[Recipe] = &[
     Recipe::with(
         "model.layers.{}.linear_attn.in_proj_qkv",
         "blk.{}.attn_qkv",
@@ -288,7 +288,7 @@ const GROUPED_DELTA_NETS: &[Recipe] = &[
 ];
 
 /// Attention with gate rows after the query rows of each head.
-const GATED_ATTENTION: &[Recipe] = &[
+pub(super) const GATED_ATTENTION: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.q_proj",
         "blk.{}.attn_q",
@@ -338,7 +338,7 @@ const NEXTN: &[Recipe] = &[
     ),
 ];
 
-const DELTA_NET: &[Parameter] = &[
+pub(super) const DELTA_NET: &[Parameter] = &[
     Parameter::U32("ssm.conv_kernel", &["linear_conv_kernel_dim"]),
     Parameter::U32("ssm.state_size", &["linear_key_head_dim"]),
     Parameter::U32("ssm.group_count", &["linear_num_key_heads"]),
@@ -350,7 +350,7 @@ const DELTA_NET: &[Parameter] = &[
 ];
 
 /// RoPE sections for time, height, width and a fourth dimension, always written.
-const SECTIONS: &[Parameter] = &[Parameter::Computed(|config, keys| {
+pub(super) const SECTIONS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     const NAME: &str = "rope.dimension_sections";
     const BY_DEFAULT: [u32; 4] = [11, 11, 10, 0];
     let sections = config.rope_sections()?;

@@ -228,16 +228,8 @@ mod tests {
                 "'swa_head_dim' is 64, and 'head_dim' is 128",
             ),
             (
-                mimo(
-                    "MiMoV2FlashForCausalLM",
-                    128,
-                    json!({ "store_dtype": "mxfp4" }),
-                ),
-                "experts in MXFP4",
-            ),
-            (
-                mimo("MiMoV2ForCausalLM", 128, json!({ "quant_method": "fp8" })),
-                "MiMoV2ForCausalLM in FP8",
+                mimo("MiMoV2ForCausalLM", 128, json!({ "mxfp4_block_size": 16 })),
+                "'mxfp4_block_size' is 16",
             ),
             (
                 error(

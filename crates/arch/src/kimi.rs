@@ -29,6 +29,7 @@ pub(super) static KIMI_LINEAR: Architecture = Architecture {
         NORMS,
         ATTENTION,
         DELTA_ATTENTION,
+        DECAYS_AND_GATES,
         LATENT_ATTENTION,
         GATED_FFN,
         MIXTRAL_EXPERTS,
@@ -53,7 +54,7 @@ pub(super) static KIMI_LINEAR: Architecture = Architecture {
 };
 
 /// The object with the fields of Kimi Delta Attention.
-const DELTA: &str = "linear_attn_config";
+pub(super) const DELTA: &str = "linear_attn_config";
 
 const PARAMETERS: &[Parameter] = &[
     Parameter::U32("vocab_size", &["vocab_size"]),
@@ -105,21 +106,36 @@ pub(super) const LATENT_LENGTHS: &[Parameter] = &[Parameter::Computed(|config, k
 })];
 
 /// One KV head in layers of latent attention, none in the others.
-fn kv_heads(config: &Config, keys: &mut Keys) -> Result<()> {
+pub(super) fn kv_heads(config: &Config, keys: &mut Keys) -> Result<()> {
+    let latent = latent_layers(config)?;
+    let layers = 0..config.layers()?;
+    let heads = layers.map(|layer| u32::from(latent.contains(&layer)));
+    set_numbers(keys, "attention.head_count_kv", heads);
+    Ok(())
+}
+
+/// Layers of latent attention, counted from 0.
+fn latent_layers(config: &Config) -> Result<Vec<u32>> {
     const LAYERS: &str = "full_attn_layers";
     let delta = config.optional_object(DELTA)?;
     let delta = delta.ok_or_else(|| format!("field '{DELTA}' is missing"))?;
     let missing = || format!("field '{LAYERS}' of '{DELTA}' is missing");
     let listed = delta.get(LAYERS).ok_or_else(missing)?;
     let wrong = || wrong_kind(LAYERS, listed, "a list of layers, counted from 1");
-    let listed = listed.as_array().ok_or_else(wrong)?;
-    let layers = 1..=u64::from(config.layers()?);
-    let heads = layers.map(|layer| u32::from(listed.iter().any(|l| l.as_u64() == Some(layer))));
-    set_numbers(keys, "attention.head_count_kv", heads);
-    Ok(())
+    let listed = listed.as_array().ok_or_else(wrong)?.iter();
+    let layers = listed.filter_map(|layer| layer.as_u64()?.checked_sub(1));
+    Ok(layers
+        .filter_map(|layer| u32::try_from(layer).ok())
+        .collect())
 }
 
-fn delta_lengths(config: &Config, keys: &mut Keys) -> Result<()> {
+/// True for layers of latent attention; for none if the config does not list them.
+pub(super) fn has_latent_attention(config: &Config, layer: u32) -> bool {
+    latent_layers(config).is_ok_and(|layers| layers.contains(&layer))
+}
+
+/// Lengths of kernels and heads.
+pub(super) fn delta_lengths(config: &Config, keys: &mut Keys) -> Result<()> {
     for (key, field) in [
         ("ssm.conv_kernel", "short_conv_kernel_size"),
         ("kda.head_dim", "head_dim"),
@@ -136,7 +152,7 @@ const DELTA_HEAD: Size = Size::Computed(|config| {
     let length = length.ok_or_else(|| format!("field 'head_dim' of '{DELTA}' is missing"))?;
     Ok(length.into())
 });
-const DELTA_ROWS: Size = Product(&[QueryHeads, DELTA_HEAD]);
+pub(super) const DELTA_ROWS: Size = Product(&[QueryHeads, DELTA_HEAD]);
 
 /// The matrices shared by both kinds of attention.
 pub(super) const ATTENTION: &[Recipe] = &[
@@ -157,7 +173,8 @@ const KERNELS: &[Op] = &[Reshape(&[Number(1), DELTA_ROWS, Number(1), Any])];
 /// The same for models with one head length.
 pub(super) const DELTA_KERNELS: &[Op] = &[Reshape(&[Number(1), Size::Queries, Number(1), Any])];
 
-const DELTA_ATTENTION: &[Recipe] = &[
+/// Kimi Delta Attention without decays and gates.
+pub(super) const DELTA_ATTENTION: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.k_proj",
         "blk.{}.attn_k",
@@ -201,13 +218,6 @@ const DELTA_ATTENTION: &[Recipe] = &[
         "blk.{}.ssm_beta",
         &[QueryHeads, Hidden],
     ),
-    Recipe::with(
-        "model.layers.{}.self_attn.A_log",
-        "blk.{}.ssm_a",
-        &[],
-        &[NegExp],
-    )
-    .finite(),
     Recipe::rename(
         "model.layers.{}.self_attn.dt_bias",
         "blk.{}.ssm_dt.bias",
@@ -215,21 +225,43 @@ const DELTA_ATTENTION: &[Recipe] = &[
     )
     .finite(),
     Recipe::rename(
-        "model.layers.{}.self_attn.g_a_proj",
-        "blk.{}.ssm_g_a",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.self_attn.g_b_proj",
-        "blk.{}.ssm_g_b",
-        &[DELTA_ROWS, Any],
-    ),
-    Recipe::rename(
         "model.layers.{}.self_attn.o_norm",
         "blk.{}.ssm_norm",
         &[DELTA_HEAD],
     ),
 ];
+
+const DECAYS_AND_GATES: &[Recipe] = &[
+    Recipe::with(
+        "model.layers.{}.self_attn.A_log",
+        "blk.{}.ssm_a",
+        &[],
+        &[NegExp],
+    )
+    .finite(),
+    GATE_A,
+    GATE_B,
+];
+
+/// The factors of the output gate.
+pub(super) const GATE_A: Recipe = Recipe::rename(
+    "model.layers.{}.self_attn.g_a_proj",
+    "blk.{}.ssm_g_a",
+    &[Any, Hidden],
+);
+pub(super) const GATE_B: Recipe = Recipe::rename(
+    "model.layers.{}.self_attn.g_b_proj",
+    "blk.{}.ssm_g_b",
+    &[DELTA_ROWS, Any],
+);
+/// Decays, one per head.
+pub(super) const DECAY: Recipe = Recipe::with(
+    "model.layers.{}.self_attn.A_log",
+    "blk.{}.ssm_a",
+    &[],
+    &[Reshape(&[Any]), Op::First(QueryHeads), Op::Widen, NegExp],
+)
+.finite();
 
 pub(super) const RANK: Size = Field(&["kv_lora_rank", "n_lora_kv"]);
 const PLAIN: Size = Field(&["qk_nope_head_dim"]);
@@ -270,7 +302,30 @@ pub(super) const LATENT_ATTENTION: &[Recipe] = &[
     ),
 ];
 
-const SHARED_EXPERTS: &[Recipe] = &[
+/// The same with as many KV heads as queries, whatever the config says.
+pub(super) const LATENT_QUERY_HEADS: &[Recipe] = &[
+    LATENT_ATTENTION[0],
+    LATENT_ATTENTION[1],
+    Recipe::new(
+        &[Input::new(
+            "model.layers.{}.self_attn.kv_b_proj.weight",
+            &[Any, RANK],
+        )],
+        &[
+            Output::new(
+                "blk.{}.attn_k_b.weight",
+                &[BY_QUERY_HEAD, Op::part(1, KEYS_AND_VALUES, 0), Transpose],
+            ),
+            Output::new(
+                "blk.{}.attn_v_b.weight",
+                &[BY_QUERY_HEAD, Op::part(1, KEYS_AND_VALUES, 1)],
+            ),
+        ],
+    ),
+];
+
+/// The selection bias and the shared experts.
+pub(super) const SHARED_EXPERTS: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.block_sparse_moe.gate.e_score_correction.bias",
         "blk.{}.exp_probs_b.bias",

@@ -69,7 +69,7 @@ const PARAMETERS: &[Parameter] = &[
     Parameter::OptionalF32("attention.value_scale", &["attention_value_scale"]),
 ];
 
-/// The reference's requirements, and unsupported formats.
+/// The reference's requirements.
 fn check(config: &Config, _: &mut Keys) -> Result<()> {
     for [windowed, field] in [
         ["swa_head_dim", "head_dim"],
@@ -88,31 +88,27 @@ fn check(config: &Config, _: &mut Keys) -> Result<()> {
     if *method != "noaux_tc" {
         return Err(wrong_kind("topk_method", method, "'noaux_tc'"));
     }
-    let quantization = config.optional_object("quantization_config")?;
-    let says = |field: &str, kind: &str| {
-        let value = quantization.and_then(|of| of.get(field));
-        value.and_then(serde_json::Value::as_str) == Some(kind)
-    };
-    if says("store_dtype", "mxfp4") {
-        return Err("checkpoints with experts in MXFP4 cannot be converted yet".into());
-    }
-    // Scales of its 'qkv_proj' depend on the tensor-parallel rank of the rows.
-    if config.class() == Some("MiMoV2ForCausalLM") && says("quant_method", "fp8") {
-        return Err("MiMoV2ForCausalLM in FP8 cannot be converted yet".into());
+    const BLOCK: &str = "mxfp4_block_size";
+    match config.number_of("quantization_config", BLOCK)? {
+        None | Some(32) => {}
+        Some(size) => {
+            return Err(format!(
+                "'{BLOCK}' is {size}; ggml's blocks of 4-bit floats have 32 columns per scale"
+            ));
+        }
     }
     Ok(())
 }
 
 /// Layers with windows, and their KV heads. Multi-token prediction blocks have windows.
 fn windows(config: &Config, keys: &mut Keys) -> Result<()> {
-    const FIELD: &str = "hybrid_layer_pattern";
-    let value = config.get(FIELD);
-    let value = value.ok_or_else(|| format!("field '{FIELD}' is missing"))?;
+    let value = config.get(PATTERN);
+    let value = value.ok_or_else(|| format!("field '{PATTERN}' is missing"))?;
     let list = value.as_array().map_or(&[][..], Vec::as_slice);
     let layers = config.layers()? as usize;
     if list.len() != layers || list.iter().any(|flag| *flag != 0 && *flag != 1) {
         return Err(wrong_kind(
-            FIELD,
+            PATTERN,
             value,
             &format!("a list of {layers} numbers, 1 for a window and 0 for none"),
         ));
@@ -131,6 +127,46 @@ fn windows(config: &Config, keys: &mut Keys) -> Result<()> {
     set_numbers(keys, "attention.sliding_window_pattern", flags);
     Ok(())
 }
+
+/// Rows of queries, keys and values in a fused projection; None for other tensors and families.
+///
+/// # Errors
+/// A missing field, or one of the wrong kind.
+pub fn fused_rows(config: &Config, name: &str) -> Result<Option<[u64; 3]>> {
+    const FUSED: &str = ".self_attn.qkv_proj.weight";
+    let is_own = config
+        .class()
+        .is_some_and(|class| MIMO2.classes.contains(&class));
+    if !is_own || !name.ends_with(FUSED) {
+        return Ok(None);
+    }
+    let within = match MIMO2.nextn() {
+        Some(names) => names.within_layers(name, config)?,
+        None => Vec::new(),
+    };
+    let name = within.first().map_or(name, String::as_str);
+    let matched = MIMO2.recipe(name, config);
+    let Some(layer) = matched.and_then(|(_, matched)| matched.layer) else {
+        return Ok(None);
+    };
+    let listed = config.get(PATTERN).and_then(serde_json::Value::as_array);
+    let flag = listed.and_then(|list| list.get(layer as usize));
+    let heads = match layer >= config.layers()? || flag.is_some_and(|flag| *flag == 1) {
+        true => "swa_num_key_value_heads",
+        false => "num_key_value_heads",
+    };
+    let rows = |heads: &str, length: &str| -> Result<u64> {
+        Ok(u64::from(config.u32(&[heads])?) * u64::from(config.u32(&[length])?))
+    };
+    Ok(Some([
+        rows("num_attention_heads", "head_dim")?,
+        rows(heads, "head_dim")?,
+        rows(heads, "v_head_dim")?,
+    ]))
+}
+
+/// Layers with windows: 1.
+const PATTERN: &str = "hybrid_layer_pattern";
 
 /// Fused projections of some checkpoints, and sinks.
 const FUSED_AND_SINKS: &[Recipe] = &[

@@ -111,7 +111,8 @@ impl Weight {
     }
 
     fn missing(&self, layer: Option<u32>, ending: &str) -> Missing {
-        let number = layer.map_or(String::new(), |layer| layer.to_string());
+        // Some tensors of one layer stand outside of the layers in a GGUF.
+        let number = layer.map_or("*".to_owned(), |layer| layer.to_string());
         let bias = self.bias_source.filter(|_| ending == BIAS);
         let source = bias.unwrap_or(self.source);
         let source = source.replacen("{}", &number, 1).replace("{}", "*");

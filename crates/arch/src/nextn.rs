@@ -53,6 +53,8 @@ pub struct Names {
     first: &'static [(&'static str, &'static str)],
     /// True if every block has a copy of the `first` tensors.
     copied: bool,
+    /// True if only draft models have the blocks.
+    only_alone: bool,
     /// True if every model has such blocks.
     always: bool,
     /// True if config.json alone decides the number of blocks.
@@ -79,6 +81,9 @@ static FAMILIES: &[Names] = &[
     MIMO,
     STEP,
     NORTH,
+    DEEPSEEK4,
+    GLM5_NEXT,
+    DOTS3_NOTE,
 ];
 
 /// llama.cpp's limit on layers of all kinds.
@@ -97,6 +102,7 @@ const QWEN: Names = Names {
     goes_on: false,
     within: "model.layers.",
     copied: false,
+    only_alone: false,
     always: true,
     by_field: false,
     names_drafts: true,
@@ -258,6 +264,36 @@ const GLM_MOE_LITE: Names = Names {
     ..GLM_MOE
 };
 
+/// Left out of the model, but written alone, with a head of its own.
+const DEEPSEEK4: Names = Names {
+    architectures: &["deepseek4"],
+    field: "num_nextn_predict_layers",
+    layers: "mtp.",
+    within: "layers.",
+    first: &[],
+    only_alone: true,
+    by_field: true,
+    shared: &["embed.weight", "norm.weight", "head.weight"],
+    ..QWEN
+};
+
+const GLM5_NEXT: Names = Names {
+    architectures: &["glm5-next"],
+    without: None,
+    names_drafts: true,
+    ..GLM_MOE
+};
+
+/// One block, recognized by its embeddings.
+const DOTS3_NOTE: Names = Names {
+    architectures: &["dots3note"],
+    prefix: "model.",
+    first: &[("model.mtp.embed_tokens.", "embed_tokens.")],
+    always: false,
+    by_field: false,
+    ..GLM5_NEXT
+};
+
 /// The number of blocks, if any.
 pub(super) const PREDICT_LAYERS: &[Parameter] = &[Parameter::Computed(|config, keys| {
     if config.nextn() > 0 {
@@ -339,7 +375,8 @@ impl Architecture {
         };
         let own = tensors.filter(|name| names.has(name, layers) && is_kept(name));
         let own: Vec<_> = own.collect();
-        if nextn == Nextn::LeftOut || nextn == Nextn::IfThere && own.is_empty() {
+        let is_left_out = nextn == Nextn::LeftOut || names.only_alone && nextn != Nextn::Alone;
+        if is_left_out || nextn == Nextn::IfThere && own.is_empty() {
             return Ok(0);
         }
         let promised = match names.number {
@@ -355,8 +392,12 @@ impl Architecture {
         if promised > 0 || names.by_field {
             return Ok(promised);
         }
-        let blocks = own.iter().map(|name| names.block(name)?.checked_add(1));
-        let blocks = blocks.flatten().max();
+        let before = if names.goes_on { layers } else { 0 };
+        let count = |name: &&str| match names.goes_on && names.is_of_first(name) {
+            true => Some(1),
+            false => names.block(name)?.checked_sub(before)?.checked_add(1),
+        };
+        let blocks = own.iter().filter_map(count).max();
         if blocks.is_none() && own.is_empty() && !names.always && nextn == Nextn::Kept {
             return Ok(0);
         }
@@ -385,10 +426,19 @@ impl Names {
         Some(number / self.parts)
     }
 
+    /// True for a tensor of a block with another name than within a layer.
+    fn is_of_first(&self, name: &str) -> bool {
+        let own = self.own(name);
+        own.is_some_and(|name| self.first.iter().any(|(from, _)| name.starts_with(from)))
+    }
+
     /// True for a tensor of one of the blocks, which follow this many layers.
     pub fn has(&self, name: &str, layers: u32) -> bool {
         match self.goes_on {
-            true => self.block(name).is_some_and(|block| block >= layers),
+            true => {
+                let is_behind = self.block(name).is_some_and(|block| block >= layers);
+                is_behind || self.is_of_first(name)
+            }
             false => self.own(name).is_some(),
         }
     }
@@ -408,7 +458,8 @@ impl Names {
     /// # Errors
     /// A config without a number of layers.
     pub fn within_layers(&self, name: &str, config: &Config) -> Result<Vec<String>> {
-        let Some(name) = self.own(name).filter(|_| !self.goes_on) else {
+        let is_named = |name: &&str| !self.goes_on || self.is_of_first(name);
+        let Some(name) = self.own(name).filter(is_named) else {
             return Ok(Vec::new());
         };
         let layers = config.layers()?;
@@ -561,6 +612,44 @@ mod tests {
                 .unwrap_err()
                 .contains("512")
         );
+    }
+
+    #[test]
+    fn some_families_write_blocks_alone_only() {
+        let deepseek = Architecture::of_class("DeepseekV4ForCausalLM").unwrap();
+        let names = deepseek.nextn().unwrap();
+        let config = config(json!({ "num_hidden_layers": 3, "num_nextn_predict_layers": 1 }));
+        let blocks = |nextn| {
+            let tensors = ["mtp.0.norm.weight", "layers.0.attn_norm.weight"];
+            deepseek.nextn_blocks(nextn, &config, tensors.into_iter())
+        };
+        assert_eq!(blocks(Nextn::Alone), Ok(1));
+        for nextn in [Nextn::Kept, Nextn::IfThere, Nextn::LeftOut] {
+            assert_eq!(blocks(nextn), Ok(0));
+        }
+        let within = names.within_layers("mtp.0.hc_head_fn", &config).unwrap();
+        assert_eq!(within, ["layers.3.hc_head_fn"]);
+        let (recipe, matched) = deepseek.recipe(&within[0], &config).unwrap();
+        assert_eq!(recipe.outputs()[0].name(&matched), "output_hc_fn.weight");
+    }
+
+    #[test]
+    fn a_block_may_be_recognized_by_its_embeddings() {
+        const EMBEDDINGS: &str = "model.mtp.embed_tokens.weight";
+        let dots = Architecture::of_class("Dots3NoteForCausalLM").unwrap();
+        let names = dots.nextn().unwrap();
+        let config = config(json!({ "num_hidden_layers": 4 })).with_nextn(1);
+        let blocks =
+            |nextn, tensors: &[&str]| dots.nextn_blocks(nextn, &config, tensors.iter().copied());
+        let block = "model.layers.4.eh_proj.weight";
+        assert_eq!(blocks(Nextn::Kept, &[block, EMBEDDINGS]), Ok(1));
+        assert_eq!(blocks(Nextn::LeftOut, &[block, EMBEDDINGS]), Ok(0));
+        assert_eq!(blocks(Nextn::Kept, &["model.layers.3.a"]), Ok(0));
+        assert!(names.has(EMBEDDINGS, 4) && names.has(block, 4));
+        assert!(!names.has("model.embed_tokens.weight", 4));
+        let within = names.within_layers(EMBEDDINGS, &config).unwrap();
+        assert_eq!(within, ["model.layers.4.embed_tokens.weight"]);
+        assert!(names.within_layers(block, &config).unwrap().is_empty());
     }
 
     #[test]

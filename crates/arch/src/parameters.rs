@@ -233,6 +233,12 @@ pub(crate) fn set_numbers(keys: &mut Keys, key: &str, numbers: impl IntoIterator
     keys.set(key, Value::Array(Array::of_values(ValueType::I32, numbers)));
 }
 
+/// Sets a list of floats.
+pub(crate) fn set_floats(keys: &mut Keys, key: &str, floats: impl IntoIterator<Item = f32>) {
+    let floats = floats.into_iter().map(Value::F32);
+    keys.set(key, Value::Array(Array::of_values(ValueType::F32, floats)));
+}
+
 /// Sets a boolean required in the config.
 ///
 /// # Errors

@@ -38,6 +38,39 @@ pub struct Recipe {
     pub is_finite: bool,
     /// Names of earlier tensors; the input is left out if one of them has the same weights.
     pub unless_equal: &'static [&'static str],
+    /// The field of the config set from a tensor.
+    pub field: Option<ToField>,
+    /// Place of the outputs in the file.
+    pub place: Place,
+}
+
+/// Place of a tensor in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the checkpoint's order.
+    InOrder,
+    /// Before repacked experts, which come before all other tensors.
+    BeforeExperts,
+    /// Between repacked experts and all other tensors.
+    BehindExperts,
+}
+
+/// A tensor that becomes a field of the config, which parameters and sizes can use.
+#[derive(Clone, Copy, Debug)]
+pub struct ToField {
+    /// Name of the field.
+    pub name: &'static str,
+    /// The value.
+    pub value: FieldValue,
+}
+
+/// Value of a field from a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldValue {
+    /// The list of its whole numbers, in 64 bits.
+    Integers,
+    /// The length of its rows.
+    RowLength,
 }
 
 /// A tensor that becomes metadata: one number, or, for tensors of layers, a list with one per
@@ -136,12 +169,20 @@ pub enum Op {
     /// Stacks this many tensors, numbered by the second number of their names, along a new
     /// outermost dimension.
     Stack(Size),
+    /// Appends this many tensors, numbered by the second number of their names, to each other: their
+    /// rows become those of one tensor.
+    Append(Size),
     /// Concatenates the inputs along this dimension.
     Concat(usize),
+    /// Multiplies two small inputs number by number, in one dimension. The only operation of an
+    /// output.
+    Multiply,
     /// Adds 1 to every weight.
     AddOne,
     /// Adds this to every weight.
     AddNumber(f64),
+    /// Widens weights: further operations are in f32, and not rounded to the checkpoint's type.
+    Widen,
     /// Replaces every weight x by exp(x).
     Exp,
     /// Replaces every weight x by -exp(x).
@@ -175,6 +216,9 @@ pub enum Op {
     Cast(GgmlType),
     /// The type of the file type, whatever the name.
     CastByFile,
+    /// The type of the checkpoint: BF16 and F32 stay, FP8 becomes Q8_0. Other types are given by
+    /// name and file type.
+    KeepType,
 }
 
 impl Op {
@@ -230,7 +274,7 @@ pub enum When {
     Set(&'static str),
     /// If the config lacks this field, or it is null or false.
     Unset(&'static str),
-    /// If the config has this number, not 0.
+    /// If the config has this number, not 0, or this list, not empty.
     Counted(&'static str),
     /// If RoPE has sections for images.
     Sections,
@@ -346,6 +390,8 @@ impl Recipe {
             key: None,
             is_finite: false,
             unless_equal: &[],
+            field: None,
+            place: Place::InOrder,
         }
     }
 
@@ -359,6 +405,8 @@ impl Recipe {
             key: None,
             is_finite: false,
             unless_equal: &[],
+            field: None,
+            place: Place::InOrder,
         }
     }
 
@@ -372,6 +420,8 @@ impl Recipe {
             key: None,
             is_finite: false,
             unless_equal: &[],
+            field: None,
+            place: Place::InOrder,
         }
     }
 
@@ -385,6 +435,33 @@ impl Recipe {
             key: Some(ToKey { key, value }),
             ..Recipe::skip(from)
         }
+    }
+
+    /// Turns a tensor's whole numbers into a field of the config.
+    pub(crate) const fn to_field(from: &'static str, name: &'static str) -> Recipe {
+        Recipe {
+            field: Some(ToField {
+                name,
+                value: FieldValue::Integers,
+            }),
+            ..Recipe::skip(from)
+        }
+    }
+
+    /// Sets a field of the config to the length of a row.
+    pub(crate) const fn row_length_to(self, name: &'static str) -> Recipe {
+        Recipe {
+            field: Some(ToField {
+                name,
+                value: FieldValue::RowLength,
+            }),
+            ..self
+        }
+    }
+
+    /// Moves the outputs in the file.
+    pub(crate) const fn at(self, place: Place) -> Recipe {
+        Recipe { place, ..self }
     }
 
     /// Drops a tensor of an unsupported part of the model; the user sees the name of the part.
@@ -451,7 +528,7 @@ impl Recipe {
     pub fn stacked(&self) -> Option<Size> {
         let mut ops = self.outputs().iter().flat_map(|output| output.ops);
         ops.find_map(|op| match op {
-            Op::Stack(size) => Some(*size),
+            Op::Stack(size) | Op::Append(size) => Some(*size),
             _ => None,
         })
     }
@@ -497,7 +574,11 @@ impl When {
             When::Always => true,
             When::Set(field) => is_set(field),
             When::Unset(field) => !is_set(field),
-            When::Counted(field) => is_set(field) && config.get(field).is_some_and(|n| *n != 0),
+            When::Counted(field) => {
+                let is_none =
+                    |n: &serde_json::Value| *n == 0 || n.as_array().is_some_and(Vec::is_empty);
+                is_set(field) && !config.get(field).is_some_and(is_none)
+            }
             When::Sections => config.rope().contains_key("mrope_section"),
             When::Reranker { tied } => config.is_reranker() && is_set(TIED) == tied,
             When::Deep(least) => config.layers().is_ok_and(|layers| layers >= least),

@@ -122,14 +122,15 @@ const GLM_ROTATION: &[Parameter] = &[Parameter::Computed(|config, keys| {
     Ok(())
 })];
 
-const INDEXER_PARAMETERS: &[Parameter] = &[
+/// Heads, length and choice of the indexer.
+pub(super) const INDEXER_PARAMETERS: &[Parameter] = &[
     Parameter::U32("attention.indexer.head_count", &["index_n_heads"]),
     Parameter::U32("attention.indexer.key_length", &["index_head_dim"]),
     Parameter::U32("attention.indexer.top_k", &["index_topk"]),
 ];
 
 /// Layers with an indexer, if others reuse its selection.
-const INDEXER_TYPES: &[Parameter] = &[Parameter::Computed(|config, keys| {
+pub(super) const INDEXER_TYPES: &[Parameter] = &[Parameter::Computed(|config, keys| {
     const FIELD: &str = "indexer_types";
     if let Some(types) = config.get(FIELD) {
         let wrong = || super::config::wrong_kind(FIELD, types, "a list of texts");
@@ -143,7 +144,8 @@ const INDEXER_TYPES: &[Parameter] = &[Parameter::Computed(|config, keys| {
 const HEADS: Size = Field(&["index_n_heads"]);
 const LENGTH: Size = Field(&["index_head_dim"]);
 
-const INDEXER: &[Recipe] = &[
+/// The indexer of sparse attention.
+pub(super) const INDEXER: &[Recipe] = &[
     Recipe::rename(
         "model.layers.{}.self_attn.indexer.k_norm",
         "blk.{}.indexer.k_norm",

@@ -4,7 +4,7 @@ use super::bpe::{self, Rules};
 use super::files::{bad, read_text};
 use super::special::Special;
 use super::spm::{self, Additions};
-use super::{Import, no_model, tekken};
+use super::{Import, NO_TEMPLATE, no_model, tekken};
 use quantier_gguf::Result;
 use quantier_gguf::gguf::Value;
 
@@ -55,6 +55,11 @@ const LAGUNA: Rules = Rules {
     control: &["</assistant>"],
     ..Rules::PLAIN
 };
+/// dots3 note.
+pub(super) const DOTS3: Rules = Rules {
+    roles: &[("eot", "<|endofassistant|>")],
+    ..Rules::PLAIN
+};
 /// LLaDA and Dream.
 pub(super) const AS_THEY_ARE: Rules = Rules {
     as_they_are: true,
@@ -72,6 +77,19 @@ impl Import<'_> {
     fn set_flag(&mut self, name: &str, flag: bool) {
         self.entries
             .set(format!("tokenizer.ggml.{name}"), Value::Bool(flag));
+    }
+
+    /// Kimi Linear's, with the configuration's end of a turn.
+    pub(crate) fn kimi_k3(&mut self) -> Result<usize> {
+        let tokens = self.kimi(true)?;
+        let end = self.config("eos_token_id").and_then(|id| id.as_u64());
+        if let Some(id) = end.and_then(|id| u32::try_from(id).ok()) {
+            self.set_id("eos", id);
+        }
+        if self.entries.get("tokenizer.chat_template").is_none() {
+            self.notes.push(NO_TEMPLATE.to_owned());
+        }
+        Ok(tokens)
     }
 
     pub(crate) fn llada(&mut self) -> Result<usize> {

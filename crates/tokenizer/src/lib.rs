@@ -46,6 +46,10 @@ pub use encode::{Error as VocabularyError, Tokenizer};
 /// padding.
 pub(crate) const MAX_TOKENS: usize = 1 << 24;
 
+/// Note on a family whose files have a template of the reference's collection.
+pub const NO_TEMPLATE: &str = "the checkpoint has no chat template, and the file gets none: convert_hf_to_gguf.py would add \
+     one of its own collection (models/templates in llama.cpp). `quantier set FILE --chat-template TEMPLATE` adds one";
+
 /// The vocabulary of a family: its files and additions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VocabKind {
@@ -90,6 +94,10 @@ pub enum VocabKind {
     Kimi,
     /// The same, with the EOS token of the configuration: DeepSeek V2 and V3, Kimi K2.
     KimiK2,
+    /// The same, with the end of a turn of the configuration: Kimi K3.
+    KimiK3,
+    /// Byte-level; the end of a turn is `<|endofassistant|>`: dots3 note.
+    Dots3,
     /// Byte-level; special tokens are `<|startoftext|>` and `<|endoftext|>`: Solar Open.
     SolarOpen,
     /// `qwen.tiktoken`: Qwen 1.
@@ -200,6 +208,8 @@ pub fn import(
         VocabKind::HunyuanMoe => import.hunyuan_moe()?,
         VocabKind::Kimi => import.kimi(true)?,
         VocabKind::KimiK2 => import.kimi(false)?,
+        VocabKind::KimiK3 => import.kimi_k3()?,
+        VocabKind::Dots3 => import.byte_level_with(&families::DOTS3)?,
         VocabKind::SolarOpen => import.byte_level_with(&families::SOLAR_OPEN)?,
         VocabKind::Qwen1 => import.qwen1()?,
         VocabKind::StableLm => import.stablelm()?,

@@ -452,6 +452,24 @@ fn experts_are_fused_and_stacked() {
     assert!(transposed.contains("joined of 6 tensors"), "{transposed}");
 }
 
+/// Parts of a table with any numbers of rows become one; those of another width do not.
+#[test]
+fn parts_are_appended_row_by_row() {
+    let shapes: [&[u64]; 3] = [&[4, 3], &[1, 3], &[2, 3]];
+    let sources: Vec<_> = (0..3).map(|i| Whole::new(i, shapes[i])).collect();
+    let parts = (0..3).map(|i| Operand::tensor(i, shapes[i]));
+    let output = made(&[Op::Append(Number(3))], vec![parts.clone().collect()]).unwrap();
+    let elements = sources.iter().flat_map(|source| source.elements.clone());
+    let expected = Whole {
+        shape: vec![7, 3],
+        elements: elements.collect(),
+    };
+    compare(&output, &sources, &expected, 5);
+    let others = parts.chain([Operand::tensor(3, &[2, 4])]).collect();
+    let error = made(&[Op::Append(Number(4))], vec![others]).unwrap_err();
+    assert!(error.contains("[2, 4] cannot be joined"), "{error}");
+}
+
 /// Rows of queries, keys and values of every group, as Falcon and GPT-NeoX store them.
 #[test]
 fn a_fused_matrix_is_split_within_its_groups() {

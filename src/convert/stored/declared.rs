@@ -15,6 +15,8 @@ const SIDE_FILE: &str = "hf_quant_config.json";
 const CONFIG: &str = "quantization_config";
 /// The format of NVFP4 in compressed-tensors.
 const NVFP4_PACKED: &str = "nvfp4-pack-quantized";
+/// That of MXFP4, as of Kimi K3.
+const MXFP4_PACKED: &str = "mxfp4-pack-quantized";
 
 /// The quantization of a checkpoint.
 #[derive(Debug)]
@@ -45,7 +47,13 @@ pub(super) enum Method {
     BitNet,
     /// gpt-oss.
     Mxfp4,
+    /// `NAME.scale` next to `NAME.weight`, without a word in the config: DeepSeek V4.
+    BesideWeights,
 }
+
+/// Classes whose checkpoints are quantized without a declaration, with rows and columns per scale.
+const UNDECLARED: &[(&str, Method, [u64; 2])] =
+    &[("DeepseekV4ForCausalLM", Method::BesideWeights, [128, 128])];
 
 /// Storage of a group's weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +69,8 @@ pub(super) struct Group {
 pub(in crate::convert) struct Fp4Types {
     pub(in crate::convert) nvfp4: bool,
     pub(in crate::convert) mxfp4: bool,
+    /// True if they give the file its type whatever the output type.
+    pub(in crate::convert) gives_type: bool,
     /// True if all groups of compressed-tensors are NVFP4.
     pub(super) all_groups: bool,
     algorithm: Option<String>,
@@ -108,6 +118,18 @@ impl Declared {
         dir: &Path,
         sources: &[Source],
     ) -> Result<Option<Declared>, String> {
+        let class = config.class();
+        let undeclared = UNDECLARED.iter().find(|(name, ..)| class == Some(name));
+        if let Some(&(_, method, block)) = undeclared {
+            return Ok(Some(Declared {
+                block: Some(block.to_vec()),
+                fp4: Fp4Types {
+                    gives_type: true,
+                    ..Fp4Types::default()
+                },
+                ..Declared::plain(method)
+            }));
+        }
         let empty = Map::new();
         let inner = config.get(CONFIG).and_then(Value::as_object);
         let inner = inner.unwrap_or(&empty);
@@ -214,10 +236,12 @@ impl Fp4Types {
         let nvfp4 = matches!(algorithm.as_deref(), Some("NVFP4" | "W4A16_NVFP4"))
             || method == "compressed-tensors" && packed
             || algorithms.any(|algorithm| algorithm.ends_with("NVFP4"));
-        let mxfp4 = method == "mxfp4" || format == Some("mxfp4-pack-quantized");
+        let stored_packed = format == Some(MXFP4_PACKED) || text("store_dtype") == Some("mxfp4");
+        let mxfp4 = method == "mxfp4" || stored_packed;
         Fp4Types {
             nvfp4,
             mxfp4,
+            gives_type: stored_packed,
             all_groups: packed,
             algorithm,
             of_modules,

@@ -5,7 +5,8 @@ use super::fp4::{self, Fp4, Kind};
 use super::grouped::{Grouped, Layout, Packing, Tensors};
 use super::table::{Order, Table};
 use super::ternary::Ternary;
-use super::{Form, Raw, Scaled};
+use super::{Form, Ranked, Raw, Scaled};
+use crate::arch::{Config, fused_rows};
 use crate::format::map::Map;
 use crate::format::safetensors::Dtype;
 
@@ -23,9 +24,13 @@ const UNUSED: &[&str] = &[
 ];
 
 /// Joins all tensors of quantized linears.
-pub(super) fn all(declared: &Declared, maps: &[Map], table: &mut Table) {
+pub(super) fn all(config: &Config, declared: &Declared, maps: &[Map], table: &mut Table) {
     match declared.method {
-        Method::Fp8 => fp8(declared, table),
+        Method::Fp8 => {
+            ranked(config, table);
+            fp8(declared, table);
+            packed_experts(table);
+        }
         Method::CompressedTensors | Method::ModelOpt => by_type(declared, maps, table),
         Method::Gptq { zero_offset } => {
             transposed(declared, Packing::Gptq { zero_offset }, table);
@@ -33,6 +38,7 @@ pub(super) fn all(declared: &Declared, maps: &[Map], table: &mut Table) {
         Method::Awq => transposed(declared, Packing::Awq, table),
         Method::BitNet => ternary(maps, table),
         Method::Mxfp4 => blocks(table),
+        Method::BesideWeights => beside_weights(declared, table),
     }
     table.drop_ending(UNUSED);
 }
@@ -49,6 +55,86 @@ fn fp8(declared: &Declared, table: &mut Table) {
             table.join(&codes, ["", ""], Order::InPlace, |table, _| {
                 let (codes, scales) = (table.take(&codes)?, table.take(&scales)?);
                 scaled(codes, scales, None, declared.block.as_deref())
+            });
+        }
+    }
+}
+
+/// DeepSeek V4: `NAME.scale` next to `NAME.weight`, whose type tells FP8 in blocks from MXFP4. Scales
+/// are powers of two.
+fn beside_weights(declared: &Declared, table: &mut Table) {
+    const SCALE: &str = ".scale";
+    for scales in table.ending(SCALE) {
+        let base = scales.strip_suffix(SCALE).unwrap_or(&scales);
+        let codes = format!("{base}.weight");
+        let Some(dtype) = table.get(&codes).map(|source| source.dtype) else {
+            is_alone(table, &scales, &codes);
+            continue;
+        };
+        let is_fp8 = matches!(dtype, Dtype::F8E4m3 | Dtype::F8E5m2);
+        if !is_fp8 && !matches!(dtype, Dtype::I8 | Dtype::U8) {
+            continue;
+        }
+        table.join(&codes, ["", ""], Order::InPlace, |table, _| {
+            let (codes, mut scales) = (table.take(&codes)?, table.take(&scales)?);
+            if scales.dtype == Dtype::U8 {
+                scales.dtype = Dtype::F8E8m0;
+            }
+            match is_fp8 {
+                true => scaled(codes, scales, None, declared.block.as_deref()),
+                false => mxfp4(codes, scales),
+            }
+        });
+    }
+}
+
+/// MXFP4 in bytes of any sign.
+fn mxfp4(mut codes: Raw, scales: Raw) -> Result<(Vec<u64>, Form), String> {
+    if codes.dtype == Dtype::I8 {
+        codes.dtype = Dtype::U8;
+    }
+    let kind = Kind::Mxfp4;
+    let parts = fp4::Parts {
+        codes,
+        scales,
+        kind,
+    };
+    let fp4 = Fp4::new(parts, [1.0; 2])?;
+    Ok((fp4.shape(), Form::Fp4(fp4)))
+}
+
+/// Fused projections of MiMo V2 in FP8, whose rows and scales are those of ranks.
+fn ranked(config: &Config, table: &mut Table) {
+    const SCALE: &str = "_scale_inv";
+    for scales in table.ending(SCALE) {
+        let codes = scales.strip_suffix(SCALE).unwrap_or(&scales).to_owned();
+        let Some(name) = table.get(&codes).map(|source| source.text_name()) else {
+            continue;
+        };
+        match fused_rows(config, name) {
+            Ok(None) => {}
+            Err(what) => table.problem(&codes, what),
+            Ok(Some(rows)) => {
+                table.join(&codes, ["", ""], Order::InPlace, |table, _| {
+                    let (codes, scales) = (table.take(&codes)?, table.take(&scales)?);
+                    let shape = codes.shape.clone();
+                    Ok((shape, Form::Ranked(Ranked::new(codes, scales, rows)?)))
+                });
+            }
+        }
+    }
+}
+
+/// Experts in MXFP4 beside matrices in FP8: `NAME_scale` next to `NAME`, two codes in a byte.
+fn packed_experts(table: &mut Table) {
+    const SCALE: &str = "_scale";
+    for scales in table.ending(".weight_scale") {
+        let codes = scales.strip_suffix(SCALE).unwrap_or(&scales).to_owned();
+        let dtype = table.get(&codes).map(|source| source.dtype);
+        if matches!(dtype, Some(Dtype::U8 | Dtype::I8)) {
+            table.join(&codes, ["", ""], Order::InPlace, |table, _| {
+                let (codes, scales) = (table.take(&codes)?, table.take(&scales)?);
+                mxfp4(codes, scales)
             });
         }
     }
@@ -353,13 +439,7 @@ fn blocks(table: &mut Table) {
                 }
                 let bytes = codes.shape.pop().unwrap_or(0).saturating_mul(16);
                 codes.shape.push(bytes);
-                let parts = fp4::Parts {
-                    codes,
-                    scales,
-                    kind: Kind::Mxfp4,
-                };
-                let fp4 = Fp4::new(parts, [1.0; 2])?;
-                Ok((fp4.shape(), Form::Fp4(fp4)))
+                mxfp4(codes, scales)
             },
         );
     }

@@ -18,6 +18,7 @@ mod declared;
 mod fp4;
 mod grouped;
 mod join;
+mod ranked;
 mod scaled;
 mod table;
 mod ternary;
@@ -35,6 +36,7 @@ use declared::Declared;
 pub(super) use declared::Fp4Types;
 pub(super) use fp4::{Blocks, Fp4};
 use grouped::Grouped;
+use ranked::Ranked;
 pub(super) use scaled::Scaled;
 use std::ops::Range;
 use std::path::Path;
@@ -46,6 +48,8 @@ use ternary::Ternary;
 pub(super) enum Form {
     /// 8-bit numbers with scales of blocks, rows or tensors.
     Scaled(Scaled),
+    /// The same, row by row from the ranks that a model was trained on.
+    Ranked(Ranked),
     /// Packed integers with scales of groups.
     Grouped(Grouped),
     /// 4-bit floats.
@@ -106,7 +110,7 @@ pub(super) fn resolve(config: &Config, dir: &Path, sources: Vec<Source>, maps: &
         Err(what) => return failed(what, sources),
     };
     let mut table = Table::new(sources);
-    join::all(&declared, maps, &mut table);
+    join::all(config, &declared, maps, &mut table);
     let mut resolved = table.finish();
     resolved.fp4 = declared.fp4;
     resolved.fp4.add(&resolved.sources);
@@ -144,6 +148,7 @@ impl Form {
     ) -> Result<(), Fault> {
         match self {
             Form::Scaled(form) => form.read(maps, elements, out),
+            Form::Ranked(form) => form.read(maps, elements, out),
             Form::Grouped(form) => form.read(maps, elements, out),
             Form::Fp4(form) => form.read(maps, elements, out),
             Form::Ternary(form) => form.read(maps, elements, out),
@@ -154,6 +159,7 @@ impl Form {
     fn raws(&self) -> Vec<&Raw> {
         match self {
             Form::Scaled(form) => form.raws(),
+            Form::Ranked(form) => form.raws(),
             Form::Grouped(form) => form.raws(),
             Form::Fp4(form) => form.raws(),
             Form::Ternary(form) => form.raws(),
@@ -163,7 +169,8 @@ impl Form {
     /// True for 8-bit float codes.
     pub(super) fn is_fp8(&self) -> bool {
         let codes = self.raws()[0].dtype;
-        matches!(self, Form::Scaled(_)) && matches!(codes, Dtype::F8E4m3 | Dtype::F8E5m2)
+        matches!(self, Form::Scaled(_) | Form::Ranked(_))
+            && matches!(codes, Dtype::F8E4m3 | Dtype::F8E5m2)
     }
 
     /// The weights, if they are 4-bit floats.

@@ -272,6 +272,32 @@ fn damaged_integers_are_refused_where_they_are() {
     }
 }
 
+/// Four ranks of 2 queries, 1 key and 1 value, each under a scale of its own.
+#[test]
+fn rows_of_ranks_are_read_in_order() {
+    let mut file = File::new();
+    let codes: Vec<u8> = (0..16 * 3).map(|i| 0x30 + i % 16).collect();
+    let codes = file.add("qkv", Dtype::F8E4m3, &[16, 3], &codes);
+    let scales = file.floats("qkv_scale_inv", &[4, 1], &[1.0, 2.0, 4.0, 8.0]);
+    let maps = file.maps();
+    let number = |row: u64, column: u64| {
+        let mut number = [0.0];
+        widen(
+            Dtype::F8E4m3,
+            &[0x30 + ((row * 3 + column) % 16) as u8],
+            &mut number,
+        );
+        number[0] * [1.0, 2.0, 4.0, 8.0][row as usize / 4]
+    };
+    let rows = [0, 1, 4, 5, 8, 9, 12, 13, 2, 6, 10, 14, 3, 7, 11, 15];
+    let expected = rows
+        .iter()
+        .flat_map(|row| (0..3).map(|column| number(*row, column)));
+    let expected: Vec<f32> = expected.collect();
+    let form = Form::Ranked(Ranked::new(codes, scales, [8, 4, 4]).unwrap());
+    check_ranges(&form, &maps, &expected);
+}
+
 #[test]
 fn four_bit_floats_are_read_and_repacked_without_loss() {
     for (kind, dtype, width) in [
