@@ -354,6 +354,7 @@ impl Stage for FilesStage<'_> {
             memory.activations = 2.0 * calibration * (hidden + feedback.widest as f64) * 4.0;
             memory.work = 2.0 * largest * 4.0 + numbers.working(2.0);
             let largest_file = files.iter().map(|file| file.file_bytes).max().unwrap_or(0);
+            memory.work += numbers.rounded_experts(largest_file as f64);
             cost.scratch = 2 * numbers.snapshots(calibration) + largest_file;
         }
         Ok(numbers.with_memory(cost, memory))

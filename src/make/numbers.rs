@@ -22,8 +22,10 @@ pub(super) struct Numbers {
     active: f64,
     /// All weights of matrices in layers.
     all: f64,
-    /// Weights of the largest layer.
+    /// Weights of the largest layer that are widened together.
     pub(super) largest: f64,
+    /// Weights of experts in all layers that every chunk widens anew; 0 if whole layers are widened.
+    on_use: f64,
     /// Weights of the output matrix.
     pub(super) output: f64,
     /// Summed rows and columns of the active matrices per token, in the layer with the most.
@@ -79,14 +81,13 @@ impl Numbers {
     ) -> Result<Numbers> {
         #[derive(Default)]
         struct Layer {
-            weights: f64,
             rows: f64,
             columns: f64,
             inputs: BTreeMap<InputId, f64>,
         }
         let (hyper, engine, catalog) = (&model.engine.hyper, model.engine, input.catalog());
         let mut layers: BTreeMap<LayerId, Layer> = BTreeMap::new();
-        let (mut active, mut all) = (0.0, 0.0);
+        let (mut active, mut all, mut of_experts) = (0.0, 0.0, 0.0);
         for linear in catalog.linears() {
             let Some(layer) = linear.layer else {
                 continue;
@@ -99,7 +100,9 @@ impl Numbers {
             let weights = shape.elements() as f64;
             active += weights * share;
             all += weights;
-            layer.weights += weights;
+            if linear.grouping.experts().is_some() {
+                of_experts += weights;
+            }
             layer.rows += rows as f64 * share;
             layer.columns += columns as f64 * share;
             layer.inputs.insert(linear.input, columns as f64 * share);
@@ -129,7 +132,11 @@ impl Numbers {
             threads: engine.pool().current_num_threads() as f64,
             active,
             all,
-            largest: most(|layer| layer.weights),
+            largest: engine.layer_bytes() as f64 / 4.0,
+            on_use: match engine.widens_experts_on_use() {
+                true => of_experts,
+                false => 0.0,
+            },
             output: output.unwrap_or(0) as f64,
             rows: most(|layer| layer.rows),
             columns: most(|layer| layer.columns),
@@ -149,12 +156,28 @@ impl Numbers {
 
     /// Operations of a forward pass through all layers.
     pub(super) fn forward(&self, tokens: f64) -> f64 {
-        tokens * (2.0 * self.active + self.attention)
+        tokens * (2.0 * self.active + self.attention) + self.widening(tokens)
+    }
+
+    /// Operations that take as long as widening the experts for every chunk.
+    fn widening(&self, tokens: f64) -> f64 {
+        /// Operations of a product in the time of widening one weight.
+        const OF_WEIGHT: f64 = 32.0;
+        tokens / self.context * self.on_use * OF_WEIGHT
+    }
+
+    /// Bytes of a layer's rounded experts, kept in blocks until the next layer, in a file of this
+    /// many bytes.
+    pub(super) fn rounded_experts(&self, file_bytes: f64) -> f64 {
+        match self.on_use > 0.0 {
+            true => file_bytes / self.layers.max(1.0),
+            false => 0.0,
+        }
     }
 
     /// Operations of a forward pass through all layers with all experts.
     pub(super) fn forward_all(&self, tokens: f64) -> f64 {
-        tokens * (2.0 * self.all + self.attention)
+        tokens * (2.0 * self.all + self.attention) + self.widening(tokens)
     }
 
     /// Operations of the logits.

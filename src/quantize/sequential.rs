@@ -5,7 +5,9 @@ use super::plan::Plan;
 use super::rounded::Rounded;
 use super::{Error, Result};
 use crate::format;
-use crate::model::{self, Engine, Get, Put, Replaced, Rows, SequentialRounder};
+use crate::model::{
+    self, Engine, Get, LinearWeights, Matrices, Put, Replaced, Rows, SequentialRounder,
+};
 use crate::progress::Progress;
 use crate::resume::Resume;
 use crate::rounding::hessian::{PairSums, Store};
@@ -79,6 +81,20 @@ impl Plan<'_> {
             .unwrap_or_else(PoisonError::into_inner);
         self.outputs[output].rounded = Some(rounded);
         Ok(())
+    }
+}
+
+/// Blocks of the matrices of a tensor.
+struct Blocks {
+    rounder: Rounder,
+    blocks: Vec<u8>,
+}
+
+impl Matrices for Blocks {
+    fn widen(&self, matrix: usize, out: &mut [f32]) {
+        let bytes = self.rounder.blocks_bytes(out.len());
+        self.rounder
+            .widen(&self.blocks[matrix * bytes..][..bytes], out);
     }
 }
 
@@ -254,10 +270,19 @@ impl SequentialRounder for Pass<'_> {
             let linear = self.plan.input.catalog().linear_named(name);
             let in_layer = linear.is_some_and(|linear| linear.layer.is_some());
             if let Some(rounder) = self.rounder(index).filter(|_| in_layer) {
-                let weights = self.plan.weights(index).widen(&rounder, &blocks);
+                let weights = self.plan.weights(index);
+                let experts = linear.and_then(|linear| linear.grouping.experts());
+                let is_on_use = self.with.engine.widens_experts_on_use() && experts.is_some();
+                let weights = match is_on_use {
+                    true => LinearWeights::Blocks {
+                        rows: weights.tensor.rows_per_matrix() as usize,
+                        matrices: Arc::new(Blocks { rounder, blocks }),
+                    },
+                    false => weights.widen(&rounder, &blocks).into(),
+                };
                 replaced.push(Replaced {
                     name: name.clone(),
-                    weights: Arc::new(weights),
+                    weights,
                 });
             }
         }

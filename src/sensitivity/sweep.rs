@@ -25,7 +25,6 @@ use crate::rounding::{Importance, Rounder, Weights};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Forwards only cancellation: one run of many counts as one step.
 pub(crate) struct Within<'p>(pub(crate) &'p dyn Progress);
@@ -75,7 +74,7 @@ pub(super) fn sweep(
                 .install(|| candidate.rounded(rounder, progress))?;
             let replaced = Replaced {
                 name: (*name).to_owned(),
-                weights: Arc::new(weights),
+                weights: weights.into(),
             };
             let changed = engine.replacing(&[replaced])?;
             let hidden = changed.rerun(&trace, first_layer(engine, name), &Within(progress))?;
@@ -225,7 +224,7 @@ impl ModelKnowledge<'_> {
             .install(|| candidate.rounded(&rounder, progress))?;
         Ok(Replaced {
             name: name.to_owned(),
-            weights: Arc::new(weights),
+            weights: weights.into(),
         })
     }
 }

@@ -11,7 +11,8 @@ use quantier_core::progress::Silent;
 use quantier_engine::hessian::{self, Store};
 use quantier_engine::model::backward::Labels;
 use quantier_engine::model::{
-    Engine, Error, LinearInput, Observer, Options, Replaced, Rows, SequentialRounder, Tap,
+    Engine, Error, LinearInput, LinearWeights, Observer, Options, Replaced, Rows,
+    SequentialRounder, Tap,
 };
 use quantier_gguf::types::GgmlType;
 use quantier_report::data::Frontier;
@@ -19,7 +20,7 @@ use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 /// Inputs of whole matrices, by name and chunk.
 type Inputs = BTreeMap<(String, usize), Vec<f32>>;
@@ -73,7 +74,10 @@ impl SequentialRounder for Changer<'_> {
     ) -> Result<(), Error> {
         if let Some(of) = self.of(table) {
             for (row, numbers) in rows.iter().zip(numbers.chunks_exact_mut(columns)) {
-                numbers.copy_from_slice(&of.weights[*row as usize * columns..][..columns]);
+                let LinearWeights::Widened(weights) = &of.weights else {
+                    panic!("the weights of {} are in f32", of.name);
+                };
+                numbers.copy_from_slice(&weights[*row as usize * columns..][..columns]);
             }
         }
         Ok(())
@@ -147,10 +151,10 @@ fn parallel_models_match_separate_runs() {
         let changed: Vec<_> = matrices
             .map(|t| {
                 let number = |i: u64| ((i * 7919 % 4093) as f32 - 2046.0) * 2e-5;
-                let weights = Arc::new((0..t.info.shape.elements()).map(number).collect());
+                let weights: Vec<f32> = (0..t.info.shape.elements()).map(number).collect();
                 Replaced {
                     name: t.info.name.to_string(),
-                    weights,
+                    weights: weights.into(),
                 }
             })
             .collect();

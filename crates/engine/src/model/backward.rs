@@ -378,6 +378,7 @@ impl Backward<'_, '_> {
             tap: Some(&sampler),
             recording: true,
             split: engine.split(chunks),
+            stored: Some(&engine.weights),
             progress,
         };
         let input = engine.bundle(self.trace.input(number, chunk)?);

@@ -147,7 +147,7 @@ impl Head<'_> {
         let factor = self.scale.unwrap_or(1.0);
         scale(gradient.numbers_mut(), factor * self.hyper.logit_scale);
         let mut of_input = match &self.output {
-            Output::Whole(linear) => product_derivative(&gradient, &linear.weights, 1),
+            Output::Whole(linear) => product_derivative(&gradient, &linear.of_expert(0, None)?, 1),
             Output::Bands { .. } => {
                 let mut sum = Rows::zeros(hidden.len(), hidden.columns());
                 self.bands(|start, table| {
@@ -179,6 +179,7 @@ impl Head<'_> {
             tap,
             recording: false,
             split: 1,
+            stored: None,
             progress: &Silent,
         };
         let mut logits = match &self.output {

@@ -1009,7 +1009,7 @@ mod tests {
         let linear = Linear {
             id: LinearId(seed),
             name: "linear".into(),
-            weights: Arc::new(random(HIDDEN * HIDDEN, seed)),
+            weights: random(HIDDEN * HIDDEN, seed).into(),
             experts: 1,
             columns: HIDDEN,
             scales: None,
@@ -1048,6 +1048,7 @@ mod tests {
             tap: None,
             recording: true,
             split: 1,
+            stored: None,
             progress: &Silent,
         }
     }

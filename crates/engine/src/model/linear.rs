@@ -5,20 +5,62 @@ use super::ops::elementwise::{add, add_bias, scale};
 use super::ops::norm;
 use super::ops::product::{product, product_derivative, row_derivative};
 use super::rows::Rows;
+use super::weights::Weights;
 use super::{Error, LinearInput, OutputGradient, Result, Routed, Tap};
 use quantier_arch::{LinearId, Norm as NormKind};
 use quantier_core::progress::Progress;
+use std::borrow::Cow;
 use std::sync::Arc;
 
-/// A weight matrix that multiplies activations, or one per expert or head, in f32.
+/// Matrices of a tensor that are widened one at a time, when they multiply.
+pub trait Matrices: Send + Sync {
+    /// Widens a matrix: `[rows, columns]`.
+    fn widen(&self, matrix: usize, out: &mut [f32]);
+}
+
+/// The weights of a linear.
+#[derive(Clone)]
+pub enum LinearWeights {
+    /// Of all matrices: `[experts, rows, columns]`.
+    Widened(Arc<Vec<f32>>),
+    /// Those in the model's file, each matrix of this many rows widened on use.
+    Stored {
+        /// Rows of a matrix.
+        rows: usize,
+    },
+    /// Of quantized blocks, each matrix of this many rows widened on use.
+    Blocks {
+        /// Rows of a matrix.
+        rows: usize,
+        /// The matrices.
+        matrices: Arc<dyn Matrices>,
+    },
+}
+
+impl From<Vec<f32>> for LinearWeights {
+    fn from(weights: Vec<f32>) -> LinearWeights {
+        LinearWeights::Widened(Arc::new(weights))
+    }
+}
+
+impl std::fmt::Debug for LinearWeights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LinearWeights::Widened(weights) => write!(f, "{} weights", weights.len()),
+            LinearWeights::Stored { rows } => write!(f, "stored matrices of {rows} rows"),
+            LinearWeights::Blocks { rows, .. } => write!(f, "matrices of {rows} rows in blocks"),
+        }
+    }
+}
+
+/// A weight matrix that multiplies activations, or one per expert or head.
 #[derive(Clone)]
 pub(super) struct Linear {
     /// Id in the model's catalog.
     pub id: LinearId,
     /// Name of the tensor.
     pub name: String,
-    /// `[experts, rows, columns]`.
-    pub weights: Arc<Vec<f32>>,
+    pub weights: LinearWeights,
     /// More than one for experts and heads only.
     pub experts: usize,
     pub columns: usize,
@@ -32,7 +74,7 @@ pub(super) struct Linear {
 
 impl Linear {
     /// Replaces the weights, on the CPU.
-    pub(super) fn replace(&mut self, weights: Arc<Vec<f32>>) {
+    pub(super) fn replace(&mut self, weights: LinearWeights) {
         (self.weights, self.uploaded) = (weights, None);
     }
 
@@ -42,10 +84,36 @@ impl Linear {
         scale.filter(|scale| *scale != 1.0)
     }
 
-    /// Weights of one expert; `expert` is 0 for a single matrix.
-    fn of_expert(&self, expert: usize) -> &[f32] {
-        let each = self.weights.len() / self.experts;
-        &self.weights[expert * each..][..each]
+    /// Weights of one expert, `[rows, columns]`; `expert` is 0 for a single matrix. `stored` has those
+    /// that are widened on use.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub(super) fn of_expert(
+        &self,
+        expert: usize,
+        stored: Option<&Weights<'_>>,
+    ) -> Result<Cow<'_, [f32]>> {
+        match &self.weights {
+            LinearWeights::Widened(weights) => {
+                let each = weights.len() / self.experts;
+                Ok(Cow::Borrowed(&weights[expert * each..][..each]))
+            }
+            LinearWeights::Stored { rows } => {
+                let stored = stored.ok_or_else(|| {
+                    Error::Model(format!("the weights of '{}' are not in memory", self.name))
+                })?;
+                let first = expert * rows;
+                stored
+                    .band(&self.name, first..first + rows, self.columns)
+                    .map(Cow::Owned)
+            }
+            LinearWeights::Blocks { rows, matrices } => {
+                let mut weights = vec![0.0; rows * self.columns];
+                matrices.widen(expert, &mut weights);
+                Ok(Cow::Owned(weights))
+            }
+        }
     }
 }
 
@@ -123,6 +191,8 @@ pub(super) struct Pass<'a> {
     pub recording: bool,
     /// Threads per product.
     pub split: usize,
+    /// Weights that are widened on use.
+    pub stored: Option<&'a Weights<'a>>,
     /// Checked for cancellation before each product.
     pub progress: &'a dyn Progress,
 }
@@ -158,7 +228,7 @@ impl Pass<'_> {
         self.go_on()?;
         let mut y = match &linear.uploaded {
             Some(uploaded) => uploaded.product(expert, x)?,
-            None => product(x, linear.of_expert(expert), self.split),
+            None => product(x, &linear.of_expert(expert, self.stored)?, self.split),
         };
         if let Some(factor) = linear.scale_of(expert) {
             scale(y.numbers_mut(), factor);
@@ -200,10 +270,10 @@ impl Pass<'_> {
                 rows: g,
             });
         }
-        let weights = linear.of_expert(expert);
+        let weights = linear.of_expert(expert, self.stored)?;
         let gradient = match g.len() {
-            1 => row_derivative(g, weights),
-            _ => product_derivative(g, weights, self.split),
+            1 => row_derivative(g, &weights),
+            _ => product_derivative(g, &weights, self.split),
         };
         add(dx.numbers_mut(), gradient.numbers());
         Ok(())

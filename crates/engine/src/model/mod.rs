@@ -44,6 +44,7 @@ use weights::Weights;
 
 pub use device::{Backend, Device, Uploaded, device};
 pub use head::Head;
+pub use linear::{LinearWeights, Matrices};
 pub use ops::delta::delta_rule;
 pub use ops::product::rows_times_rows;
 pub use order::in_order;
@@ -261,7 +262,7 @@ impl<'a> Engine<'a> {
         Ok(Engine {
             spec: Arc::new(ModelSpec::new(&hyper, input.catalog())),
             hyper,
-            weights: Weights::new(input, &options.device),
+            weights: Weights::new(input, options, pool.current_num_threads()),
             pool: Arc::new(pool),
             max_memory: options.max_memory,
             reserved: 0,
@@ -430,6 +431,7 @@ impl<'a> Engine<'a> {
                         tap: observer.map(|observer| observer as &dyn Tap),
                         recording: false,
                         split: self.split(chunks.len()),
+                        stored: Some(&self.weights),
                         progress,
                     };
                     let behind = layer.forward(self.bundle(x), &pass)?;
@@ -479,11 +481,22 @@ impl<'a> Engine<'a> {
         (self.pool.current_num_threads() / chunks.max(1)).max(1)
     }
 
+    /// Bytes of the largest layer's weights in f32, as far as they are in memory together.
+    pub fn layer_bytes(&self) -> u64 {
+        self.weights.largest_layer()
+    }
+
+    /// True if experts are widened one at a time, when they multiply: those of a layer exceed their
+    /// share of [`Options::max_memory`].
+    pub fn widens_experts_on_use(&self) -> bool {
+        self.weights.is_by_matrix()
+    }
+
     /// Memory for activations between layers, in bytes.
     fn layer_budget(&self, positions: usize) -> u64 {
         let working = self.weights.working_bytes(positions, self.hyper.hidden);
         let working = working * self.pool.current_num_threads() as u64;
-        self.budget(self.weights.largest_layer(self.hyper.layers) + working)
+        self.budget(self.weights.largest_layer() + working)
     }
 
     /// Memory for activations beside `weights` bytes of weights.

@@ -65,6 +65,7 @@ impl Engine<'_> {
                     tap: Some(observer as &dyn Tap),
                     recording: false,
                     split: self.split(chunks.len()),
+                    stored: Some(&self.weights),
                     progress,
                 };
                 let width = self.hyper.hidden;

@@ -187,7 +187,7 @@ impl Engine<'_> {
 
     /// Memory for activations beside a layer and its rounded copy, in bytes.
     fn sequential_budget(&self, positions: usize) -> u64 {
-        let largest = self.weights.largest_layer(self.hyper.layers);
+        let largest = self.weights.largest_layer();
         self.layer_budget(positions)
             .saturating_sub(if self.max_memory.is_some() {
                 largest
@@ -303,6 +303,7 @@ impl Both<'_> {
                     tap: None,
                     recording: false,
                     split,
+                    stored: Some(&self.engine.weights),
                     progress: self.progress,
                 };
                 let Between {

@@ -1,16 +1,15 @@
 //! The model's tensors, widened for the forward pass.
 
 use super::device::Device;
-use super::linear::{Linear, Norm};
-
-use super::{Error, Result};
+use super::linear::{Linear, LinearWeights, Norm};
+use super::{Error, Options, Result};
 use quantier_arch::Input;
 use quantier_arch::catalog;
 use quantier_arch::spec::{LinearSpec, NormSpec};
 use quantier_arch::{Catalog, Entry};
 use quantier_gguf as format;
 use quantier_gguf::reader::Tensor as Stored;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// The tensors of a model.
@@ -19,9 +18,18 @@ pub(super) struct Weights<'a> {
     /// Weights that override those of the file.
     replaced: HashMap<String, Arc<Vec<f32>>>,
     device: Device,
+    /// Number of threads that multiply, if experts are widened one at a time: those of a layer
+    /// exceed their share of the memory.
+    by_matrix: Option<usize>,
     /// True if only shapes are checked.
     shapes_only: bool,
 }
+
+const MISSING: &str = "is missing; the file is not complete";
+
+/// The widened layer takes at most the memory limit divided by this; otherwise its experts are
+/// widened one at a time.
+const PART_OF_MEMORY: u64 = 2;
 
 /// Weights that override those of a tensor: all of them, in file order.
 #[derive(Clone, Debug)]
@@ -29,16 +37,23 @@ pub struct Replaced {
     /// The tensor.
     pub name: String,
     /// As many as the tensor has.
-    pub weights: Arc<Vec<f32>>,
+    pub weights: LinearWeights,
 }
 
 impl<'a> Weights<'a> {
-    pub(super) fn new(input: &'a Input<'a>, device: &Device) -> Weights<'a> {
-        Weights {
+    pub(super) fn new(input: &'a Input<'a>, options: &Options, threads: usize) -> Weights<'a> {
+        let whole = Weights {
             input,
             replaced: HashMap::new(),
-            device: device.clone(),
+            device: options.device.clone(),
+            by_matrix: None,
             shapes_only: false,
+        };
+        let limit = options.max_memory.filter(|_| options.device.is_own());
+        let exceeds = limit.is_some_and(|all| whole.largest_layer() > all / PART_OF_MEMORY);
+        Weights {
+            by_matrix: exceeds.then_some(threads),
+            ..whole
         }
     }
 
@@ -48,6 +63,7 @@ impl<'a> Weights<'a> {
             input: self.input,
             replaced: HashMap::new(),
             device: Device::default(),
+            by_matrix: None,
             shapes_only: true,
         }
     }
@@ -56,6 +72,9 @@ impl<'a> Weights<'a> {
     pub(super) fn replacing(&self, replaced: &[Replaced]) -> Result<Weights<'a>> {
         let mut all = self.replaced.clone();
         for Replaced { name, weights } in replaced {
+            let LinearWeights::Widened(weights) = weights else {
+                return Err(self.bad(name, "is replaced by weights that are not in f32".into()));
+            };
             let (needed, found) = (self.len(name), weights.len());
             match needed {
                 Some(needed) if needed == found => all.insert(name.clone(), weights.clone()),
@@ -74,8 +93,14 @@ impl<'a> Weights<'a> {
             input: self.input,
             replaced: all,
             device: self.device.clone(),
+            by_matrix: self.by_matrix,
             shapes_only: false,
         })
+    }
+
+    /// True if experts are widened one at a time, when they multiply.
+    pub(super) fn is_by_matrix(&self) -> bool {
+        self.by_matrix.is_some()
     }
 
     pub(super) fn catalog(&self) -> &'a Catalog {
@@ -88,13 +113,25 @@ impl<'a> Weights<'a> {
         Some(self.input.tensor(id))
     }
 
-    /// Bytes of the largest layer when widened.
-    pub(super) fn largest_layer(&self, layers: usize) -> u64 {
-        let bytes = |layer| {
-            let weights = self.of_layer(layer).map(|t| t.info.shape.elements());
-            4 * weights.sum::<u64>()
-        };
-        (0..layers).map(bytes).max().unwrap_or(0)
+    /// Bytes of the largest layer's weights in f32, as far as they are widened together.
+    pub(super) fn largest_layer(&self) -> u64 {
+        let mut layers: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut widest = 0;
+        for entry in self.catalog().tensors() {
+            let Some(layer) = entry.layer else {
+                continue;
+            };
+            let weights = self.input.tensor(entry.id).info.shape.elements();
+            let linear = self.catalog().linear_of(entry.id);
+            match linear.and_then(|linear| linear.grouping.experts()) {
+                Some(experts) if self.by_matrix.is_some() => {
+                    widest = widest.max(weights / experts.max(1) as u64);
+                }
+                _ => *layers.entry(layer.0).or_default() += weights,
+            }
+        }
+        let together = layers.into_values().max().unwrap_or(0);
+        4 * (together + widest * self.by_matrix.unwrap_or(0) as u64)
     }
 
     /// The tensors of a layer.
@@ -132,7 +169,7 @@ impl<'a> Weights<'a> {
     /// If it is missing or has other dimensions.
     pub(super) fn tensor(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>> {
         let weights = self.optional(name, dims)?;
-        weights.ok_or_else(|| self.bad(name, "is missing; the file is not complete".into()))
+        weights.ok_or_else(|| self.bad(name, MISSING.into()))
     }
 
     /// [`Weights::tensor`] with finite numbers only.
@@ -173,6 +210,20 @@ impl<'a> Weights<'a> {
 
     /// [`Weights::tensor`], or `None` if it is missing.
     fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Vec<f32>>> {
+        let Some(stored) = self.shaped(name, dims)? else {
+            return Ok(None);
+        };
+        if self.shapes_only {
+            return Ok(Some(Vec::new()));
+        }
+        let shape = &stored.info.shape;
+        let mut weights = vec![0.0; shape.elements() as usize];
+        self.widen(stored, 0..shape.rows(), &mut weights, true)?;
+        Ok(Some(weights))
+    }
+
+    /// A tensor of these dimensions, outermost first, or `None` if it is missing.
+    fn shaped(&self, name: &str, dims: &[usize]) -> Result<Option<&'a Stored<'a>>> {
         let Some(stored) = self.stored(name) else {
             return Ok(None);
         };
@@ -185,12 +236,7 @@ impl<'a> Weights<'a> {
             );
             return Err(self.bad(name, what));
         }
-        if self.shapes_only {
-            return Ok(Some(Vec::new()));
-        }
-        let mut weights = vec![0.0; shape.elements() as usize];
-        self.widen(stored, 0..shape.rows(), &mut weights, true)?;
-        Ok(Some(weights))
+        Ok(Some(stored))
     }
 
     /// A linear, with its bias if there is one.
@@ -201,20 +247,31 @@ impl<'a> Weights<'a> {
         let name = format!("{}.weight", spec.stem);
         let matrix = [spec.rows, spec.columns];
         let experts = spec.experts.unwrap_or(1);
-        let weights = self.tensor(&name, &[experts, spec.rows, spec.columns])?;
-        let bias = self.optional(&format!("{}.bias", spec.stem), &[experts, spec.rows])?;
-        let uploaded = match self.shapes_only {
-            true => None,
-            false => self.device.upload(&weights, matrix)?,
-        };
+        let dims = [experts, spec.rows, spec.columns];
+        let stored = self.shaped(&name, &dims)?;
+        stored.ok_or_else(|| self.bad(&name, MISSING.into()))?;
         let entry = self.catalog().linear_named(&name);
         let entry = entry.ok_or_else(|| self.bad(&name, "multiplies no activations".into()))?;
-        let experts = spec.experts.unwrap_or(1);
+        let is_on_use = self.by_matrix.is_some()
+            && entry.grouping.experts().is_some()
+            && !self.replaced.contains_key(&name);
+        let (weights, uploaded) = match is_on_use {
+            true => (LinearWeights::Stored { rows: spec.rows }, None),
+            false => {
+                let weights = self.tensor(&name, &dims)?;
+                let uploaded = match self.shapes_only {
+                    true => None,
+                    false => self.device.upload(&weights, matrix)?,
+                };
+                (weights.into(), uploaded)
+            }
+        };
+        let bias = self.optional(&format!("{}.bias", spec.stem), &[experts, spec.rows])?;
         let scales = self.scales(entry, experts)?;
         Ok(Linear {
             id: entry.id,
             name,
-            weights: Arc::new(weights),
+            weights,
             experts,
             columns: spec.columns,
             scales,

@@ -32,6 +32,7 @@ fn pass<'p>() -> Pass<'p> {
         tap: None,
         recording: true,
         split: 1,
+        stored: None,
         progress: &Silent,
     }
 }
@@ -40,7 +41,7 @@ fn linear(experts: usize, rows: usize, columns: usize, seed: u32) -> Linear {
     Linear {
         id: LinearId(seed),
         name: format!("linear {seed}"),
-        weights: Arc::new(random(experts * rows * columns, seed)),
+        weights: random(experts * rows * columns, seed).into(),
         experts,
         columns,
         scales: (experts > 1).then(|| (0..experts).map(|e| 0.8 + 0.1 * e as f32).collect()),
