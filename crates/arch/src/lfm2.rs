@@ -2,7 +2,7 @@
 //! the others.
 
 use super::config::{Config, Result, wrong_kind};
-use super::decoder::{Decoder, Needs, Recurrence, Rope, Router, Setting};
+use super::decoder::{Decoder, Needs, Recurrence, Rope, Router, Setting, Window};
 use super::llama::{BUFFERS, STACKED};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING, set_numbers};
 use super::recipes::Op::Squeeze;
@@ -32,6 +32,12 @@ pub(super) static LFM2: Architecture = Architecture {
         rope: Rope::Halves,
         recurrence: Some(Recurrence::ShortConvolutions),
         output_norm: "token_embd_norm",
+        // All attention, if the metadata has a window.
+        window: Window::Pattern {
+            layers: 0,
+            tokens: None,
+            rope_base: None,
+        },
         ..Decoder::LLAMA
     },
 };
@@ -81,6 +87,7 @@ pub(super) static LFM2_MOE: Architecture = Architecture {
             biases: &["exp_probs_b"],
             ..Needs::WEIGHTS
         },
+        window: Window::None,
         ..LFM2.decoder
     },
     ..LFM2
