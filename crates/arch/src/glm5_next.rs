@@ -46,11 +46,10 @@ pub(super) static GLM5_NEXT: Architecture = Architecture {
         EMBEDDINGS,
         NORMS,
         HYPER_CONNECTIONS,
-        ATTENTION,
         DELTA_ATTENTION,
         DECAYS_AND_GATES,
         QUERIES,
-        LATENT_QUERY_HEADS,
+        LATENT_ATTENTION,
         INDEXER,
         POOLING,
         GATED_FFN,
@@ -198,14 +197,20 @@ fn kv_heads(config: &Config, keys: &mut Keys) -> Result<()> {
 const KINDS: &str = "layer_types";
 const LINEAR: &str = "linear_attention";
 
-/// Queries of one matrix in layers of Kimi Delta Attention, and all output matrices.
-const ATTENTION: &[Recipe] = &[
-    kimi::ATTENTION[0].when(When::Layers(|config, layer| {
-        let kinds = config.get(KINDS).and_then(|kinds| kinds.as_array());
-        let kind = kinds.and_then(|kinds| kinds.get(layer as usize));
-        kind.is_some_and(|kind| kind == LINEAR)
-    })),
-    kimi::ATTENTION[1],
+fn is_linear(config: &Config, layer: u32) -> bool {
+    let kinds = config.get(KINDS).and_then(|kinds| kinds.as_array());
+    let kind = kinds.and_then(|kinds| kinds.get(layer as usize));
+    kind.is_some_and(|kind| kind == LINEAR)
+}
+
+const IS_LINEAR: When = When::Layers(is_linear);
+const IS_LATENT: When = When::Layers(|config, layer| !is_linear(config, layer));
+
+const LATENT_ATTENTION: &[Recipe] = &[
+    LATENT_QUERY_HEADS[0],
+    LATENT_QUERY_HEADS[1],
+    LATENT_QUERY_HEADS[2],
+    kimi::ATTENTION[1].when(IS_LATENT),
 ];
 
 /// The weights of hyper-connections, always in f32.
@@ -244,7 +249,13 @@ const HYPER_CONNECTIONS: &[Recipe] = &[
     ),
 ];
 
-const DECAYS_AND_GATES: &[Recipe] = &[DECAY, GATE_A, GATE_B];
+const DECAYS_AND_GATES: &[Recipe] = &[
+    DECAY,
+    GATE_A,
+    GATE_B,
+    kimi::ATTENTION[0].when(IS_LINEAR),
+    kimi::ATTENTION[1].when(IS_LINEAR),
+];
 
 /// One table, so that layers with a shared expert need the selection bias.
 const BIAS_AND_SHARED_EXPERTS: &[Recipe] = &[

@@ -7,8 +7,8 @@ use super::decoder::{Decoder, DeltaHeads, Needs, Recurrence, Rope, Router};
 use super::deepseek;
 use super::experts::{DENSE_LAYERS, EXPERT_LENGTH};
 use super::kimi::{
-    self, DECAY, DELTA, DELTA_ATTENTION, DELTA_ROWS, LATENT_ATTENTION, SHARED_EXPERTS,
-    delta_lengths, has_latent_attention, kv_heads,
+    self, DECAY, DELTA, DELTA_ATTENTION, DELTA_ROWS, SHARED_EXPERTS, delta_lengths,
+    has_latent_attention, kv_heads,
 };
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, STACKED};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flag};
@@ -40,7 +40,6 @@ pub(super) static KIMI_K3: Architecture = Architecture {
         DECAYS_AND_GATES,
         QUERIES,
         LATENT_ATTENTION,
-        LATENT_GATE,
         GATED_FFN,
         LATENT_EXPERTS,
         SHARED_EXPERTS,
@@ -167,10 +166,7 @@ fn has_whole_queries(config: &Config, layer: u32) -> bool {
 
 const RANK: &str = "q_lora_rank";
 
-const ATTENTION: &[Recipe] = &[
-    kimi::ATTENTION[0].when(When::Layers(has_whole_queries)),
-    kimi::ATTENTION[1],
-];
+const ATTENTION: &[Recipe] = &[kimi::ATTENTION[0].when(When::Layers(has_whole_queries))];
 
 const QUERIES: &[Recipe] = &[
     deepseek::QUERIES[0].when(When::Set(RANK)),
@@ -186,14 +182,21 @@ const DECAYS_AND_GATES: &[Recipe] = &[
         &[DELTA_ROWS, Hidden],
     )
     .when(When::Layers(has_delta_attention)),
+    kimi::ATTENTION[1].when(When::Layers(has_delta_attention)),
 ];
 
-const LATENT_GATE: &[Recipe] = &[Recipe::rename(
-    "model.layers.{}.self_attn.g_proj",
-    "blk.{}.attn_gate",
-    &[Any, Hidden],
-)
-.when(When::Layers(has_latent_attention))];
+const LATENT_ATTENTION: &[Recipe] = &[
+    kimi::LATENT_ATTENTION[0],
+    kimi::LATENT_ATTENTION[1],
+    kimi::LATENT_ATTENTION[2],
+    Recipe::rename(
+        "model.layers.{}.self_attn.g_proj",
+        "blk.{}.attn_gate",
+        &[Any, Hidden],
+    )
+    .when(When::Layers(has_latent_attention)),
+    kimi::ATTENTION[1].when(When::Layers(has_latent_attention)),
+];
 
 const LATENT_LENGTH: &str = "routed_expert_hidden_size";
 
@@ -248,3 +251,26 @@ const LATENT_EXPERTS: &[Recipe] = &[
         &[LATENT],
     ),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn both_kinds_of_attention_need_an_output_matrix() {
+        let fields = json!({ "num_hidden_layers": 2, "q_lora_rank": 8,
+            "linear_attn_config": { "full_attn_layers": [2] } });
+        let config = Config::new(fields.as_object().unwrap().clone()).unwrap();
+        let missing = |layer: u32, there: &[&str]| {
+            let has = |name: &str| there.iter().any(|stem| name.contains(&format!(".{stem}.")));
+            let missing = KIMI_K3.missing(&[layer], Some(&config), &has);
+            missing
+                .iter()
+                .any(|missing| missing.name.ends_with("attn_output.weight"))
+        };
+        assert!(missing(0, &["attn_k", "ssm_a", "ssm_g"]));
+        assert!(missing(1, &["attn_kv_a_mqa", "attn_q_a"]));
+        assert!(!missing(1, &["attn_kv_a_mqa", "attn_q_a", "attn_output"]));
+    }
+}

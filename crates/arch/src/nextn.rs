@@ -392,10 +392,9 @@ impl Architecture {
         if promised > 0 || names.by_field {
             return Ok(promised);
         }
-        let before = if names.goes_on { layers } else { 0 };
-        let count = |name: &&str| match names.goes_on && names.is_of_first(name) {
-            true => Some(1),
-            false => names.block(name)?.checked_sub(before)?.checked_add(1),
+        let count = |name: &&str| match names.goes_on {
+            true => names.is_of_first(name).then_some(1),
+            false => names.block(name)?.checked_add(1),
         };
         let blocks = own.iter().filter_map(count).max();
         if blocks.is_none() && own.is_empty() && !names.always && nextn == Nextn::Kept {
@@ -645,6 +644,7 @@ mod tests {
         assert_eq!(blocks(Nextn::Kept, &[block, EMBEDDINGS]), Ok(1));
         assert_eq!(blocks(Nextn::LeftOut, &[block, EMBEDDINGS]), Ok(0));
         assert_eq!(blocks(Nextn::Kept, &["model.layers.3.a"]), Ok(0));
+        assert!(blocks(Nextn::Kept, &[block]).is_err());
         assert!(names.has(EMBEDDINGS, 4) && names.has(block, 4));
         assert!(!names.has("model.embed_tokens.weight", 4));
         let within = names.within_layers(EMBEDDINGS, &config).unwrap();
