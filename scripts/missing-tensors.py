@@ -28,6 +28,8 @@ STRICTER = {
     r"\.act_fn\.": "each becomes a number of a list, in which those of later layers move up",
     r"^mtp\.layers\..*(\.[qkv]_proj\.weight|experts\.gate_up_proj)$|\.layers\.2\.self_attn\.[qkv]_proj\.weight$":
         "a block for further tokens; llama.cpp looks for them only where it runs it",
+    r"\.scale$": "of codes, which the reference then takes for weights",
+    r"^mtp\.\d+\..*\.weight$": "of scales, in a block that is left out",
     r"^(model\.)?(language_model\.)?(lm_head|output_layer|embed_out)\.weight$": "not tied; llama.cpp takes the embeddings",
 }
 
