@@ -21,7 +21,8 @@ pub struct Prior(f64);
 
 impl Prior {
     /// Of mean squares by channel (importance weights): every channel is a separate estimate, so
-    /// few rows suffice.
+    /// few rows suffice. Measured on a trained model of 8 experts per layer, with 16 to 128 rows for
+    /// each: 16 to 64 are best, and 32 leaves 0.31 to 0.72 of the squared error of the own means.
     pub const SQUARES: Prior = Prior(32.0);
 
     /// Of mean products of pairs of `columns` channels (Hessians): full rank takes as many rows,
@@ -81,8 +82,12 @@ impl Importance {
     }
 }
 
-/// Means over the rows of each matrix, shrunk towards the means over all; `None` for one matrix, for
-/// files with one count for all, and without any rows.
+/// Means over the rows of each matrix, shrunk; `None` for one matrix, for files with one count for
+/// all, and without any rows.
+///
+/// The target is the pooled mean by channel, or the matrix's own mean over all channels, if that is
+/// nearer on the whole: the channels of a down projection are other neurons in every expert, and the
+/// same channels of two experts have nothing in common.
 fn shrunk(entry: &Entry) -> Option<Vec<f32>> {
     let matrices = entry.counts.len();
     let rows: i64 = entry.counts.iter().sum();
@@ -98,14 +103,41 @@ fn shrunk(entry: &Entry) -> Option<Vec<f32>> {
             .for_each(|(total, sum)| *total += f64::from(*sum));
     }
     let pooled: Vec<f32> = total.iter().map(|sum| (sum / rows as f64) as f32).collect();
+    let means = entry.means();
+    let own = || means.chunks_exact(columns.max(1)).zip(&entry.counts);
+    let distance = |own: &[f32], target: &dyn Fn(usize) -> f32| -> f64 {
+        let squares = own
+            .iter()
+            .enumerate()
+            .map(|(i, x)| f64::from(x - target(i)).powi(2));
+        squares.sum()
+    };
+    let [mut by_channel, mut by_matrix] = [0.0f64; 2];
+    for (own, count) in own().filter(|(_, count)| **count < rows) {
+        let (count, level) = (*count as f64, level(own));
+        // The mean of the others: with few experts, the pooled mean is near to each of its parts.
+        let others =
+            |i: usize| ((total[i] - count * f64::from(own[i])) / (rows as f64 - count)) as f32;
+        by_channel += count * distance(own, &others);
+        by_matrix += count * distance(own, &|_| level);
+    }
     let of_matrix = |(own, count): (&[f32], &i64)| {
-        let mut mean = pooled.clone();
-        Prior::SQUARES.shrink(own, (*count).max(0) as u64, &mut mean);
+        let rows = (*count).max(0) as u64;
+        let mut mean = match by_channel <= by_matrix {
+            true => pooled.clone(),
+            // A matrix without rows has no level of its own; the scale of weights is irrelevant.
+            false => vec![level(if rows > 0 { own } else { &pooled }); columns],
+        };
+        Prior::SQUARES.shrink(own, rows, &mut mean);
         mean
     };
-    let means = entry.means();
-    let own = means.chunks_exact(columns.max(1)).zip(&entry.counts);
-    Some(own.flat_map(of_matrix).collect())
+    Some(own().flat_map(of_matrix).collect())
+}
+
+/// The mean over all channels.
+fn level(means: &[f32]) -> f32 {
+    let sum: f64 = means.iter().map(|x| f64::from(*x)).sum();
+    (sum / means.len().max(1) as f64) as f32
 }
 
 #[cfg(test)]
@@ -149,7 +181,12 @@ mod tests {
 
     #[test]
     fn importance_of_unreached_experts_is_the_pooled_one() {
-        let entry = entry(&[100, 0, 3, 1_000_000], 8, 1);
+        let mut entry = entry(&[100, 0, 3, 1_000_000], 8, 1);
+        // Channels in common: their means differ by a hundredth between experts.
+        for (at, sum) in entry.sums.iter_mut().enumerate() {
+            let count = entry.counts[at / 8] as f32;
+            *sum = count * (1 + at % 8) as f32 * (1.0 + 0.01 * (*sum / count.max(1.0)));
+        }
         let importance = Importance::new(&entry);
         let (reference, shrunk) = (importance.reference(), importance.shrunk());
         assert_eq!(reference[8..16], [1.0; 8], "llama-quantize's");
@@ -166,6 +203,22 @@ mod tests {
             let bounds = own.min(pooled)..=own.max(pooled);
             assert!(bounds.contains(&between), "{own} {between} {pooled}");
         }
+    }
+
+    #[test]
+    fn channels_without_anything_in_common_shrink_towards_their_level() {
+        let counts = vec![8, 8, 0];
+        let mut sums = vec![8.0, 80.0, 800.0, 800.0, 8.0, 80.0];
+        sums.extend([0.0; 3]);
+        let importance = Importance::new(&Entry { sums, counts });
+        let shrunk = importance.shrunk();
+        // Own means of 1, 10 and 100 with a weight of 8 / (8 + 32), and their level of 37.
+        let expected = [1.0f32, 10.0, 100.0].map(|own| 0.2 * own + 0.8 * 37.0);
+        for (found, expected) in shrunk[..3].iter().zip(expected) {
+            assert!((found / expected - 1.0).abs() < 1e-6, "{shrunk:?}");
+        }
+        assert_eq!(shrunk[6], shrunk[7]);
+        assert_eq!(shrunk[7], shrunk[8]);
     }
 
     #[test]
