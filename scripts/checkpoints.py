@@ -21,6 +21,7 @@ from pathlib import Path
 
 import expert_checkpoints
 import frontier_checkpoints
+import gemma_checkpoints
 import torch
 from quantized import QUANTIZED, REFUSED, write_files
 from safetensors.torch import save_file
@@ -2251,6 +2252,7 @@ PLAIN = {
 CHECKPOINTS |= expert_checkpoints.makers(sys.modules[__name__])
 CHECKPOINTS |= frontier_checkpoints.makers(sys.modules[__name__])
 PLAIN |= frontier_checkpoints.plain(sys.modules[__name__])
+CHECKPOINTS |= gemma_checkpoints.makers(sys.modules[__name__])
 CARD = "Card-Llama-7M-Chat-v0.3"
 
 
@@ -2260,9 +2262,15 @@ def enliven(name, tensors):
         if key.endswith("relative_pe.slopes") or not w.is_floating_point():
             continue
         w32 = w.float().clamp(-0.2, 0.2)
-        plus_one = name.startswith("gemma") or name.startswith(("qwen35", "qwen3next", "step35", "minimax-m3")) and "linear_attn" not in key
-        if w.dim() == 1 and key.endswith(".weight") and not plus_one:
+        plus_one = name.startswith(("gemma1", "gemma2", "gemma3")) and not name.startswith("gemma3n") or name.startswith(("qwen35", "qwen3next", "step35", "minimax-m3")) and "linear_attn" not in key
+        if name == "gemma4-moe" and key.endswith("post_feedforward_layernorm.weight"):
+            # The reference's table of GELU in f16 must not lead tokens to other experts in later layers.
+            w32 = 0.03 * (w32 + 1.0)
+        elif w.dim() == 1 and key.endswith((".weight", "_scale", "layer_scalar")) and not plus_one:
             w32 += 1.0
+        elif key.endswith("router.scale"):
+            # Its products are divided by the square root of their length.
+            w32 = 20.0 * w32 + 8.0
         elif key.endswith("A_log"):
             # States that decay over few or many tokens.
             w32 = 20.0 * w32 - 2.0
@@ -2593,7 +2601,8 @@ def make(out, name, lively=False):
     {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
      "glm": write_glm, "glm-moe": write_glm_moe, "bpe-bos": write_bpe_bos, "solar": write_solar, "laguna": write_laguna,
      "hunyuan-moe": write_hunyuan_moe, "muse": write_muse, "hf": write_hf, "hf-bare": lambda folder: write_hf(folder, False),
-     "plamo": write_plamo, "arctic": write_arctic, "dots3": write_dots3, "llada": write_llada, "world": write_world}[tokenizer](folder)
+     "plamo": write_plamo, "arctic": write_arctic, "dots3": write_dots3, "llada": write_llada, "world": write_world,
+     **gemma_checkpoints.TOKENIZERS}[tokenizer](folder)
     if name.startswith("minimax"):
         (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
     if name.endswith("-embedding"):

@@ -5,9 +5,13 @@ use super::plan::PlannedTensor;
 use super::{Checkpoint, Error, Result};
 use crate::arch::Architecture;
 use crate::plan::recipe::Problem;
+use serde_json::Value;
+use std::path::Path;
 
 const EMBEDDING: &str = "token_embd.weight";
 const OUTPUT: &str = "output.weight";
+/// The table of per-layer embeddings.
+const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
 /// The classifier of a reranker, computed from the output matrix.
 const CLASSIFIER: &str = "cls.output.weight";
 /// The field of tied embeddings.
@@ -29,7 +33,7 @@ pub(super) fn check_rows(
     let misfit = |tensor: &&PlannedTensor| tensor.shape.rows() != tokens;
     let ends = tensors
         .iter()
-        .filter(|t| [EMBEDDING, OUTPUT].contains(&&*t.name));
+        .filter(|t| [EMBEDDING, PER_LAYER_EMBEDDING, OUTPUT].contains(&&*t.name));
     let problem = |tensor: &PlannedTensor| {
         let rows = tensor.shape.rows();
         let what = format!(
@@ -77,6 +81,32 @@ pub(super) fn untrained(checkpoint: &Checkpoint) -> Result<Vec<u32>> {
         }
     }
     Ok(untrained)
+}
+
+/// Tokens that `generation_config.json` excludes from sampling.
+///
+/// # Errors
+/// A file that cannot be read, or a list of something else than tokens.
+pub(super) fn suppressed(dir: &Path) -> Result<Vec<u32>> {
+    const FIELD: &str = "suppress_tokens";
+    let path = dir.join("generation_config.json");
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let config = crate::format::json::read_object(&path)?;
+    let Some(value) = config.get(FIELD).filter(|value| !value.is_null()) else {
+        return Ok(Vec::new());
+    };
+    let token = |value: &Value| {
+        let token = value.as_u64().and_then(|token| i32::try_from(token).ok());
+        token.map(|token| token as u32)
+    };
+    let list = value.as_array();
+    let tokens = list.and_then(|list| list.iter().map(token).collect::<Option<_>>());
+    tokens.ok_or_else(|| {
+        let what = format!("field '{FIELD}' is {value}; a list of tokens is expected");
+        crate::format::Error::Bad { path, what }.into()
+    })
 }
 
 /// Compares config.json with the output matrix. Returns a note if an untied output matrix is used

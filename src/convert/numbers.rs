@@ -66,6 +66,7 @@ pub(super) fn apply(numeric: Numeric, dtype: Dtype, weights: &mut [f32]) {
             Numeric::Exp => f64::from(*w).exp() as f32,
             Numeric::NegExp => -(f64::from(*w).exp() as f32),
             Numeric::Times(factor) => *w * factor,
+            Numeric::Zero => 0.0,
             // They depend on the other weights, or change none.
             Numeric::Ternary | Numeric::Centred | Numeric::Widen => *w,
         };

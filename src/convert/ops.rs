@@ -202,6 +202,18 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             let rows = dimension(0)?.min(sizes.get(size)?);
             operand.map(0, |view| view.narrowed(0, 0..rows))
         }
+        Op::Pad(size) => {
+            let (rows, wanted) = (dimension(0)?, sizes.get(size)?);
+            let mut missing = wanted.saturating_sub(rows);
+            let mut parts = vec![operand.clone()];
+            while missing > 0 && rows > 0 {
+                let count = missing.min(rows);
+                let zeros = operand.clone().map(0, |view| view.narrowed(0, 0..count))?;
+                parts.push(zeros.with(Numeric::Zero));
+                missing -= count;
+            }
+            Operand::concatenated(parts, 0)
+        }
         Op::Rows(tokens) => {
             let row = |token: &&str| {
                 let row = sizes.token(token)?;

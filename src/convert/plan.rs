@@ -199,6 +199,12 @@ impl<'a> Plan<'a> {
             }
         }
         let dir = &*checkpoint.dir;
+        if architecture.vocabulary == tokenizer::VocabKind::Gemma4Unified {
+            let suppressed = head::suppressed(dir)?;
+            if !suppressed.is_empty() {
+                own.push((SUPPRESSED.into(), tokens(&suppressed)));
+            }
+        }
         let count = ParameterCount::of(&tensors);
         let general = General::load(
             dir,

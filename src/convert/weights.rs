@@ -49,6 +49,8 @@ pub(super) enum Numeric {
     Times(f32),
     /// x, no longer rounded to the checkpoint's type by further operations.
     Widen,
+    /// 0, whatever x is.
+    Zero,
     /// The nearest of 0 and plus and minus the mean magnitude of the tensor.
     Ternary,
     /// x minus the mean of the tensor.

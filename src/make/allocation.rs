@@ -6,6 +6,7 @@ use super::presets::{Preset, presets};
 use super::sensitivities::Sensitivities;
 use super::workdir::WorkDir;
 use super::{Error, Result, targets};
+use crate::arch::hyper::Cache;
 use crate::arch::{Catalog, Role};
 use crate::format::gguf::{DEFAULT_ALIGNMENT, Value, keys};
 use crate::format::types::GgmlType;
@@ -380,6 +381,7 @@ fn memory(input: &Input<'_>, model: &Model<'_>) -> Memory {
         window: attention.window.map(|w| w as u64),
     };
     let with_attention = || hyper.attention.iter().flatten();
+    let has_cache = |attention: &&AttentionNumbers| !matches!(attention.cache, Cache::Shared(_));
     let queries = with_attention().map(|attention| attention.heads * attention.key_length);
     let catalog = input.catalog();
     let up = catalog.linears().iter().filter(|l| l.role == Role::FfnUp);
@@ -392,7 +394,7 @@ fn memory(input: &Input<'_>, model: &Model<'_>) -> Memory {
     });
     Memory {
         layers: (0..hyper.loops)
-            .flat_map(|_| with_attention().map(layer))
+            .flat_map(|_| with_attention().filter(has_cache).map(layer))
             .collect(),
         states: hyper.states() as u64,
         vocabulary: model.engine.vocabulary() as u64,

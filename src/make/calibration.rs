@@ -174,7 +174,7 @@ impl Stage for Calibration<'_> {
     fn cost(&self, work: &WorkDir) -> Result<Cost> {
         let Numbers {
             calibration,
-            hidden,
+            width,
             largest,
             output,
             ..
@@ -198,7 +198,7 @@ impl Stage for Calibration<'_> {
             ..Cost::default()
         };
         let memory = Memory {
-            activations: calibration * hidden * 4.0,
+            activations: calibration * width * 4.0,
             work: largest.max(output) * 4.0
                 + self.numbers.working(1.0).max(self.numbers.working_logits()),
             feedback: needs.map_or(0.0, |needs| needs.memory as f64),

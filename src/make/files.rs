@@ -337,7 +337,7 @@ impl Stage for FilesStage<'_> {
         };
         let Numbers {
             calibration,
-            hidden,
+            width,
             largest,
             ..
         } = *numbers;
@@ -351,7 +351,7 @@ impl Stage for FilesStage<'_> {
         };
         if sequential {
             // The residual streams of both models, and the inputs of the widest linears.
-            memory.activations = 2.0 * calibration * (hidden + feedback.widest as f64) * 4.0;
+            memory.activations = 2.0 * calibration * (width + feedback.widest as f64) * 4.0;
             memory.work = 2.0 * largest * 4.0 + numbers.working(2.0);
             let largest_file = files.iter().map(|file| file.file_bytes).max().unwrap_or(0);
             memory.work += numbers.rounded_experts(largest_file as f64);

@@ -15,7 +15,10 @@ use std::collections::BTreeMap;
 /// Figures of a model that is run on texts.
 pub(super) struct Numbers {
     pub(super) layers: f64,
-    pub(super) hidden: f64,
+    /// Numbers per position between layers.
+    pub(super) width: f64,
+    /// Those that no layer changes.
+    pub(super) constant: f64,
     pub(super) context: f64,
     pub(super) threads: f64,
     /// Active weights per token in all layers.
@@ -127,7 +130,8 @@ impl Numbers {
         };
         Ok(Numbers {
             layers: hyper.runs() as f64,
-            hidden: hyper.hidden as f64,
+            width: hyper.width() as f64,
+            constant: hyper.constant().count as f64,
             context: context as f64,
             threads: engine.pool().current_num_threads() as f64,
             active,
@@ -202,7 +206,7 @@ impl Numbers {
 
     /// Bytes of snapshots of activations: a new one is written beside the previous one.
     pub(super) fn snapshots(&self, tokens: f64) -> u64 {
-        (2.0 * tokens * self.hidden * 4.0) as u64
+        (2.0 * tokens * self.width * 4.0) as u64
     }
 
     /// Adds memory to a cost.

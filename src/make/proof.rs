@@ -174,7 +174,7 @@ impl Stage for Proof<'_> {
         let files = (all + self.presets().len()).saturating_sub(measured);
         let Numbers {
             evaluation,
-            hidden,
+            width,
             largest,
             output,
             ..
@@ -188,7 +188,7 @@ impl Stage for Proof<'_> {
             ..Cost::default()
         };
         let memory = Memory {
-            activations: (together / 2.0 + 1.0) * evaluation * hidden * 4.0,
+            activations: (together / 2.0 + 1.0) * evaluation * width * 4.0,
             work: (largest + together * output) * 4.0
                 + self.numbers.working(1.0).max(self.numbers.working_logits()),
             feedback: 0.0,

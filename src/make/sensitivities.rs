@@ -179,16 +179,15 @@ impl<'j> ScoringStage<'j> {
         cost
     }
 
-    /// Fraction of a tensor's rows that is scored: of an embedding, at most those of the tokens in
-    /// the text.
+    /// Fraction of a tensor's rows that is scored: of a table, at most those of the tokens in the
+    /// text.
     fn tried_rows(&self, tensor: &Tensor<'_>) -> f64 {
         let settings = self.job.settings();
         if settings.measure != Measure::Divergence {
             return 1.0;
         }
-        let catalog = self.job.input.catalog();
-        let embedding = catalog.embedding().filter(|_| !catalog.is_tied());
-        let is_embedding = embedding.is_some_and(|entry| *entry.name == *tensor.info.name);
+        let entry = self.job.input.entry(tensor);
+        let is_embedding = entry.is_table && entry.linear.is_none();
         let tokens: usize = self.chunks.iter().map(Vec::len).sum();
         let sampled = sensitivity::scored_rows(settings.rows, tensor.matrices());
         let mut rows = tensor.rows_per_matrix() as f64;
@@ -289,8 +288,12 @@ impl<'j> ScoringStage<'j> {
         // The output matrix is released before the first layer is widened.
         let at_output = numbers.output * 4.0 + numbers.working_logits();
         let at_layer = numbers.largest * 4.0 + layer + numbers.working(3.0);
+        // The input of every layer; what no layer changes is stored once.
+        let changing = numbers.width - numbers.constant;
+        let trace = (numbers.layers + 1.0) * changing + numbers.constant;
+        let gradients = 2.0 * draws * numbers.width;
         Memory {
-            activations: (numbers.layers + 1.0 + 2.0 * draws) * tokens * numbers.hidden * 4.0,
+            activations: tokens * (trace + gradients) * 4.0,
             work: at_output.max(at_layer) + bands,
             feedback: feedback.map_or(0.0, |feedback| feedback.factor_bytes())
                 + sums.sum::<u64>() as f64 / numbers.layers.max(1.0),

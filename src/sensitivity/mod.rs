@@ -628,18 +628,23 @@ fn divergence(
         keep(&backward, &nats)?;
     }
     recorder.map(Recorder::finish).transpose()?;
-    let embedding = engine
-        .catalog()
-        .embedding()
-        .map_or("", |embedding| &embedding.name);
-    if let Some(candidate) = candidates.get(embedding) {
+    let tables = engine.catalog().tensors().iter();
+    let tables = tables.filter(|entry| entry.is_table);
+    if tables
+        .into_iter()
+        .any(|entry| candidates.contains_key(&*entry.name))
+    {
         progress.at("embedding");
-        let embedded = backward.embeddings()?;
-        let tokens = embedded.iter().map(|e| e.tokens.len()).sum();
-        let sums = engine
-            .pool()
-            .install(|| candidate.of_embedding(&embedded, sampling, progress))?;
-        add(&mut nats, embedding, sums, tokens)?;
+        for table in backward.tables()? {
+            let Some(candidate) = candidates.get(&*table.name) else {
+                continue;
+            };
+            let tokens = table.chunks.iter().map(|e| e.tokens.len()).sum();
+            let sums = engine
+                .pool()
+                .install(|| candidate.of_embedding(&table.chunks, sampling, progress))?;
+            add(&mut nats, &table.name, sums, tokens)?;
+        }
     }
     Ok((nats, positions))
 }

@@ -1,6 +1,6 @@
 //! A checkpoint's config.json as read by the reference: with the defaults of transformers' classes.
 
-use super::{deepseek, deepseek4, defaults, hy4, nemotron_h, wrapper};
+use super::{deepseek, deepseek4, defaults, gemma3n, hy4, nemotron_h, wrapper};
 use quantier_gguf::json::kind;
 use serde_json::{Map, Value};
 
@@ -68,6 +68,7 @@ impl Config {
         deepseek::complete(class.as_deref(), &mut fields);
         deepseek4::complete(class.as_deref(), &mut fields);
         hy4::complete(class.as_deref(), &mut fields)?;
+        gemma3n::complete(class.as_deref(), &mut fields);
         let inner = fields.get(TIED).and_then(Value::as_bool);
         let mut config = Config {
             fields,
@@ -225,6 +226,20 @@ impl Config {
             .get("full_attention")
             .and_then(Value::as_object)
             .unwrap_or(&self.rope)
+    }
+
+    /// All parameters of the rotary embedding, those of kinds of layers in objects.
+    pub(crate) fn all_rope(&self) -> &Map<String, Value> {
+        &self.rope
+    }
+
+    /// Parameters of the rotary embedding in one kind of layer.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub(crate) fn rope_of(&self, kind: &str) -> Result<&Map<String, Value>> {
+        let parameters = self.rope.get(kind).and_then(Value::as_object);
+        parameters.ok_or_else(|| format!("'rope_parameters' has no '{kind}'"))
     }
 
     /// RoPE sections of a head for time, height, width and a fourth dimension, if any.

@@ -51,6 +51,12 @@ pub struct Decoder {
     pub tempering: Tempering,
     /// ALiBi.
     pub alibi: Alibi,
+    /// True if values are RMS-normalized, without weights.
+    pub unit_values: bool,
+    /// True if keys before their norm serve as values in layers without a value matrix.
+    pub keys_as_values: bool,
+    /// Last layers that read the keys and values of earlier ones.
+    pub shared_kv: SharedKv,
     /// True if QK norms come after RoPE.
     pub norms_rotated: bool,
     /// Epsilon of post-norms, if different from that of the other norms.
@@ -161,6 +167,8 @@ pub enum ScoreDivisor {
     RootOfShare(u32),
     /// The head length.
     Length,
+    /// 1: scores are not divided.
+    One,
 }
 
 /// Differences between families in the indexers of sparse attention (DeepSeek-AI 2025).
@@ -221,6 +229,9 @@ pub enum Dense {
     Instead,
     /// In some models, beside the experts: both read the same input (Grok).
     Beside,
+    /// In all layers, in parallel with the experts of some models; each has norms of its own
+    /// (Gemma 4).
+    Apart,
     /// In all layers, behind attention; the experts read the layer's input with a norm of their
     /// own, in parallel with both (Arctic).
     Behind,
@@ -268,6 +279,16 @@ pub enum UnitHeads {
     None,
     /// In layers with RoPE, unless the model has this many experts.
     RotatedUnless(u32),
+}
+
+/// Last layers without keys and values of their own. Those with a window read what the last but one
+/// of the other layers has, those with full attention what the last one has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedKv {
+    /// None.
+    None,
+    /// As many as the metadata says.
+    Listed,
 }
 
 /// Scaling of queries with their position, to keep attention sharp over long contexts.
@@ -651,6 +672,9 @@ impl Decoder {
         unit_heads: UnitHeads::None,
         tempering: Tempering::Listed,
         alibi: Alibi::None,
+        unit_values: false,
+        keys_as_values: false,
+        shared_kv: SharedKv::None,
         norms_rotated: false,
         post_norm_epsilon: None,
         post_norms: [&["post_attention_norm"], &["post_ffw_norm"]],

@@ -1,4 +1,4 @@
-//! Gemma 1, 2 and 3 (text). Norm weights are stored minus 1.
+//! Gemma 1, 2 and 3 (text). Norm weights are stored minus 1. Gemma 4 stands in a file of its own.
 
 use super::config::Result;
 use super::decoder::{Activation, Decoder, Rope, Scales, ScoreDivisor, Window};
@@ -10,7 +10,7 @@ use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
-const GEMMA: Decoder = Decoder {
+pub(super) const GEMMA: Decoder = Decoder {
     rope: Rope::Halves,
     activation: Activation::Gelu,
     scaled_embeddings: true,
@@ -122,7 +122,8 @@ const TIED_EMBEDDINGS: &[Recipe] = &[
     Recipe::skip("lm_head"),
 ];
 
-const GEMMA3_EMBEDDINGS: &[Recipe] = &[
+/// Embeddings of the tokenizer's tokens alone.
+pub(super) const GEMMA3_EMBEDDINGS: &[Recipe] = &[
     Recipe::with(
         "model.embed_tokens.weight",
         "token_embd.weight",
@@ -209,7 +210,7 @@ pub(super) const PLUS_ONE_HEAD_NORMS: &[Recipe] = &[
 ];
 
 /// Keys of Gemma 3 in addition to the common ones, and defaults of common ones.
-fn gemma3(config: &Config, keys: &mut Keys) -> Result<()> {
+pub(super) fn gemma3(config: &Config, keys: &mut Keys) -> Result<()> {
     let whole =
         |name: &str, default| Ok::<_, String>(config.optional_u32(&[name])?.unwrap_or(default));
     let head_len = whole("head_dim", 256)?;

@@ -2,10 +2,11 @@
 
 use crate::{
     Activation, Alibi, Architecture, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Ranking,
-    Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, Tempering, UnitHeads,
-    Unrotated, Window, Wkv, Xielu, YarnKeys,
+    Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, SharedKv, Tempering,
+    UnitHeads, Unrotated, Window, Wkv, Xielu, YarnKeys,
 };
 use quantier_gguf::gguf::{Metadata, Value, keys};
+use std::ops::Range;
 
 /// Sizes of the sections of a head's RoPE pairs, per dimension of images.
 const SECTIONS: &str = "rope.dimension_sections";
@@ -31,6 +32,8 @@ pub struct Hyper {
     pub hidden: usize,
     /// Attention per layer; None in layers without attention.
     pub attention: Vec<Option<AttentionNumbers>>,
+    /// Length of a per-layer embedding; None without such embeddings.
+    pub per_layer: Option<usize>,
     /// Attention of the multi-token prediction block; None without a supported block.
     pub nextn: Option<AttentionNumbers>,
     /// True for layers with one matrix in place of attention.
@@ -134,6 +137,27 @@ pub struct ExpertGroups {
     pub used: usize,
 }
 
+/// Some of the columns that layers carry beside the residual stream ([`Hyper::carried`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// The first column.
+    pub first: usize,
+    /// Number of columns.
+    pub count: usize,
+}
+
+impl Columns {
+    /// The columns as a range.
+    pub fn range(self) -> Range<usize> {
+        self.first..self.end()
+    }
+
+    /// The column after the last.
+    pub fn end(self) -> usize {
+        self.first + self.count
+    }
+}
+
 /// The attention of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionNumbers {
@@ -151,6 +175,19 @@ pub struct AttentionNumbers {
     pub is_chunked: bool,
     /// Index into [`Hyper::rotations`]; None for layers without RoPE.
     pub rotation: Option<usize>,
+    /// Source and readers of keys and values.
+    pub cache: Cache,
+}
+
+/// The keys and values of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    /// Its own, which it alone reads.
+    Own,
+    /// Its own, which later layers read too: in these columns, keys before values.
+    Kept(Columns),
+    /// Those in the columns of an earlier layer.
+    Shared(Columns),
 }
 
 /// Multi-head latent attention (DeepSeek-AI 2024).
@@ -537,6 +574,15 @@ impl<T: Copy> Setting<T> {
             },
         }
     }
+}
+
+/// Lengths of a head.
+#[derive(Clone, Copy)]
+struct HeadLengths {
+    /// Of queries and keys.
+    key: usize,
+    /// Of values.
+    value: usize,
 }
 
 /// The error names the key.
@@ -1126,6 +1172,63 @@ impl Keys<'_> {
         }
     }
 
+    /// Assigns carried columns, from `first` on, to keys and values that the last layers read.
+    fn share(
+        &self,
+        shared: SharedKv,
+        mut first: usize,
+        attention: &mut [Option<AttentionNumbers>],
+    ) -> Result<()> {
+        const SHARED: &str = "attention.shared_kv_layers";
+        /// One with a window, one with full attention.
+        const SOURCES: usize = 2;
+        let layers = attention.len();
+        let count = match shared {
+            SharedKv::None => return Ok(()),
+            SharedKv::Listed => self.optional(SHARED)?.unwrap_or(0),
+        };
+        let own = layers.checked_sub(count).filter(|own| *own >= SOURCES);
+        let own = own.ok_or_else(|| {
+            let what = format!("is {count}; of {layers} layers {SOURCES} keep keys and values");
+            self.bad(SHARED, what)
+        })?;
+        let (sources, readers) = attention.split_at_mut(own);
+        for (source, is_windowed) in [(own - 2, true), (own - 1, false)] {
+            let readers = readers.iter_mut().flatten();
+            let readers = readers.filter(|reader| reader.window.is_some() == is_windowed);
+            let readers: Vec<_> = readers.collect();
+            let Some(kept) = sources[source].as_mut().filter(|_| !readers.is_empty()) else {
+                continue;
+            };
+            let of_kind = |layer: &AttentionNumbers| {
+                let window = layer.window.is_some();
+                (window, layer.kv_heads, layer.key_length, layer.value_length)
+            };
+            if readers
+                .iter()
+                .any(|reader| of_kind(reader) != of_kind(kept))
+            {
+                return Err(self.bad(
+                    SHARED,
+                    format!(
+                        "is {count}; the last layers read keys and values of layer {source}, which has other heads or \
+                         another window"
+                    ),
+                ));
+            }
+            let columns = Columns {
+                first,
+                count: kept.kv_heads * (kept.key_length + kept.value_length),
+            };
+            first = columns.end();
+            kept.cache = Cache::Kept(columns);
+            readers
+                .into_iter()
+                .for_each(|reader| reader.cache = Cache::Shared(columns));
+        }
+        Ok(())
+    }
+
     /// Vocabulary size; 0 if the metadata has none.
     fn tokens(&self) -> Result<u64> {
         let listed = self.metadata.get("tokenizer.ggml.tokens");
@@ -1313,10 +1416,31 @@ impl Hyper {
             length("attention.key_length")?,
             length("attention.value_length")?,
         );
-        let length_of = |key: &str, by_default: usize| {
+        let windowed_lengths = HeadLengths {
+            key: keys
+                .optional("attention.key_length_swa")?
+                .unwrap_or(key_length),
+            value: keys
+                .optional("attention.value_length_swa")?
+                .unwrap_or(value_length),
+        };
+        let full_lengths = HeadLengths {
+            key: key_length,
+            value: value_length,
+        };
+        let unequal = [full_lengths, windowed_lengths]
+            .into_iter()
+            .find(|length| length.key != length.value);
+        if let Some(HeadLengths { key, value }) = unequal.filter(|_| decoder.keys_as_values) {
+            return Err(keys.bad(
+                "attention.value_length",
+                format!("is {value}; {key} is expected, as keys serve as values"),
+            ));
+        }
+        let length_of = |key: &str, by_default: usize, head: usize| {
             let length = keys.optional(key)?.unwrap_or(by_default);
-            match length > key_length || !length.is_multiple_of(2) {
-                true => Err(keys.bad(key, format!("is {length}; heads have {key_length} numbers"))),
+            match length > head || !length.is_multiple_of(2) {
+                true => Err(keys.bad(key, format!("is {length}; heads have {head} numbers"))),
                 false => Ok(length),
             }
         };
@@ -1328,7 +1452,7 @@ impl Hyper {
         let rotated = match decoder.rope {
             Rope::None => 0,
             _ if decoder.rotates_whole_heads => key_length,
-            _ => length_of("rope.dimension_count", key_length)?,
+            _ => length_of("rope.dimension_count", key_length, key_length)?,
         };
         let indexer = decoder.indexer.map(|_| keys.indexer(rotated)).transpose()?;
         let feed_forward = match keys.get("feed_forward_length") {
@@ -1436,7 +1560,8 @@ impl Hyper {
                     },
                     false => rotations[0].unstretched(base),
                 };
-                windowed.length = length_of("rope.dimension_count_swa", rotated)?;
+                windowed.length =
+                    length_of("rope.dimension_count_swa", rotated, windowed_lengths.key)?;
                 windowed.has_factors &= list.stretched;
                 rotations.push(windowed);
             }
@@ -1475,14 +1600,21 @@ impl Hyper {
                     }
                 }
         };
-        let attention = |layer: usize| AttentionNumbers {
-            heads: heads[layer],
-            kv_heads: kv_heads[layer],
-            key_length,
-            value_length: latent.map_or(value_length, |latent| latent.rank),
-            window: windows[layer],
-            is_chunked: matches!(decoder.window, Window::Chunks(_)),
-            rotation: rotates(layer).then_some(usize::from(windows[layer].is_some())),
+        let attention = |layer: usize| {
+            let lengths = match windows[layer] {
+                Some(_) => windowed_lengths,
+                None => full_lengths,
+            };
+            AttentionNumbers {
+                heads: heads[layer],
+                kv_heads: kv_heads[layer],
+                key_length: lengths.key,
+                value_length: latent.map_or(lengths.value, |latent| latent.rank),
+                window: windows[layer],
+                is_chunked: matches!(decoder.window, Window::Chunks(_)),
+                rotation: rotates(layer).then_some(usize::from(windows[layer].is_some())),
+                cache: Cache::Own,
+            }
         };
         let of_unattended = |numbers: Recurrent| {
             let layer = |layer: usize| is_unattended(layer).then_some(numbers);
@@ -1538,13 +1670,19 @@ impl Hyper {
             window: None,
             is_chunked: false,
             rotation: (decoder.rope != Rope::None).then_some(0),
+            cache: Cache::Own,
         });
         let nextn = nextn.filter(|block| {
             block.heads > 0 && block.kv_heads > 0 && block.heads.is_multiple_of(block.kv_heads)
         });
         let attention = (0..layers).map(|layer| attends(layer).then(|| attention(layer)));
-        let attention = attention.collect();
+        let mut attention: Vec<_> = attention.collect();
+        const PER_LAYER: &str = "embedding_length_per_layer_input";
+        let per_layer = keys.optional(PER_LAYER)?.filter(|length| *length > 0);
+        let first = per_layer.map_or(0, |length| length * layers);
+        keys.share(decoder.shared_kv, first, &mut attention)?;
         let scale = match decoder.score_divisor {
+            ScoreDivisor::One => 1.0,
             ScoreDivisor::Length => 1.0 / key_length as f32,
             ScoreDivisor::RootOfShare(number) if layers == number as usize => {
                 1.0 / ((hidden / most_heads) as f32).sqrt()
@@ -1615,7 +1753,7 @@ impl Hyper {
         } else {
             scales.embeddings
         };
-        Ok(Hyper {
+        let hyper = Hyper {
             architecture: name.to_owned(),
             decoder,
             layers,
@@ -1623,6 +1761,7 @@ impl Hyper {
             loop_norm: loops > 1 && !keys.flag("skip_loop_final_norm")?.unwrap_or(false),
             hidden,
             attention,
+            per_layer,
             nextn,
             is_linear,
             activations: keys.activations(decoder.activation, layers)?,
@@ -1676,21 +1815,53 @@ impl Hyper {
                 true => Some(keys.adjugates(blocks)?),
                 false => None,
             },
-        })
+        };
+        match hyper.carried() as u64 > LIMIT {
+            true => Err(format!(
+                "{} numbers per token would pass between layers, more than {LIMIT}",
+                hyper.carried()
+            )),
+            false => Ok(hyper),
+        }
     }
 
-    /// Numbers per position between layers: the stream, and the values that the first layer carries
-    /// to all others.
+    /// Numbers per position between layers: the stream and the carried columns.
     pub fn width(&self) -> usize {
         self.hidden + self.carried()
     }
 
-    /// Numbers per position carried from the first layer to all others: RWKV 7's values.
+    /// Numbers per position that layers carry beside the stream: RWKV 7's values of the first layer,
+    /// which all others read; the inputs of all layers from per-layer embeddings, then keys and values
+    /// that later layers read.
     pub fn carried(&self) -> usize {
-        match self.recurrent.first() {
+        let values = match self.recurrent.first() {
             Some(Some(Recurrent::Wkv(numbers))) if numbers.kind == Wkv::Seven => numbers.keys(),
             _ => 0,
+        };
+        let kept = |attention: &AttentionNumbers| match attention.cache {
+            Cache::Kept(columns) => columns.count,
+            Cache::Own | Cache::Shared(_) => 0,
+        };
+        let kept: usize = self.attention.iter().flatten().map(kept).sum();
+        values + self.per_layer.map_or(0, |length| length * self.layers) + kept
+    }
+
+    /// The columns of stream and carried columns side by side that no layer changes: inputs from
+    /// per-layer embeddings.
+    pub fn constant(&self) -> Columns {
+        Columns {
+            first: self.hidden,
+            count: self.per_layer.map_or(0, |length| length * self.layers),
         }
+    }
+
+    /// The carried columns with a layer's input from per-layer embeddings.
+    pub fn per_layer_input(&self, layer: usize) -> Option<Columns> {
+        let count = self.per_layer?;
+        Some(Columns {
+            first: layer * count,
+            count,
+        })
     }
 
     /// Total length of the recurrent states of all layers.
@@ -2441,6 +2612,106 @@ mod tests {
         assert_eq!(lengths, [(16, true), (32, false)]);
         let windows: Vec<_> = hyper.attention.iter().map(|a| a.unwrap().window).collect();
         assert_eq!(windows, [None, Some(128), Some(128), None]);
+    }
+
+    /// A Gemma 4 with five layers, of which the last two share keys and values.
+    fn gemma4(more: &[(&str, u32)], windows: &[u32]) -> Result<Hyper> {
+        let all = [
+            ("block_count", 5),
+            ("embedding_length", 64),
+            ("attention.head_count", 4),
+            ("attention.key_length", 32),
+            ("attention.value_length", 32),
+            ("attention.key_length_swa", 16),
+            ("attention.value_length_swa", 16),
+            ("rope.dimension_count", 32),
+            ("rope.dimension_count_swa", 16),
+            ("attention.sliding_window", 8),
+            ("attention.shared_kv_layers", 2),
+            ("embedding_length_per_layer_input", 6),
+        ];
+        let changed = |(key, value): (&'static str, u32)| {
+            let other = more.iter().find(|(name, _)| *name == key);
+            (key, other.map_or(value, |(_, other)| *other))
+        };
+        let all: Vec<_> = all.into_iter().map(changed).collect();
+        let lists = [
+            ("attention.sliding_window_pattern", windows),
+            ("attention.head_count_kv", &[2, 2, 1, 2, 1][..]),
+        ];
+        Hyper::new(&of("gemma4", &all, &lists))
+    }
+
+    #[test]
+    fn last_layers_read_keys_and_values_of_their_kind() {
+        let hyper = gemma4(&[], &[1, 1, 0, 1, 0]).unwrap();
+        let layers: Vec<_> = hyper.attention.iter().map(|a| a.unwrap()).collect();
+        let lengths: Vec<_> = layers.iter().map(|layer| layer.key_length).collect();
+        assert_eq!(lengths, [16, 16, 32, 16, 32]);
+        // Behind the inputs of five layers.
+        let windowed = Columns {
+            first: 5 * 6,
+            count: 2 * 2 * 16,
+        };
+        let full = Columns {
+            first: windowed.end(),
+            count: 2 * 32,
+        };
+        let caches: Vec<_> = layers.iter().map(|layer| layer.cache).collect();
+        let expected = [
+            Cache::Own,
+            Cache::Kept(windowed),
+            Cache::Kept(full),
+            Cache::Shared(windowed),
+            Cache::Shared(full),
+        ];
+        assert_eq!(caches, expected);
+        assert_eq!((hyper.carried(), hyper.width()), (158, 64 + 158));
+        assert_eq!(
+            hyper.constant(),
+            Columns {
+                first: 64,
+                count: 30
+            }
+        );
+        let input = hyper.per_layer_input(2).unwrap();
+        assert_eq!((input.first, input.count), (12, 6));
+        assert_eq!(hyper.score_scale, 1.0);
+        let plain = [
+            ("embedding_length_per_layer_input", 0),
+            ("attention.shared_kv_layers", 0),
+        ];
+        let plain = gemma4(&plain, &[1, 1, 0, 1, 0]).unwrap();
+        assert_eq!((plain.carried(), plain.per_layer), (0, None));
+    }
+
+    #[test]
+    fn invalid_shared_keys_are_named() {
+        const SHARED: &str = "'gemma4.attention.shared_kv_layers'";
+        for (key, value, part) in [
+            ("attention.shared_kv_layers", 4, SHARED),
+            ("attention.shared_kv_layers", 6, SHARED),
+            // The source of windowed layers would be one with full attention.
+            ("attention.shared_kv_layers", 1, SHARED),
+            (
+                "attention.value_length",
+                16,
+                "'gemma4.attention.value_length' is 16",
+            ),
+            (
+                "embedding_length_per_layer_input",
+                1 << 23,
+                "between layers",
+            ),
+        ] {
+            let error = gemma4(&[(key, value)], &[1, 1, 0, 1, 0]).unwrap_err();
+            assert!(error.contains(part), "{key}: {error}");
+        }
+        let error = gemma4(&[], &[1, 0, 0, 1, 0]).unwrap_err();
+        assert!(
+            error.contains("of layer 1, which has other heads"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -34,6 +34,8 @@ mod exaone;
 mod experts;
 mod falcon_h1;
 mod gemma;
+mod gemma3n;
+mod gemma4;
 mod glm;
 mod glm5_next;
 mod glm_moe;
@@ -102,7 +104,7 @@ pub use config::{Config, Pooling};
 pub use decoder::{
     Activation, Alibi, Decoder, DeltaHeads, Dense, Gating, IndexerKind, Layout, Limit, Listed,
     Mamba2Layers, Needs, Norm, Ranking, Recurrence, Rope, Router, Scales, ScoreDivisor, ScoreYarn,
-    Sections, Setting, Tempering, UnitHeads, Unrotated, Window, Wkv, Xielu, YarnKeys,
+    Sections, Setting, SharedKv, Tempering, UnitHeads, Unrotated, Window, Wkv, Xielu, YarnKeys,
 };
 pub use input::Input;
 pub use mimo::fused_rows;
@@ -182,6 +184,9 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &gemma::GEMMA1,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
+    &gemma3n::GEMMA3N,
+    &gemma4::GEMMA4,
+    &gemma4::GEMMA4_UNIFIED,
     &phi::PHI3,
     &olmo::OLMO,
     &olmo::OLMO2,

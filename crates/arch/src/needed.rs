@@ -2,8 +2,8 @@
 //! except the optional ones ([`crate::Needs`]).
 
 use super::catalog::{OF_EXPERTS, weight_names};
-use super::hyper::Hyper;
-use super::{Architecture, Catalog, Config, Dense, Recipe, Recurrence, deci, role};
+use super::hyper::{Cache, Hyper};
+use super::{Architecture, Catalog, Config, Dense, Recipe, Recurrence, SharedKv, deci, role};
 
 /// Two alternatives for the same part of a layer. A layer with any tensor of the first has the
 /// first; all other layers have the second.
@@ -18,6 +18,7 @@ const EXPERTS: Ways = Ways {
         ["ffn_gate_inp", "exp_probs_b"].contains(&stem)
             || stem.ends_with(OF_EXPERTS)
             || stem.ends_with(SHARED)
+            || APART.contains(&stem)
     },
     second: |stem| ["ffn_gate", "ffn_up", "ffn_down"].contains(&stem),
 };
@@ -41,6 +42,18 @@ const WAYS: [Ways; 3] = [
 /// (`--fuse-gate-up-exps`).
 const JOINED: &str = "ffn_gate_up_exps";
 const JOINED_PARTS: [&str; 2] = ["ffn_gate_exps", "ffn_up_exps"];
+
+/// Norms of experts apart from a dense network, and of their router.
+const APART: [&str; 4] = [
+    "ffn_gate_inp.scale",
+    "pre_ffw_norm_2",
+    "post_ffw_norm_1",
+    "post_ffw_norm_2",
+];
+/// Weights that layers with keys and values of earlier layers lack.
+const KEYS: [&str; 3] = ["attn_k", "attn_v", "attn_k_norm"];
+/// The field of the number of such layers.
+const SHARED_LAYERS: &str = "num_kv_shared_layers";
 
 /// Suffix of the names of shared experts.
 const SHARED: &str = "_shexp";
@@ -141,7 +154,13 @@ impl Hyper {
             let layer = role::block_of(name).map_or(usize::MAX, |layer| layer as usize);
             let no_attention = self.attention.get(layer).is_some_and(Option::is_none);
             let no_ffn = self.has_ffn.get(layer).is_some_and(|has_ffn| !has_ffn);
-            no_attention && !is_mixed && name.contains(".attn_") || no_ffn && name.contains(".ffn_")
+            let reads_others = self.attention.get(layer).is_some_and(|attention| {
+                attention.is_some_and(|numbers| matches!(numbers.cache, Cache::Shared(_)))
+            });
+            let is_key = |stem: &&str| name.ends_with(&format!(".{stem}.weight"));
+            no_attention && !is_mixed && name.contains(".attn_")
+                || no_ffn && name.contains(".ffn_")
+                || reads_others && KEYS.iter().any(is_key)
         };
         let missing = architecture.missing(&layers, None, &has).into_iter();
         let names = missing.map(|tensor| tensor.name);
@@ -193,6 +212,9 @@ impl Architecture {
         let first_nextn = config.and_then(|config| config.layers().ok());
         let first_nextn = first_nextn.unwrap_or(u32::MAX);
         let of_layers: Vec<&Weight> = weights.iter().filter(|w| w.is_of_layers()).collect();
+        let shared = config.filter(|_| self.decoder.shared_kv != SharedKv::None);
+        let shared = shared.and_then(|config| config.optional_u32(&[SHARED_LAYERS]).ok()?);
+        let first_shared = first_nextn.saturating_sub(shared.unwrap_or(0));
         let recurrence = self.decoder.recurrence;
         let is_everywhere = recurrence.is_some_and(Recurrence::is_everywhere);
         for &layer in layers {
@@ -224,6 +246,7 @@ impl Architecture {
                 let is_other_network = match self.decoder.dense {
                     Dense::Instead => is_other(&EXPERTS, weight),
                     Dense::Beside => is_second_missing(&EXPERTS, weight),
+                    Dense::Apart => (EXPERTS.first)(weight.stem()) && !any(&present, EXPERTS.first),
                     Dense::Behind => false,
                 };
                 is_other_network || WAYS.iter().any(|ways| is_other(ways, weight))
@@ -240,7 +263,8 @@ impl Architecture {
                     true if !is_everywhere => is_other_mixer(weight),
                     _ => is_other_way(weight),
                 };
-                if !is_other && !lacks(weight) {
+                let is_shared = layer >= first_shared && KEYS.contains(&weight.stem());
+                if !is_other && !lacks(weight) && !is_shared {
                     look(weight, Some(layer));
                 }
             }

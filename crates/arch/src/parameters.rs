@@ -329,8 +329,8 @@ fn rope(config: &Config, keys: &mut Keys) -> Result<()> {
             }
         }
         ("su" | "longrope", _) => keys.set("rope.scaling.type", Value::str("longrope")),
-        // Llama 3's type becomes a tensor.
-        ("" | "default" | "mrope" | "linear" | "yarn", _) => {}
+        // Llama 3's and Gemma 4's types become a tensor.
+        ("" | "default" | "mrope" | "linear" | "yarn" | "proportional", _) => {}
         _ if kind.eq_ignore_ascii_case("llama3") => {}
         // Hunyuan's type becomes another base.
         _ if parameters.contains_key("alpha") => {}

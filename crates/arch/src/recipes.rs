@@ -118,6 +118,8 @@ pub enum Op {
     },
     /// At most this many leading rows.
     First(Size),
+    /// At least this many rows: zeros behind the others.
+    Pad(Size),
     /// The rows of these tokens, in this order.
     Rows(&'static [&'static str]),
     /// Interleaves the two halves of each head's rows, as llama.cpp's RoPE expects; the number of

@@ -6,10 +6,11 @@
 
 use crate::catalog::{EMBEDDING, OF_EXPERTS, OUTPUT};
 use crate::hyper::{
-    AdjugateNumbers, AttentionNumbers, ConvolutionNumbers, DeltaNumbers, Hyper, IndexerNumbers,
-    LatentNumbers, LightningNumbers, Mamba2Numbers, MambaNumbers, Recurrent, Routing, Temperature,
-    WkvNumbers,
+    AdjugateNumbers, AttentionNumbers, Cache, Columns, ConvolutionNumbers, DeltaNumbers, Hyper,
+    IndexerNumbers, LatentNumbers, LightningNumbers, Mamba2Numbers, MambaNumbers, Recurrent,
+    Routing, Temperature, WkvNumbers,
 };
+use crate::role::PER_LAYER_EMBEDDING;
 use crate::{Activation, Catalog, DeltaHeads, Dense, Layout, Limit, Norm, Rope, Tempering, Wkv};
 
 /// The position table of models that add positions to their embeddings.
@@ -34,6 +35,8 @@ pub struct ModelSpec {
     pub positions: Option<&'static str>,
     /// The norm after the embeddings.
     pub embedding_norm: Option<NormSpec>,
+    /// Per-layer embeddings, inputs of every layer.
+    pub per_layer: Option<PerLayerInputsSpec>,
     /// The norm before the output matrix.
     pub output_norm: Option<NormSpec>,
     /// The output matrix.
@@ -85,6 +88,7 @@ impl ModelSpec {
                         NormSpec::new(hyper, catalog, "token_embd_norm".into(), hyper.hidden)
                     }),
             },
+            per_layer: PerLayerInputsSpec::new(hyper),
             output_norm,
             output: LinearSpec {
                 stem: output_name.trim_end_matches(".weight").into(),
@@ -149,6 +153,43 @@ impl NextnSpec {
     }
 }
 
+/// Per-layer embeddings (Gemma 3n): each token has a row for every layer, to which a projection of its
+/// embedding is added.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PerLayerInputsSpec {
+    /// The table: a token's rows of all layers side by side.
+    pub table: &'static str,
+    /// The tensor of the projection: `[layers * length, hidden]`.
+    pub projection: &'static str,
+    /// The norm of a layer's part of the projection.
+    pub norm: NormSpec,
+    /// Number of layers.
+    pub layers: usize,
+}
+
+impl PerLayerInputsSpec {
+    fn new(hyper: &Hyper) -> Option<PerLayerInputsSpec> {
+        let len = hyper.per_layer?;
+        Some(PerLayerInputsSpec {
+            table: PER_LAYER_EMBEDDING,
+            projection: "per_layer_model_proj.weight",
+            norm: NormSpec {
+                stem: "per_layer_proj_norm".into(),
+                kind: hyper.decoder.norm,
+                epsilon: hyper.epsilon,
+                len,
+                groups: 1,
+            },
+            layers: hyper.layers,
+        })
+    }
+
+    /// Length of a table's row, and of all layers' inputs of a token.
+    pub fn columns(&self) -> usize {
+        self.layers * self.norm.len
+    }
+}
+
 /// A layer: a sequence of blocks on the residual stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
@@ -158,6 +199,8 @@ pub struct LayerSpec {
     pub norm: Option<NormSpec>,
     /// Factor of the stream after the blocks.
     pub scale: f32,
+    /// The tensor of a further factor: one number.
+    pub scalar: Option<String>,
 }
 
 /// `residual(stream) + residual_scale * post_norm(sum of branches(stream))`.
@@ -182,15 +225,19 @@ pub enum Residual {
     Normalized(f32),
 }
 
-/// `mixer(norm(source))`.
+/// `post_norm(mixer(norm(source)))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BranchSpec {
     /// The norm before the mixer.
     pub norm: Option<NormSpec>,
     /// Origin of the mixer's input.
     pub source: Source,
+    /// A second norm of the stream, whose output precedes that of the first: the router's input.
+    pub router_norm: Option<ScaledNormSpec>,
     /// The mixer.
     pub mixer: MixerSpec,
+    /// The norm after the mixer.
+    pub post_norm: Option<NormSpec>,
 }
 
 /// Origin of a branch's input.
@@ -236,25 +283,41 @@ pub enum MixerSpec {
     Ffn(FfnSpec),
     /// A mixture of experts.
     Moe(MoeSpec),
+    /// A gate of the layer's input from per-layer embeddings.
+    PerLayer(PerLayerSpec),
 }
 
-/// A mixer's use of the values that the first layer carries to all others.
+/// A mixer's use of the columns that layers carry beside the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carry {
     /// None.
     None,
-    /// Source: the carried values precede the mixer's outputs.
-    Makes,
-    /// Reader: the carried values follow the mixer's inputs.
-    Reads,
+    /// Source: these columns precede the mixer's outputs.
+    Makes(Columns),
+    /// Reader: these columns follow the mixer's inputs.
+    Reads(Columns),
 }
 
 impl MixerSpec {
-    /// Use of the values that the first layer carries to all others.
+    /// Use of the carried columns.
     pub fn carry(&self) -> Carry {
         match self {
-            MixerSpec::Wkv7(spec) if spec.values.is_some() => Carry::Reads,
-            MixerSpec::Wkv7(_) => Carry::Makes,
+            MixerSpec::Wkv7(spec) => {
+                let values = Columns {
+                    first: 0,
+                    count: spec.numbers.keys(),
+                };
+                match spec.values {
+                    Some(_) => Carry::Reads(values),
+                    None => Carry::Makes(values),
+                }
+            }
+            MixerSpec::Attention(spec) => match spec.numbers.cache {
+                Cache::Own => Carry::None,
+                Cache::Kept(columns) => Carry::Makes(columns),
+                Cache::Shared(columns) => Carry::Reads(columns),
+            },
+            MixerSpec::PerLayer(spec) => Carry::Reads(spec.inputs),
             _ => Carry::None,
         }
     }
@@ -273,6 +336,28 @@ pub struct NormSpec {
     pub len: usize,
     /// Rows of weights: more than one for separate weights per head.
     pub groups: usize,
+}
+
+/// A norm times a factor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScaledNormSpec {
+    /// The norm.
+    pub norm: NormSpec,
+    /// The factor.
+    pub factor: f32,
+}
+
+/// `activation(gate(x)) * inputs`, then a matrix back to the stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PerLayerSpec {
+    /// The gate.
+    pub gate: LinearSpec,
+    /// The activation of the gate.
+    pub activation: Activation,
+    /// The carried columns with the layer's inputs.
+    pub inputs: Columns,
+    /// The matrix after the product.
+    pub output: LinearSpec,
 }
 
 /// A weight matrix that multiplies activations, or one matrix per expert or head.
@@ -294,11 +379,13 @@ pub struct AttentionSpec {
     /// Heads and window.
     pub numbers: AttentionNumbers,
     /// The matrices of queries, keys and values.
-    pub projections: Projections,
+    pub projections: QueryKeyValue,
     /// The norm of queries, per head or over all heads.
     pub query_norm: Option<NormSpec>,
     /// The norm of keys.
     pub key_norm: Option<NormSpec>,
+    /// The norm of values, per head.
+    pub value_norm: Option<NormSpec>,
     /// The tensor of attention sinks: one logit per head, which takes part in the softmax and has
     /// no value.
     pub sinks: Option<String>,
@@ -674,6 +761,17 @@ pub enum Gate {
     Own(LinearSpec),
 }
 
+/// The matrices of attention.
+#[derive(Clone, Debug, PartialEq)]
+pub enum QueryKeyValue {
+    /// Of queries, keys and values.
+    All(Projections),
+    /// Of queries and keys; keys before their norm serve as values.
+    KeysAsValues([LinearSpec; 2]),
+    /// Of queries: keys and values are those of an earlier layer.
+    Queries(LinearSpec),
+}
+
 /// The matrices of queries, keys and values.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Projections {
@@ -833,15 +931,15 @@ impl LayerSpec {
                 source: Source::Layer,
                 ..known.branch("ffn_norm_exps", mixer)
             });
-            let ffn = ffn.clone().map(|mixer| known.branch(norm, mixer));
-            let ffn = ffn.map(|branch| {
-                let branches = std::iter::once(branch).chain(experts).collect();
+            let ffn = ffn.clone().map(|mixer| known.ffn_branches(norm, mixer));
+            let ffn = ffn.map(|mut branches| {
+                branches.extend(experts);
                 known.block(branches, known.first_other(after_ffn, norm))
             });
             attention.into_iter().chain(ffn).collect()
         };
         let parallel = |norm: &str| {
-            let ffn = ffn.clone().map(|mixer| known.branch(norm, mixer));
+            let ffn = has_ffn.then(|| known.branch(norm, known.ffn_or_moe()));
             let branches = attention.clone().into_iter().chain(ffn).collect();
             vec![known.block(branches, None)]
         };
@@ -852,9 +950,13 @@ impl LayerSpec {
             Layout::Parallel | Layout::ParallelWithout(_) => parallel("attn_norm"),
         };
         let is_halved = |every: usize| (number + 1).is_multiple_of(every);
+        let mut blocks: Vec<BlockSpec> = blocks;
+        blocks.extend(known.per_layer());
+        let scalar = known.stem("layer_output_scale.weight");
         LayerSpec {
             blocks,
             norm: None,
+            scalar: catalog.tensor_named(&scalar).map(|_| scalar),
             scale: match hyper.halved_every.is_some_and(is_halved) {
                 true => 0.5,
                 false => 1.0,
@@ -879,6 +981,7 @@ impl LayerSpec {
             | MixerSpec::ShortConv(_)
             | MixerSpec::Mamba(_)
             | MixerSpec::Lightning(_)
+            | MixerSpec::PerLayer(_)
             | MixerSpec::Ffn(_) => 2,
             // The token shift, one per matrix after it, and one for the states.
             MixerSpec::Wkv6(_) => 7,
@@ -963,7 +1066,9 @@ impl Known<'_> {
                 MixerSpec::Moe(moe) if moe.routes_first => Source::Both,
                 _ => Source::Block,
             },
+            router_norm: None,
             mixer,
+            post_norm: None,
         }
     }
 
@@ -971,6 +1076,62 @@ impl Known<'_> {
     fn first_other<'n>(&self, names: &[&'n str], norm: &str) -> Option<&'n str> {
         let mut others = names.iter().filter(|name| **name != norm);
         others.find(|name| self.has_weight(name)).copied()
+    }
+
+    /// The feed-forward network or experts; both in parallel, each with norms of its own, if the file
+    /// has those of the experts.
+    fn ffn_branches(&self, norm: &str, mixer: MixerSpec) -> Vec<BranchSpec> {
+        /// The norm before the experts.
+        const SECOND: &str = "pre_ffw_norm_2";
+        if !self.has_weight(SECOND) {
+            return vec![self.branch(norm, mixer)];
+        }
+        let hidden = self.hyper.hidden;
+        let network = MixerSpec::Ffn(self.ffn("", hidden));
+        let router_norm = self.norm("ffn_gate_inp.scale", hidden);
+        let router_norm = router_norm.map(|norm| ScaledNormSpec {
+            norm,
+            factor: 1.0 / (hidden as f32).sqrt(),
+        });
+        let experts = MixerSpec::Moe(MoeSpec {
+            routes_first: router_norm.is_some(),
+            ..self.moe()
+        });
+        vec![
+            BranchSpec {
+                post_norm: self.norm("post_ffw_norm_1", hidden),
+                ..self.branch(norm, network)
+            },
+            BranchSpec {
+                source: Source::Block,
+                router_norm,
+                post_norm: self.norm("post_ffw_norm_2", hidden),
+                ..self.branch(SECOND, experts)
+            },
+        ]
+    }
+
+    /// The block that adds the layer's input from per-layer embeddings.
+    fn per_layer(&self) -> Option<BlockSpec> {
+        let inputs = self.hyper.per_layer_input(self.number)?;
+        let hidden = self.hyper.hidden;
+        let mixer = MixerSpec::PerLayer(PerLayerSpec {
+            gate: self.linear("inp_gate", inputs.count, hidden),
+            activation: self.activation(),
+            inputs,
+            output: self.linear("proj", hidden, inputs.count),
+        });
+        let branch = BranchSpec {
+            norm: None,
+            source: Source::Block,
+            router_norm: None,
+            mixer,
+            post_norm: None,
+        };
+        Some(self.block(
+            vec![branch],
+            Some("post_norm").filter(|name| self.has_weight(name)),
+        ))
     }
 
     fn block(&self, branches: Vec<BranchSpec>, post_norm: Option<&str>) -> BlockSpec {
@@ -1055,15 +1216,23 @@ impl Known<'_> {
             Gate::Queries => 2 * queries,
             _ => queries,
         };
-        let projections = match self.has("attn_qkv") {
-            true => {
-                Projections::Fused(self.linear("attn_qkv", queries + keys + values, hyper.hidden))
+        let matrix = |name: &str, rows: usize| self.linear(name, rows, hyper.hidden);
+        let is_shared = matches!(numbers.cache, Cache::Shared(_));
+        let takes_keys = hyper.decoder.keys_as_values && !self.has("attn_v");
+        let projections = match (self.has("attn_qkv"), is_shared) {
+            (true, _) => QueryKeyValue::All(Projections::Fused(matrix(
+                "attn_qkv",
+                queries + keys + values,
+            ))),
+            (false, true) => QueryKeyValue::Queries(matrix("attn_q", query_rows)),
+            (false, false) if takes_keys => {
+                QueryKeyValue::KeysAsValues([matrix("attn_q", query_rows), matrix("attn_k", keys)])
             }
-            false => Projections::Apart([
-                self.linear("attn_q", query_rows, hyper.hidden),
-                self.linear("attn_k", keys, hyper.hidden),
-                self.linear("attn_v", values, hyper.hidden),
-            ]),
+            (false, false) => QueryKeyValue::All(Projections::Apart([
+                matrix("attn_q", query_rows),
+                matrix("attn_k", keys),
+                matrix("attn_v", values),
+            ])),
         };
         let unit_norm = |name: &str| {
             (hyper.unit_heads && numbers.rotation.is_some()).then(|| NormSpec {
@@ -1086,6 +1255,13 @@ impl Known<'_> {
             key_norm: self
                 .norm_of_heads("attn_k_norm", key_length, kv_heads)
                 .or_else(|| unit_norm("attn_k_norm")),
+            value_norm: hyper.decoder.unit_values.then(|| NormSpec {
+                stem: self.stem("attn_v_norm"),
+                kind: Norm::Rms,
+                epsilon: hyper.epsilon,
+                len: value_length,
+                groups: 1,
+            }),
             norms_rotated: hyper.decoder.norms_rotated || hyper.unit_heads,
             gate,
             output_norm: self.norm_if_there("attn_sub_norm", heads * value_length),
@@ -1589,7 +1765,7 @@ impl Known<'_> {
         let count = experts.down.experts.unwrap_or(0);
         let beside = match self.hyper.decoder.dense {
             Dense::Beside => &["_shexp", ""][..],
-            Dense::Instead | Dense::Behind => &["_shexp"],
+            Dense::Instead | Dense::Apart | Dense::Behind => &["_shexp"],
         };
         let mut beside = beside.iter();
         let shared = beside.find(|suffix| self.has(&format!("ffn_up{suffix}")));

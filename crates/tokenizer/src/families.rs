@@ -4,6 +4,7 @@ use super::bpe::{self, Rules};
 use super::files::{bad, read_text};
 use super::special::Special;
 use super::spm::{self, Additions};
+use super::token::{self, Scores, TokenType};
 use super::{Import, NO_TEMPLATE, no_model, tekken};
 use quantier_gguf::Result;
 use quantier_gguf::gguf::Value;
@@ -220,6 +221,37 @@ impl Import<'_> {
         self.entries
             .set("tokenizer.ggml.add_space_prefix", Value::Bool(false));
         Ok(tokens)
+    }
+
+    /// Byte-pair encoding of characters with byte fallback; llama.cpp merges by rank.
+    pub(crate) fn gemma4(&mut self) -> Result<usize> {
+        /// Tokens of tool calls and channels, which chat parsers read.
+        const VISIBLE: [&str; 7] = [
+            "<|channel>",
+            "<channel|>",
+            "<|tool_call>",
+            "<tool_call|>",
+            "<|tool_response>",
+            "<tool_response|>",
+            "<|\"|>",
+        ];
+
+        if !bpe::is_like_sentencepiece(self.files) {
+            return Err(self.files.bad_tokenizer(
+                "Gemma 4 needs a tokenizer.json with byte-pair encoding, byte fallback and a Sequence as decoder; get it \
+                 from the model's source",
+            ));
+        }
+        let mut tokens = bpe::like_sentencepiece(self.files)?;
+        let visible = tokens.iter_mut();
+        let visible = visible.filter(|token| VISIBLE.contains(&token.text.as_str()));
+        visible.for_each(|token| token.token_type = TokenType::UserDefined);
+        self.entries.set_str("tokenizer.ggml.model", "gemma4");
+        token::write(&tokens, Scores::Floats, &mut self.entries);
+        Special::load(self.files, true, &Special::TYPES, None)?.write(&mut self.entries);
+        self.set_flag("add_space_prefix", false);
+        self.set_flag("add_bos_token", true);
+        Ok(tokens.len())
     }
 
     pub(crate) fn phi3(&mut self) -> Result<usize> {

@@ -77,6 +77,10 @@ pub enum VocabKind {
     Gemma2,
     /// The same, or byte-level without `tokenizer.model`: Gemma 3.
     Gemma3,
+    /// Byte-pair encoding with byte fallback, as in `tokenizer.json`: Gemma 4.
+    Gemma4,
+    /// The same, and `generation_config.json` lists tokens that are never sampled: Gemma 4 Unified.
+    Gemma4Unified,
     /// SentencePiece with added tokens as they are, or byte-level for Phi-4: Phi-3.
     Phi3,
     /// Byte-level; special tokens are `<|endoftext|>` and `<|user|>`: GLM 4, GLM-4V, GLM-OCR.
@@ -200,6 +204,7 @@ pub fn import(
             Some(tokens) => tokens,
             None => import.byte_level()?,
         },
+        VocabKind::Gemma4 | VocabKind::Gemma4Unified => import.gemma4()?,
         VocabKind::Phi3 => import.phi3()?,
         VocabKind::Glm4 => import.byte_level_with(&families::GLM4)?,
         VocabKind::GlmMoe => import.byte_level_with(&families::GLM_MOE)?,

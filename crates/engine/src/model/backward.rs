@@ -6,7 +6,7 @@
 //! Engine::backward   draws labels from the model's distribution; propagates their gradient to the last layer
 //! Backward::layer    input and output gradient of each linear of the next layer in reverse order, at the
 //!                    sampled positions of every chunk; None after the first layer
-//! Backward::embeddings   the gradient of the first layer's input
+//! Backward::tables   the gradients of the rows that tokens look up
 //! ```
 //!
 //! The gradient is that of `L = sum over positions of ln p(label)`, in nats.
@@ -15,7 +15,7 @@ use super::layer::Layer;
 use super::linear::Pass;
 use super::ops::rope::Angles;
 use super::rows::Rows;
-use super::states::States;
+use super::states::{Slots, States};
 use super::{Engine, Error, LOGIT_ROWS, LinearInput, OutputGradient, Result, Routed, Tap};
 use quantier_arch::LinearId;
 use quantier_core::progress::{Progress, Unit};
@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Trace<'c> {
     pub(super) chunks: &'c [Vec<u32>],
     /// By layer, then by chunk; the last layer's output follows.
-    states: States,
+    states: Slots,
     pub(super) positions: usize,
 }
 
@@ -79,11 +79,22 @@ pub struct Piece {
     pub gradients: Vec<Vec<f32>>,
 }
 
-/// Gradients of one chunk's token embeddings.
+/// Gradients of the rows that tokens look up in a table.
+pub struct TableGradients {
+    /// The table's tensor.
+    pub name: String,
+    /// Length of a row.
+    pub columns: usize,
+    /// In order.
+    pub chunks: Vec<Embedded>,
+}
+
+/// Gradients of one chunk's rows of a table.
+#[derive(Clone)]
 pub struct Embedded {
     /// Tokens by position.
     pub tokens: Vec<u32>,
-    /// `[positions, hidden]` for each draw.
+    /// `[positions, columns]` for each draw.
     pub gradients: Vec<Vec<f32>>,
 }
 
@@ -167,12 +178,8 @@ impl<'a> Engine<'a> {
         progress: &dyn Progress,
     ) -> Result<Trace<'c>> {
         let positions = chunks.first().map_or(0, Vec::len);
-        let slots = (self.hyper.runs() + 1) * chunks.len();
-        let states = States::new(
-            slots,
-            positions * self.hyper.width(),
-            self.layer_budget(positions),
-        )?;
+        let slots = self.slots([self.hyper.runs() + 1, chunks.len()], positions);
+        let states = Slots::new(slots, self.layer_budget(positions))?;
         self.stream(chunks, &states, true, observer, progress)?;
         Ok(Trace {
             chunks,
@@ -227,7 +234,9 @@ impl<'a> Engine<'a> {
                 }
                 progress.advance(1);
                 out.into_iter().enumerate().try_for_each(|(d, out)| {
-                    gradients.put(chunk * labels.draws + d, self.with_carried(out))
+                    let bundle = self.with_carried(Rows::new(out, width));
+                    let numbers = bundle.into_rows().into_numbers();
+                    gradients.put(chunk * labels.draws + d, numbers)
                 })
             })
         })?;
@@ -402,37 +411,25 @@ impl Backward<'_, '_> {
             .unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Gradients of the embeddings, by chunk; valid after the last layer.
+    /// Gradients of the looked-up rows of every table; valid after the last layer.
     ///
     /// # Errors
     /// A temporary file that cannot be read.
-    pub fn embeddings(&self) -> Result<Vec<Embedded>> {
+    pub fn tables(&self) -> Result<Vec<TableGradients>> {
         debug_assert_eq!(self.left, 0, "layers are left");
-        let scale = self.engine.hyper.embedding_scale;
-        let norm = self.engine.embedding_norm()?;
-        let one = |(chunk, tokens): (usize, &Vec<u32>)| {
-            let embedded = match &norm {
-                Some(_) => self
-                    .engine
-                    .unnormalized_rows(tokens, |_, _, _| Ok::<_, Error>(()))?,
-                None => Vec::new(),
-            };
-            let draw = |draw: usize| -> Result<Vec<f32>> {
+        let embedder = self.engine.embedder()?;
+        let mut tables = embedder.tables();
+        for (chunk, tokens) in self.trace.chunks.iter().enumerate() {
+            let draw = |draw: usize| -> Result<_> {
                 let gradient = self.gradients.copy(chunk * self.draws + draw)?;
-                let mut gradient = self.engine.stream_of(gradient);
-                if let Some(norm) = &norm {
-                    norm.derivative(&embedded, &mut gradient);
-                }
-                gradient.iter_mut().for_each(|g| *g *= scale);
-                Ok(gradient)
+                Ok(self.engine.bundle(gradient))
             };
-            let gradients = (0..self.draws).map(draw).collect::<Result<Vec<_>>>()?;
-            Ok(Embedded {
-                tokens: tokens.clone(),
-                gradients,
-            })
-        };
-        self.trace.chunks.iter().enumerate().map(one).collect()
+            let draws = (0..self.draws).map(draw).collect::<Result<Vec<_>>>()?;
+            let embedded = embedder.derivative(tokens, draws)?;
+            let places = tables.iter_mut().zip(embedded);
+            places.for_each(|(table, embedded)| table.chunks.push(embedded));
+        }
+        Ok(tables)
     }
 }
 

@@ -3,9 +3,9 @@
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
     Adjugates, AnyMixer, Apart, Attention, ChannelMix, Decay, DeltaNet, ExpandedAttention,
-    Factored, Factors, Ffn, First, Gate, Indexer, Latent, LatentAttention, Lightning, LowRank,
-    Mamba, Mamba2, Moe, Projections, Rank, Rates, Receptance, Shared, ShortConv, Single, Sparse,
-    Stage, Tape, Wkv6, Wkv7,
+    Factored, Factors, Ffn, First, Gate, Indexer, KeysValues, Latent, LatentAttention, Lightning,
+    LowRank, Mamba, Mamba2, Moe, PerLayer, Projections, QueryKeyValue, Rank, Rates, Receptance,
+    Shared, ShortConv, Single, Sparse, Stage, Tape, Wkv6, Wkv7,
 };
 use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
@@ -13,12 +13,13 @@ use super::ops::rope::Angles;
 use super::ops::router::Router;
 use super::rows::Rows;
 use super::weights::Weights;
-use super::{Replaced, Result};
+use super::{Error, Replaced, Result};
+use quantier_arch::hyper::{Cache, Columns};
 use quantier_arch::spec::{
     self, AttentionSpec, BlockSpec, BranchSpec, Carry, ChannelMixSpec, DeltaSpec, ExpandedSpec,
     FactorsSpec, FfnSpec, IndexerSpec, LatentSpec, LayerSpec, LightningSpec, LinearSpec,
-    Mamba2Spec, MambaSpec, MixerSpec, MoeSpec, RankSpec, Residual, ShortConvSpec, Source,
-    SparseSpec, Wkv6Spec, Wkv7Spec,
+    Mamba2Spec, MambaSpec, MixerSpec, MoeSpec, PerLayerSpec, RankSpec, Residual, ShortConvSpec,
+    Source, SparseSpec, Wkv6Spec, Wkv7Spec,
 };
 use quantier_arch::{Activation, Norm as NormKind};
 use std::borrow::Cow;
@@ -29,7 +30,8 @@ use std::sync::Arc;
 pub(super) struct Bundle {
     /// The residual stream: `[positions, hidden]`.
     pub stream: Rows,
-    /// Output of the first layer that all others read: `[positions, hidden]`; None in most models.
+    /// What later layers read of earlier ones, and of the tokens: `[positions, columns]`; None in
+    /// most models.
     pub carried: Option<Rows>,
     /// The stream before the layer, if a later block of the layer reads it: `[positions, hidden]`.
     /// None between layers and in the first block, where it is the stream.
@@ -65,11 +67,19 @@ impl Bundle {
         }
     }
 
-    /// Splits the output of a mixer that writes the carried columns: they come first.
-    fn take_carried(&mut self, y: Rows) -> Rows {
-        let hidden = self.stream.columns();
-        self.carried = Some(y.columns_range(0..y.columns() - hidden));
-        y.columns_range(y.columns() - hidden..y.columns())
+    /// Splits the output of a mixer that writes carried columns: they come first.
+    fn take_carried(&mut self, y: Rows, columns: Columns) -> Rows {
+        let made = y.columns_range(0..columns.count);
+        self.carried_up_to(columns)
+            .set_columns(columns.first, &made);
+        y.columns_range(columns.count..y.columns())
+    }
+
+    /// The carried columns; zeros, at least as many as these, if there are none.
+    fn carried_up_to(&mut self, columns: Columns) -> &mut Rows {
+        let rows = self.stream.len();
+        self.carried
+            .get_or_insert_with(|| Rows::zeros(rows, columns.end()))
     }
 }
 
@@ -95,7 +105,10 @@ struct Block {
 struct Branch {
     norm: Option<Norm>,
     source: Source,
+    /// Norm of the router's input, which precedes that of the experts.
+    router_norm: Option<Norm>,
     mixer: AnyMixer,
+    post_norm: Option<Norm>,
     carry: Carry,
 }
 
@@ -139,6 +152,8 @@ struct BranchTape<'l> {
     /// The mixer's input; None if it is the stream.
     normalized: Option<Rows>,
     mixer: Tape<'l>,
+    /// The mixer's output, if a norm follows.
+    unnormalized: Option<Rows>,
 }
 
 impl Layer {
@@ -153,7 +168,7 @@ impl Layer {
         Ok(Layer {
             blocks: blocks.collect::<Result<_>>()?,
             norm: norm(weights, &spec.norm)?,
-            scale: spec.scale,
+            scale: spec.scale * scalar(weights, spec)?,
         })
     }
 
@@ -318,8 +333,11 @@ impl Layer {
             at.input = Some(y);
             return Ok(at);
         }
-        if block.branches[place.branch].carry == Carry::Makes {
-            y = at.bundle.take_carried(y);
+        if let Carry::Makes(columns) = block.branches[place.branch].carry {
+            y = at.bundle.take_carried(y, columns);
+        }
+        if let Some(norm) = &block.branches[place.branch].post_norm {
+            norm.apply(y.numbers_mut());
         }
         let mixed = match at.mixed.take() {
             Some(mut mixed) => {
@@ -367,14 +385,20 @@ impl Block {
             let mut tape = tapes.is_some().then(BranchTape::default);
             let of_mixer = tape.as_mut().map(|tape| &mut tape.mixer);
             let mut y = branch.mixer.forward(&input, pass, of_mixer)?;
-            if let (Some(tapes), Some(mut tape)) = (&mut tapes, tape) {
-                if let Cow::Owned(input) = input {
-                    tape.normalized = Some(input);
-                }
-                tapes.push(tape);
+            if let (Some(tape), Cow::Owned(input)) = (&mut tape, input) {
+                tape.normalized = Some(input);
             }
-            if branch.carry == Carry::Makes {
-                y = bundle.take_carried(y);
+            if let Carry::Makes(columns) = branch.carry {
+                y = bundle.take_carried(y, columns);
+            }
+            if let Some(norm) = &branch.post_norm {
+                if let Some(tape) = &mut tape {
+                    tape.unnormalized = Some(y.clone());
+                }
+                norm.apply(y.numbers_mut());
+            }
+            if let (Some(tapes), Some(tape)) = (&mut tapes, tape) {
+                tapes.push(tape);
             }
             match &mut sum {
                 Some(sum) => add(sum.numbers_mut(), y.numbers()),
@@ -408,6 +432,7 @@ impl Branch {
         Ok(Branch {
             norm: norm(weights, &spec.norm)?,
             source: spec.source,
+            router_norm: scaled_norm(weights, &spec.router_norm)?,
             mixer: match &spec.mixer {
                 MixerSpec::Attention(spec) => {
                     AnyMixer::Attention(attention(weights, spec, angles)?)
@@ -429,7 +454,9 @@ impl Branch {
                 MixerSpec::Mamba(spec) => AnyMixer::Mamba(mamba(weights, spec)?),
                 MixerSpec::Ffn(spec) => AnyMixer::Ffn(ffn(weights, spec)?),
                 MixerSpec::Moe(spec) => AnyMixer::Moe(moe(weights, spec)?),
+                MixerSpec::PerLayer(spec) => AnyMixer::PerLayer(per_layer(weights, spec)?),
             },
+            post_norm: norm(weights, &spec.post_norm)?,
             carry: spec.mixer.carry(),
         })
     }
@@ -445,16 +472,21 @@ impl Branch {
             Some(norm) => Cow::Owned(norm.of(source)),
             None => Cow::Borrowed(source),
         };
-        let input = match self.source {
-            Source::Both => Cow::Owned(Rows::beside(&[entry, &*input])),
-            Source::Block | Source::Layer => input,
+        let router = match (&self.router_norm, self.source) {
+            (Some(norm), _) => Some(Cow::Owned(norm.of(&bundle.stream))),
+            (None, Source::Both) => Some(Cow::Borrowed(entry)),
+            (None, Source::Block | Source::Layer) => None,
         };
-        match &bundle.carried {
-            Some(carried) if self.carry == Carry::Reads => {
-                Cow::Owned(Rows::beside(&[&*input, carried]))
-            }
-            _ => input,
+        let read = match (&bundle.carried, self.carry) {
+            (Some(carried), Carry::Reads(columns)) => Some(carried.columns_range(columns.range())),
+            _ => None,
+        };
+        if router.is_none() && read.is_none() {
+            return input;
         }
+        let router = router.iter().map(|router| &**router);
+        let parts = router.chain([&*input]).chain(&read);
+        Cow::Owned(Rows::beside(&parts.collect::<Vec<_>>()))
     }
 }
 
@@ -462,17 +494,14 @@ impl BlockTape<'_> {
     /// `entry` is the stream before the layer.
     fn backward(&self, gradient: Bundle, entry: &Rows, pass: &Pass<'_>) -> Result<Bundle> {
         let block = self.block;
-        let Bundle {
-            stream: gradient,
-            carried: mut of_carried,
-            entry: mut of_entry,
-        } = gradient;
-        let mut of_mixed = gradient.clone();
+        let mut gradient = gradient;
+        let mut of_entry = gradient.entry.take();
+        let mut of_mixed = gradient.stream.clone();
         scale(of_mixed.numbers_mut(), block.residual_scale);
         if let (Some(norm), Some(mixed)) = (&block.post_norm, &self.mixed) {
             norm.derivative(mixed.numbers(), of_mixed.numbers_mut());
         }
-        let mut of_stream = gradient;
+        let mut of_stream = gradient.stream.clone();
         if let Residual::Normalized(factor) = block.residual {
             scale(of_stream.numbers_mut(), factor);
             if let Some(norm) = block.first_norm() {
@@ -481,10 +510,14 @@ impl BlockTape<'_> {
         }
         for (branch, tape) in block.branches.iter().zip(&self.branches).rev() {
             let (mixer, mut dy) = (&branch.mixer, of_mixed.clone());
-            if branch.carry == Carry::Makes {
-                // Nothing reads the former content of the carried columns.
-                let zeros = Rows::zeros(dy.len(), dy.columns());
-                let made = of_carried.replace(zeros.clone()).unwrap_or(zeros);
+            if let (Some(norm), Some(before)) = (&branch.post_norm, &tape.unnormalized) {
+                norm.derivative(before.numbers(), dy.numbers_mut());
+            }
+            if let Carry::Makes(columns) = branch.carry {
+                let of_carried = gradient.carried_up_to(columns);
+                let made = of_carried.columns_range(columns.range());
+                // Nothing reads the former content of these columns.
+                of_carried.set_columns(columns.first, &Rows::zeros(made.len(), columns.count));
                 dy = Rows::beside(&[&made, &dy]);
             }
             let zeros = || Rows::zeros(entry.len(), entry.columns());
@@ -499,38 +532,81 @@ impl BlockTape<'_> {
             let mut of_input = Rows::zeros(input.len(), input.columns());
             mixer.backward(&tape.mixer, input, dy, pass, &mut of_input)?;
             let hidden = self.stream.columns();
-            if branch.source == Source::Both {
-                let of_entry = of_entry.get_or_insert_with(zeros);
-                let part = of_input.columns_range(0..hidden);
-                add(of_entry.numbers_mut(), part.numbers());
+            let mut router = None;
+            if branch.router_norm.is_some() || branch.source == Source::Both {
+                router = Some(of_input.columns_range(0..hidden));
                 of_input = of_input.columns_range(hidden..of_input.columns());
+            }
+            match (router, &branch.router_norm) {
+                (Some(mut of_router), Some(norm)) => {
+                    norm.derivative(self.stream.numbers(), of_router.numbers_mut());
+                    add(of_stream.numbers_mut(), of_router.numbers());
+                }
+                (Some(of_router), None) => {
+                    let of_entry = of_entry.get_or_insert_with(zeros);
+                    add(of_entry.numbers_mut(), of_router.numbers());
+                }
+                (None, _) => {}
             }
             let (source, of_source) = match branch.source {
                 Source::Block | Source::Both => (&self.stream, &mut of_stream),
                 Source::Layer => (entry, of_entry.get_or_insert_with(zeros)),
             };
             let mut of_input = Bundle::new(of_input, hidden);
-            if let Some(read) = of_input.carried {
-                match &mut of_carried {
-                    Some(of_carried) => add(of_carried.numbers_mut(), read.numbers()),
-                    None => of_carried = Some(read),
-                }
+            if let (Some(read), Carry::Reads(columns)) = (&of_input.carried, branch.carry) {
+                let of_carried = gradient.carried_up_to(columns);
+                of_carried.add_columns(columns.first, read);
             }
             if let Some(norm) = &branch.norm {
                 norm.derivative(source.numbers(), of_input.stream.numbers_mut());
             }
             add(of_source.numbers_mut(), of_input.stream.numbers());
         }
-        Ok(Bundle {
-            stream: of_stream,
-            carried: of_carried,
-            entry: of_entry,
-        })
+        gradient.stream = of_stream;
+        gradient.entry = of_entry;
+        Ok(gradient)
     }
 }
 
 fn norm(weights: &Weights<'_>, spec: &Option<spec::NormSpec>) -> Result<Option<Norm>> {
     spec.as_ref().map(|spec| weights.norm(spec)).transpose()
+}
+
+/// A norm whose weights are multiplied by a factor.
+fn scaled_norm(weights: &Weights<'_>, spec: &Option<spec::ScaledNormSpec>) -> Result<Option<Norm>> {
+    let Some(spec) = spec else {
+        return Ok(None);
+    };
+    let mut norm = weights.norm(&spec.norm)?;
+    scale(&mut norm.weight, spec.factor);
+    Ok(Some(norm))
+}
+
+/// The layer's own factor of the stream; 1 without one.
+fn scalar(weights: &Weights<'_>, spec: &LayerSpec) -> Result<f32> {
+    let Some(name) = &spec.scalar else {
+        return Ok(1.0);
+    };
+    let scalar = weights.finite(name, &[1])?;
+    Ok(scalar.first().copied().unwrap_or(1.0))
+}
+
+fn per_layer(weights: &Weights<'_>, spec: &PerLayerSpec) -> Result<PerLayer> {
+    Ok(PerLayer {
+        gate: weights.linear(&spec.gate)?,
+        activation: spec.activation,
+        output: weights.linear(&spec.output)?,
+    })
+}
+
+fn query_key_value(weights: &Weights<'_>, spec: &spec::QueryKeyValue) -> Result<QueryKeyValue> {
+    Ok(match spec {
+        spec::QueryKeyValue::All(all) => QueryKeyValue::All(projections(weights, all)?),
+        spec::QueryKeyValue::KeysAsValues([query, key]) => {
+            QueryKeyValue::KeysAsValues(Box::new([weights.linear(query)?, weights.linear(key)?]))
+        }
+        spec::QueryKeyValue::Queries(query) => QueryKeyValue::Queries(weights.linear(query)?),
+    })
 }
 
 fn attention(
@@ -542,10 +618,26 @@ fn attention(
     let numbers = spec.numbers;
     let sinks = spec.sinks.as_ref();
     let sinks = sinks.map(|name| weights.finite(name, &[numbers.heads]));
+    let keys_values = match numbers.cache {
+        Cache::Own => KeysValues::Own,
+        Cache::Kept(_) => KeysValues::Kept,
+        Cache::Shared(_) => KeysValues::Shared,
+    };
+    let projections = query_key_value(weights, &spec.projections)?;
+    let reads = matches!(projections, QueryKeyValue::Queries(_));
+    if (keys_values == KeysValues::Shared) != reads {
+        let stem = &spec.output.stem;
+        return Err(Error::Model(format!(
+            "the layer of tensor '{stem}.weight' reads keys and values of an earlier layer, and has a matrix for its own: \
+             convert the original model again, without --fuse-qkv"
+        )));
+    }
     Ok(Attention {
-        projections: projections(weights, &spec.projections)?,
+        projections,
+        keys_values,
         query_norm: norm(&spec.query_norm)?,
         key_norm: norm(&spec.key_norm)?,
+        value_norm: norm(&spec.value_norm)?,
         norms_rotated: spec.norms_rotated,
         gate: gate(weights, &spec.gate)?,
         gate_activation: spec.gate_activation,
@@ -1006,20 +1098,12 @@ mod tests {
 
     /// A norm and a matrix.
     fn branch(seed: u32) -> Branch {
-        let linear = Linear {
-            id: LinearId(seed),
-            name: "linear".into(),
-            weights: random(HIDDEN * HIDDEN, seed).into(),
-            experts: 1,
-            columns: HIDDEN,
-            scales: None,
-            bias: None,
-            uploaded: None,
-        };
         Branch {
             norm: Some(norm(seed + 1)),
             source: Source::Block,
-            mixer: AnyMixer::Single(Single(linear)),
+            router_norm: None,
+            mixer: AnyMixer::Single(Single(linear(HIDDEN, HIDDEN, seed))),
+            post_norm: None,
             carry: Carry::None,
         }
     }
@@ -1084,6 +1168,112 @@ mod tests {
     #[test]
     fn norm_after_blocks_has_a_derivative_and_runs_last() {
         check(&layer());
+    }
+
+    fn linear(rows: usize, columns: usize, seed: u32) -> Linear {
+        Linear {
+            id: LinearId(seed),
+            name: "linear".into(),
+            weights: random(rows * columns, seed).into(),
+            experts: 1,
+            columns,
+            scales: None,
+            bias: None,
+            uploaded: None,
+        }
+    }
+
+    /// One head of two numbers, whose keys and values are in the columns behind the first two.
+    fn attention(projections: QueryKeyValue, keys_values: KeysValues) -> Branch {
+        const KEPT: Columns = Columns { first: 2, count: 4 };
+        Branch {
+            mixer: AnyMixer::Attention(Attention {
+                projections,
+                keys_values,
+                query_norm: None,
+                key_norm: None,
+                value_norm: None,
+                norms_rotated: false,
+                gate: Gate::None,
+                gate_activation: Activation::Sigmoid,
+                output_norm: None,
+                output: linear(HIDDEN, 2, 33),
+                heads: 1,
+                kv_heads: 1,
+                key_length: 2,
+                clamp: None,
+                temperature: None,
+                rope: quantier_arch::Rope::None,
+                angles: None,
+                scores: Scores {
+                    scale: 0.7,
+                    cap: None,
+                    window: None,
+                    sinks: None,
+                    is_chunked: false,
+                    slopes: None,
+                },
+            }),
+            post_norm: Some(norm(34)),
+            carry: match keys_values {
+                KeysValues::Shared => Carry::Reads(KEPT),
+                KeysValues::Own | KeysValues::Kept => Carry::Makes(KEPT),
+            },
+            ..branch(21)
+        }
+    }
+
+    #[test]
+    fn carried_columns_reach_later_blocks_and_have_a_derivative() {
+        const CARRIED: usize = 7;
+        let all = QueryKeyValue::All(Projections::Fused(linear(6, HIDDEN, 31)));
+        let queries = QueryKeyValue::Queries(linear(2, HIDDEN, 32));
+        let gate = Branch {
+            mixer: AnyMixer::PerLayer(PerLayer {
+                gate: linear(2, HIDDEN, 35),
+                activation: Activation::Gelu,
+                output: linear(HIDDEN, 2, 36),
+            }),
+            norm: None,
+            carry: Carry::Reads(Columns { first: 0, count: 2 }),
+            ..branch(41)
+        };
+        let branches = [
+            vec![attention(all, KeysValues::Kept)],
+            vec![attention(queries, KeysValues::Shared), branch(51)],
+            vec![gate],
+        ];
+        let layer = Layer {
+            blocks: branches
+                .map(|branches| block(branches, Residual::Stream))
+                .into(),
+            norm: None,
+            scale: 0.5,
+        };
+        let bundle = |x: &[Vec<f32>]| Bundle {
+            stream: Rows::new(x[0].clone(), HIDDEN),
+            carried: Some(Rows::new(x[1].clone(), CARRIED)),
+            entry: None,
+        };
+        let numbers = |bundle: Bundle| bundle.into_rows().into_numbers();
+        let forward = |x: &[Vec<f32>]| numbers(layer.forward(bundle(x), &pass()).unwrap());
+        let backward = |x: &[Vec<f32>], g: &[f32]| {
+            let (_, tape) = layer.record(bundle(x), &pass()).unwrap();
+            let g = Bundle::new(Rows::new(g.to_vec(), HIDDEN + CARRIED), HIDDEN);
+            let gradient = layer.backward(&tape, g, &pass()).unwrap();
+            let carried = gradient.carried.unwrap();
+            vec![gradient.stream.into_numbers(), carried.into_numbers()]
+        };
+        let at = [random(3 * HIDDEN, 4), random(3 * CARRIED, 5)];
+        check_gradients("layer", &at, &forward, &backward);
+        let mut between = Between {
+            bundle: bundle(&at),
+            ..Between::default()
+        };
+        for place in layer.places() {
+            between = layer.step(place, between, &pass()).unwrap();
+        }
+        assert_eq!(numbers(between.bundle), forward(&at));
     }
 
     #[test]

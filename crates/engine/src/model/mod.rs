@@ -15,6 +15,7 @@ pub mod backward;
 #[cfg(feature = "candle")]
 mod candle;
 mod device;
+mod embed;
 mod head;
 mod layer;
 mod linear;
@@ -37,7 +38,7 @@ use quantier_arch::{Catalog, LinearId, role};
 use quantier_core::progress::{Progress, Unit};
 use quantier_core::{threads, words};
 use rayon::prelude::*;
-use states::States;
+use states::{Layout, Slots, States};
 use std::ops::Range;
 use std::sync::Arc;
 use weights::Weights;
@@ -275,9 +276,7 @@ impl<'a> Engine<'a> {
     /// Tensors that are missing or have the wrong shape.
     pub fn check(&self) -> Result<()> {
         let weights = self.weights.shapes_only();
-        let embedding = self.spec.embedding;
-        let rows = self.weights.row_count(embedding).unwrap_or(0);
-        weights.tensor(embedding, &[rows, self.hyper.hidden])?;
+        self.check_embedder()?;
         for layer in &self.spec.layers {
             Layer::load(&weights, layer, &[])?;
         }
@@ -351,7 +350,7 @@ impl<'a> Engine<'a> {
         }
         let (width, all) = (self.hyper.hidden, self.hyper.width());
         let budget = self.layer_budget(positions);
-        let states = States::new(chunks.len(), positions * all, budget)?;
+        let states = Slots::new(self.slots([1, chunks.len()], positions), budget)?;
         self.stream(chunks, &states, false, observer, progress)?;
         let spilled_bytes = states.spilled_bytes(chunks.len());
         let kept = States::new(
@@ -377,7 +376,7 @@ impl<'a> Engine<'a> {
     fn stream(
         &self,
         chunks: &[Vec<u32>],
-        states: &States,
+        states: &Slots,
         keep_inputs: bool,
         observer: Option<&dyn Observer>,
         progress: &dyn Progress,
@@ -399,12 +398,12 @@ impl<'a> Engine<'a> {
                 observer.resume(&mut |chunk, x| states.put(chunk, x))
             })?;
             if done == 0 {
-                let norm = self.embedding_norm()?;
+                let embedder = self.embedder()?;
                 let chunks = chunks.par_iter().enumerate();
                 chunks.try_for_each(|(i, tokens)| {
                     let plain = |_: &str, _: &[u32], _: &mut [f32]| Ok::<_, Error>(());
-                    let x = self.embed(tokens, norm.as_ref(), plain)?;
-                    states.put(i, self.with_carried(x))
+                    let x = embedder.input(tokens, plain)?;
+                    states.put(i, x.into_rows().into_numbers())
                 })?;
             }
             let angles = self.angles(positions)?;
@@ -455,20 +454,29 @@ impl<'a> Engine<'a> {
         })
     }
 
+    /// Sizes of the slots of bundles, for `[layers, chunks]`.
+    fn slots(&self, [layers, chunks]: [usize; 2], positions: usize) -> Layout {
+        Layout {
+            chunks,
+            layers,
+            positions,
+            width: self.hyper.width(),
+            constant: self.hyper.constant(),
+        }
+    }
+
     /// The bundle stored in a slot.
     fn bundle(&self, numbers: Vec<f32>) -> Bundle {
         Bundle::new(Rows::new(numbers, self.hyper.width()), self.hyper.hidden)
     }
 
-    /// Appends zeros for the columns that the first layer carries to all others.
-    fn with_carried(&self, stream: Vec<f32>) -> Vec<f32> {
+    /// The bundle of a stream, with zeros in the carried columns.
+    fn with_carried(&self, stream: Rows) -> Bundle {
         let carried = self.hyper.carried();
-        if carried == 0 {
-            return stream;
+        Bundle {
+            carried: (carried > 0).then(|| Rows::zeros(stream.len(), carried)),
+            ..Bundle::of(stream)
         }
-        let stream = Rows::new(stream, self.hyper.hidden);
-        let carried = Rows::zeros(stream.len(), carried);
-        Rows::beside(&[&stream, &carried]).into_numbers()
     }
 
     /// The stream stored in a slot.
@@ -506,52 +514,6 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Embeddings of tokens, the first layer's input. `change` may overwrite rows of a table: it
-    /// gets the table's name, the row numbers, and the rows. `norm` is the
-    /// [`Engine::embedding_norm`].
-    fn embed<E: From<Error>>(
-        &self,
-        tokens: &[u32],
-        norm: Option<&Norm>,
-        change: impl Fn(&str, &[u32], &mut [f32]) -> std::result::Result<(), E>,
-    ) -> std::result::Result<Vec<f32>, E> {
-        let mut x = self.unnormalized_rows(tokens, change)?;
-        if let Some(norm) = norm {
-            norm.apply(&mut x);
-        }
-        Ok(x)
-    }
-
-    /// [`Engine::embed`] before the norm.
-    fn unnormalized_rows<E: From<Error>>(
-        &self,
-        tokens: &[u32],
-        change: impl Fn(&str, &[u32], &mut [f32]) -> std::result::Result<(), E>,
-    ) -> std::result::Result<Vec<f32>, E> {
-        let rows = |table: &str, numbers: &[u32]| {
-            let mut rows = self.weights.rows(table, numbers, self.hyper.hidden)?;
-            change(table, numbers, &mut rows)?;
-            Ok::<_, E>(rows)
-        };
-        let mut x = rows(self.spec.embedding, tokens)?;
-        let scale = self.hyper.embedding_scale;
-        if scale != 1.0 {
-            x.iter_mut().for_each(|x| *x *= scale);
-        }
-        if let Some(table) = self.spec.positions {
-            let positions: Vec<u32> = (0..tokens.len() as u32).collect();
-            let at = rows(table, &positions)?;
-            x.iter_mut().zip(&at).for_each(|(x, at)| *x += at);
-        }
-        Ok(x)
-    }
-
-    /// The norm after the embeddings.
-    fn embedding_norm(&self) -> Result<Option<Norm>> {
-        let norm = self.spec.embedding_norm.as_ref();
-        norm.map(|norm| self.weights.norm(norm)).transpose()
-    }
-
     /// The angles of [`Hyper::rotations`].
     fn angles(&self, positions: usize) -> Result<Vec<Arc<Angles>>> {
         if let Some(longest) = self
@@ -564,11 +526,9 @@ impl<'a> Engine<'a> {
                  that an indexer chooses; choose a shorter one (-c)"
             )));
         }
-        let widest = self
-            .hyper
-            .rotations
-            .iter()
-            .map(|rotation| rotation.length / 2);
+        let rotations = self.hyper.rotations.iter();
+        let with_factors = rotations.filter(|rotation| rotation.has_factors);
+        let widest = with_factors.map(|rotation| rotation.length / 2);
         let widest = widest.max().unwrap_or(0);
         let table = |rotation: &Rotation| {
             let long = positions > rotation.original_context;

@@ -99,6 +99,21 @@ impl Rows {
         Rows::new(numbers, columns.len())
     }
 
+    /// Overwrites the columns from `first` on by those of `part`.
+    pub(super) fn set_columns(&mut self, first: usize, part: &Rows) {
+        for (row, part) in self.iter_mut().zip(part.iter()) {
+            row[first..first + part.len()].copy_from_slice(part);
+        }
+    }
+
+    /// Adds `part` to the columns from `first` on.
+    pub(super) fn add_columns(&mut self, first: usize, part: &Rows) {
+        for (row, part) in self.iter_mut().zip(part.iter()) {
+            let places = row[first..first + part.len()].iter_mut().zip(part);
+            places.for_each(|(x, part)| *x += part);
+        }
+    }
+
     /// Concatenates rows side by side.
     pub(super) fn beside(parts: &[&Rows]) -> Rows {
         let columns = parts.iter().map(|part| part.columns).sum();
@@ -135,6 +150,10 @@ mod tests {
         let parts = [rows.columns_range(0..1), rows.columns_range(1..3)];
         assert_eq!(parts[1].numbers(), [1.0, 2.0, 4.0, 5.0]);
         assert_eq!(Rows::beside(&[&parts[0], &parts[1]]), rows);
+        let mut changed = rows.clone();
+        changed.set_columns(1, &parts[0]);
+        changed.add_columns(0, &parts[1]);
+        assert_eq!(changed.numbers(), [1.0, 2.0, 2.0, 7.0, 8.0, 5.0]);
         assert!(rows.is_finite() && !Rows::new(vec![0.0, f32::NAN], 1).is_finite());
     }
 }

@@ -218,17 +218,19 @@ impl Both<'_> {
         rounder: &R,
     ) -> Result<(), R::Error> {
         let engine = self.engine;
-        let norm = engine.embedding_norm()?;
+        let embedder = engine.embedder()?;
         in_order(chunks.len(), |chunk| {
             let rows = |table: &str, rows: &[u32], numbers: &mut [f32]| {
-                rounder.table_rows(table, rows, engine.hyper.hidden, numbers)
+                let columns = numbers.len() / rows.len().max(1);
+                rounder.table_rows(table, rows, columns, numbers)
             };
-            let (tokens, norm) = (&chunks[chunk], norm.as_ref());
-            let original = engine.embed(tokens, norm, |_, _, _| Ok::<_, Error>(()))?;
-            let rounded = engine.embed(tokens, norm, rows)?;
-            self.streams.put(2 * chunk, engine.with_carried(original))?;
-            self.streams
-                .put(2 * chunk + 1, engine.with_carried(rounded))?;
+            let tokens = &chunks[chunk];
+            let original = embedder.input(tokens, |_, _, _| Ok::<_, Error>(()))?;
+            let rounded = embedder.input(tokens, rows)?;
+            for (model, bundle) in [original, rounded].into_iter().enumerate() {
+                let numbers = bundle.into_rows().into_numbers();
+                self.streams.put(2 * chunk + model, numbers)?;
+            }
             Ok(())
         })
     }

@@ -1,7 +1,9 @@
 //! Activations of all chunks between two layers: in memory up to a budget, the rest in a temporary
 //! file that the system removes with the process.
 
+use super::rows::Rows;
 use super::{Error, Result};
+use quantier_arch::hyper::Columns;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
@@ -80,9 +82,149 @@ impl States {
     }
 }
 
+/// Bundles of all chunks, once or by layer: columns that no layer changes are stored once per chunk.
+pub(super) struct Slots {
+    states: States,
+    constants: Option<Constants>,
+}
+
+/// Columns that are the same in all slots of a chunk.
+struct Constants {
+    states: States,
+    chunks: usize,
+    columns: Columns,
+    /// Row length of a bundle.
+    width: usize,
+}
+
+/// Sizes of [`Slots`].
+#[derive(Clone, Copy)]
+pub(super) struct Layout {
+    pub chunks: usize,
+    /// Slots per chunk.
+    pub layers: usize,
+    pub positions: usize,
+    /// Row length of a bundle.
+    pub width: usize,
+    /// Columns of a bundle that no layer changes.
+    pub constant: Columns,
+}
+
+impl Slots {
+    /// Storage with at most `budget` bytes in memory.
+    pub(super) fn new(layout: Layout, budget: u64) -> Result<Slots> {
+        let Layout {
+            chunks,
+            positions,
+            width,
+            constant,
+            ..
+        } = layout;
+        let constants = match constant.count {
+            0 => None,
+            count => Some(Constants {
+                states: States::new(chunks, positions * count, budget)?,
+                chunks,
+                columns: constant,
+                width,
+            }),
+        };
+        let taken = constants.as_ref().map_or(0, |c| c.states.memory_bytes());
+        let len = positions * (width - constant.count);
+        Ok(Slots {
+            states: States::new(chunks * layout.layers, len, budget.saturating_sub(taken))?,
+            constants,
+        })
+    }
+
+    /// Stores the rows of a slot; slots are numbered by layer, then by chunk. The first slot of a
+    /// chunk also holds its constant columns.
+    pub(super) fn put(&self, slot: usize, rows: Vec<f32>) -> Result<()> {
+        let Some(constants) = &self.constants else {
+            return self.states.put(slot, rows);
+        };
+        let (Columns { first, count }, width) = (constants.columns, constants.width);
+        let rows = Rows::new(rows, width);
+        if slot < constants.chunks {
+            let columns = rows.columns_range(first..first + count);
+            constants.states.put(slot, columns.into_numbers())?;
+        }
+        let [before, behind] = [0..first, first + count..width].map(|c| rows.columns_range(c));
+        self.states
+            .put(slot, beside(&[&before, &behind]).into_numbers())
+    }
+
+    /// Moves the rows of a slot out.
+    pub(super) fn take(&self, slot: usize) -> Result<Vec<f32>> {
+        self.whole(slot, self.states.take(slot)?)
+    }
+
+    /// Copies the rows of a slot.
+    pub(super) fn copy(&self, slot: usize) -> Result<Vec<f32>> {
+        self.whole(slot, self.states.copy(slot)?)
+    }
+
+    /// Inserts the constant columns.
+    fn whole(&self, slot: usize, changing: Vec<f32>) -> Result<Vec<f32>> {
+        let Some(constants) = &self.constants else {
+            return Ok(changing);
+        };
+        let (Columns { first, count }, width) = (constants.columns, constants.width);
+        let changing = Rows::new(changing, width - count);
+        let columns = Rows::new(constants.states.copy(slot % constants.chunks)?, count);
+        let [before, behind] = [0..first, first..width - count].map(|c| changing.columns_range(c));
+        Ok(beside(&[&before, &columns, &behind]).into_numbers())
+    }
+
+    /// Bytes in temporary files.
+    pub(super) fn spilled_bytes(&self, slots: usize) -> u64 {
+        let constants = self.constants.as_ref();
+        let constants = constants.map_or(0, |c| c.states.spilled_bytes(c.chunks));
+        self.states.spilled_bytes(slots) + constants
+    }
+}
+
+/// Concatenates rows side by side; parts may have no columns.
+fn beside(parts: &[&Rows]) -> Rows {
+    let parts = parts.iter().copied().filter(|part| part.columns() > 0);
+    Rows::beside(&parts.collect::<Vec<_>>())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn constant_columns_are_stored_once_per_chunk() {
+        let layout = |first: usize, count: usize| Layout {
+            chunks: 2,
+            layers: 3,
+            positions: 2,
+            width: 4,
+            constant: Columns { first, count },
+        };
+        let rows = |slot: usize| -> Vec<f32> {
+            // Column 1 and 2 depend on the chunk alone.
+            let row = |position: usize| {
+                let (chunk, x) = ((slot % 2) as f32, (10 * slot + position) as f32);
+                [x, 100.0 + chunk, 200.0 + chunk, -x]
+            };
+            (0..2).flat_map(row).collect()
+        };
+        for (first, count, budget) in [(1, 2, 1 << 20), (1, 2, 0), (0, 0, 0), (1, 2, 40)] {
+            let slots = Slots::new(layout(first, count), budget).unwrap();
+            for slot in 0..6 {
+                slots.put(slot, rows(slot)).unwrap();
+            }
+            for slot in (0..6).rev() {
+                assert_eq!(slots.copy(slot).unwrap(), rows(slot));
+                assert_eq!(slots.take(slot).unwrap(), rows(slot));
+            }
+        }
+        let slots = Slots::new(layout(1, 2), 0).unwrap();
+        // Six slots of two rows of two columns, and two chunks of as many.
+        assert_eq!(slots.spilled_bytes(6), 4 * (6 * 4 + 2 * 4));
+    }
 
     #[test]
     fn slots_beyond_the_budget_are_read_back_from_the_file() {

@@ -1,12 +1,13 @@
 //! Grouped-query attention.
 
+use super::front::{beside, run_front};
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::Result;
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::activation::{activate, activate_derivative};
 use crate::model::ops::attention::{Heads, Scores};
 use crate::model::ops::elementwise::{
-    clamp, clamp_derivative, dots, scale_groups, sigmoid, sigmoid_slope,
+    add, clamp, clamp_derivative, dots, scale_groups, sigmoid, sigmoid_slope,
 };
 use crate::model::ops::rope::{Angles, Direction};
 use crate::model::rows::Rows;
@@ -18,11 +19,16 @@ use std::sync::Arc;
 /// stage 0    input -> queries, keys, values -> clamp, norms, rotation -> heads' outputs -> gate, norm
 /// stage 1    -> output matrix
 /// ```
+///
+/// Keys and values that later layers read precede the output columns; their readers find them after
+/// the input columns.
 #[derive(Clone)]
 pub(in crate::model) struct Attention {
-    pub projections: Projections,
+    pub projections: QueryKeyValue,
+    pub keys_values: KeysValues,
     pub query_norm: Option<Norm>,
     pub key_norm: Option<Norm>,
+    pub value_norm: Option<Norm>,
     /// True if both norms follow the rotation.
     pub norms_rotated: bool,
     /// Gate of the heads' outputs.
@@ -44,6 +50,46 @@ pub(in crate::model) struct Attention {
     /// None in layers without rotation.
     pub angles: Option<Arc<Angles>>,
     pub scores: Scores,
+}
+
+/// Source and readers of keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::model) enum KeysValues {
+    /// The layer's own, for itself.
+    Own,
+    /// The layer's own, for later layers too.
+    Kept,
+    /// An earlier layer's.
+    Shared,
+}
+
+/// The matrices of attention.
+#[derive(Clone)]
+pub(in crate::model) enum QueryKeyValue {
+    /// Of queries, keys and values.
+    All(Projections),
+    /// Of queries and keys; keys before their norm serve as values.
+    KeysAsValues(Box<[Linear; 2]>),
+    /// Of queries.
+    Queries(Linear),
+}
+
+impl QueryKeyValue {
+    fn linears(&self) -> Vec<&Linear> {
+        match self {
+            QueryKeyValue::All(all) => all.linears(),
+            QueryKeyValue::KeysAsValues(both) => both.iter().collect(),
+            QueryKeyValue::Queries(query) => vec![query],
+        }
+    }
+
+    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match self {
+            QueryKeyValue::All(all) => all.linears_mut(),
+            QueryKeyValue::KeysAsValues(both) => both.iter_mut().collect(),
+            QueryKeyValue::Queries(query) => vec![query],
+        }
+    }
 }
 
 /// The query, key and value matrices.
@@ -89,6 +135,8 @@ struct HeadsTape<'m> {
     projected: Option<[Rows; 3]>,
     /// Queries and keys before their norms, if there are any.
     unnormalized: [Option<Rows>; 2],
+    /// Values before their norm, if there is one.
+    unnormalized_values: Option<Rows>,
     heads: Heads,
     gated: Option<Gated>,
     /// The heads' outputs before the last norm, if there is one.
@@ -111,9 +159,21 @@ struct HeadsPlace<'a> {
 }
 
 impl Attention {
-    /// Queries, keys and values of an input.
+    /// Queries, keys and values of an input; the latter two are empty if they are an earlier layer's.
     fn project(&self, input: &Rows, pass: &Pass<'_>) -> Result<[Rows; 3]> {
-        match &self.projections {
+        let projections = match &self.projections {
+            QueryKeyValue::All(projections) => projections,
+            QueryKeyValue::KeysAsValues(both) => {
+                let [query, key] = &**both;
+                let keys = pass.times(key, input)?;
+                return Ok([pass.times(query, input)?, keys.clone(), keys]);
+            }
+            QueryKeyValue::Queries(query) => {
+                let none = Rows::default();
+                return Ok([pass.times(query, input)?, none.clone(), none]);
+            }
+        };
+        match projections {
             Projections::Apart(all) => {
                 let [query, key, value] = &**all;
                 Ok([
@@ -179,6 +239,23 @@ impl Attention {
         if let Some(angles) = &self.angles {
             let length = x.columns();
             angles.rotate(x.numbers_mut(), length, self.rope, direction);
+        }
+    }
+
+    /// Row length of the input that linears read.
+    fn hidden(&self) -> usize {
+        self.first().first().map_or(0, |linear| linear.columns)
+    }
+
+    /// Row lengths of keys and of values that are kept or shared.
+    fn carried(&self) -> [usize; 2] {
+        let value_length = self.output.columns / self.heads;
+        match self.keys_values {
+            KeysValues::Own => [0, 0],
+            KeysValues::Kept | KeysValues::Shared => [
+                self.kv_heads * self.key_length,
+                self.kv_heads * value_length,
+            ],
         }
     }
 
@@ -298,15 +375,37 @@ impl Mixer for Attention {
         vec![Stage::of(first), Stage::of(vec![&mut self.output])]
     }
 
+    fn columns(&self, stage: usize) -> Option<usize> {
+        let carried: usize = self.carried().iter().sum();
+        Some(match (stage, self.keys_values) {
+            (0, KeysValues::Shared) => self.hidden() + carried,
+            (0, _) => self.hidden(),
+            (_, KeysValues::Kept) => self.output.columns + carried,
+            _ => self.output.columns,
+        })
+    }
+
     fn run_stage<'m>(
         &'m self,
         stage: usize,
         input: &Rows,
         pass: &Pass<'_>,
     ) -> Result<(Rows, BoxedTape<'m>)> {
-        if stage > 0 {
-            return run_linear(&self.output, input, pass);
+        match (stage, self.keys_values) {
+            (0, _) => {}
+            (_, KeysValues::Kept) => return run_front(&self.output, None, input, pass),
+            _ => return run_linear(&self.output, input, pass),
         }
+        let mut shared = None;
+        let mut leading = None;
+        if self.keys_values == KeysValues::Shared {
+            let (hidden, [keys, values]) = (self.hidden(), self.carried());
+            let key = input.columns_range(hidden..hidden + keys);
+            let value = input.columns_range(hidden + keys..hidden + keys + values);
+            shared = Some((by_head(&key, self.kv_heads), value));
+            leading = Some(input.columns_range(0..hidden));
+        }
+        let input = leading.as_ref().unwrap_or(input);
         pass.input(&self.first(), None, input)?;
         let mut all = self.project(input, pass)?;
         let gate = match &self.gate {
@@ -322,24 +421,38 @@ impl Mixer for Attention {
         if let Some(limit) = self.clamp {
             all.iter_mut().for_each(|x| clamp(x.numbers_mut(), limit));
         }
-        let [query, key, value] = all;
+        let [query, key, mut value] = all;
         let mut unnormalized = [None, None];
+        let mut unnormalized_values = None;
         let [of_query, of_key] = &self.places(pass.recording);
         let mut query = self.placed(query, of_query, &mut unnormalized[0]);
         temper(&mut query, self.heads, self.temperature);
+        let (key, value) = match shared {
+            Some(shared) => shared,
+            None => {
+                if let Some(norm) = &self.value_norm {
+                    unnormalized_values = pass.recording.then(|| value.clone());
+                    norm.apply(value.numbers_mut());
+                }
+                (self.placed(key, of_key, &mut unnormalized[1]), value)
+            }
+        };
         let heads = Heads {
             heads: self.heads,
             kv_heads: self.kv_heads,
             query,
-            key: self.placed(key, of_key, &mut unnormalized[1]),
+            key,
             value,
             unseen: None,
         };
         let mut y = self.scores.attend(&heads, pass.split);
+        let kept = (self.keys_values == KeysValues::Kept)
+            .then(|| [by_position(&heads.key, self.kv_heads), heads.value.clone()]);
         let mut tape = HeadsTape {
             attention: self,
             projected,
             unnormalized,
+            unnormalized_values,
             heads,
             gated: None,
             unnormalized_output: None,
@@ -355,13 +468,42 @@ impl Mixer for Attention {
             tape.unnormalized_output = pass.recording.then(|| y.clone());
             norm.apply(y.numbers_mut());
         }
+        if let Some([key, value]) = &kept {
+            y = beside(&[&y, key, value]);
+        }
         Ok((y, Box::new(tape)))
     }
 }
 
 impl StageTape for HeadsTape<'_> {
-    fn backward(&self, _input: &Rows, mut dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
+    fn backward(&self, input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
         let attention = self.attention;
+        if attention.keys_values != KeysValues::Shared {
+            return self.back(dy, pass, dx).map(drop);
+        }
+        let hidden = attention.hidden();
+        let mut of_x = Rows::zeros(input.len(), hidden);
+        let [of_keys, of_values] = self.back(dy, pass, &mut of_x)?;
+        dx.add_columns(0, &of_x);
+        dx.add_columns(hidden, &of_keys);
+        dx.add_columns(hidden + of_keys.columns(), &of_values);
+        Ok(())
+    }
+}
+
+impl HeadsTape<'_> {
+    /// Adds the gradient of the input of the linears to `dx`. Returns the gradients of keys and values
+    /// of an earlier layer: `[positions, kv_heads * length]`.
+    fn back(&self, mut dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<[Rows; 2]> {
+        let attention = self.attention;
+        let (outputs, [keys, values]) = (attention.output.columns, attention.carried());
+        let mut of_kept = None;
+        if attention.keys_values == KeysValues::Kept {
+            let of_keys = dy.columns_range(outputs..outputs + keys);
+            let of_values = dy.columns_range(outputs + keys..outputs + keys + values);
+            of_kept = Some([by_head(&of_keys, attention.kv_heads), of_values]);
+            dy = dy.columns_range(0..outputs);
+        }
         if let (Some(norm), Some(before)) = (&attention.output_norm, &self.unnormalized_output) {
             norm.derivative(before.numbers(), dy.numbers_mut());
         }
@@ -371,13 +513,28 @@ impl StageTape for HeadsTape<'_> {
         }
         let mut gradients = attention.scores.derivative(&self.heads, &dy);
         temper(&mut gradients.query, attention.heads, attention.temperature);
+        if let Some([of_keys, of_values]) = &of_kept {
+            add(gradients.key.numbers_mut(), of_keys.numbers());
+            add(gradients.value.numbers_mut(), of_values.numbers());
+        }
+        if let (Some(norm), Some(before)) = (&attention.value_norm, &self.unnormalized_values) {
+            norm.derivative(before.numbers(), gradients.value.numbers_mut());
+        }
         let [of_query, of_key] = &attention.places(true);
         let [queries, keys] = &self.unnormalized;
-        let mut all = [
-            attention.unplaced(gradients.query, of_query, queries),
-            attention.unplaced(gradients.key, of_key, keys),
-            gradients.value,
-        ];
+        let of_queries = attention.unplaced(gradients.query, of_query, queries);
+        let none = [Rows::default(), Rows::default()];
+        let (of_shared, [of_keys, of_values]) = match attention.keys_values {
+            KeysValues::Shared => {
+                let of_keys = by_position(&gradients.key, attention.kv_heads);
+                ([of_keys, gradients.value], none)
+            }
+            KeysValues::Own | KeysValues::Kept => {
+                let of_keys = attention.unplaced(gradients.key, of_key, keys);
+                (none, [of_keys, gradients.value])
+            }
+        };
+        let mut all = [of_queries, of_keys, of_values];
         if let (Some(limit), Some(projected)) = (attention.clamp, &self.projected) {
             for (g, x) in all.iter_mut().zip(projected) {
                 clamp_derivative(x.numbers(), g.numbers_mut(), limit);
@@ -386,18 +543,27 @@ impl StageTape for HeadsTape<'_> {
         if let (Gate::Queries, Some(of_gates)) = (&attention.gate, &of_gates) {
             all[0] = attention.with_gates(&all[0], of_gates);
         }
+        let [of_queries, mut of_keys, of_values] = all;
         match &attention.projections {
             // The last one first: results depend on the order of summation.
-            Projections::Apart(linears) => linears
-                .iter()
-                .zip(&all)
-                .rev()
-                .try_for_each(|(linear, g)| pass.back(linear, g, dx)),
-            Projections::Fused(linear) => {
-                let [query, key, value] = &all;
-                pass.back(linear, &Rows::beside(&[query, key, value]), dx)
+            QueryKeyValue::All(Projections::Apart(linears)) => {
+                let gradients = [&of_queries, &of_keys, &of_values];
+                let mut both = linears.iter().zip(gradients).rev();
+                both.try_for_each(|(linear, g)| pass.back(linear, g, dx))?;
             }
+            QueryKeyValue::All(Projections::Fused(linear)) => {
+                let of_all = Rows::beside(&[&of_queries, &of_keys, &of_values]);
+                pass.back(linear, &of_all, dx)?;
+            }
+            QueryKeyValue::KeysAsValues(both) => {
+                let [query, key] = &**both;
+                add(of_keys.numbers_mut(), of_values.numbers());
+                pass.back(key, &of_keys, dx)?;
+                pass.back(query, &of_queries, dx)?;
+            }
+            QueryKeyValue::Queries(query) => pass.back(query, &of_queries, dx)?,
         }
+        Ok(of_shared)
     }
 }
 

@@ -1,7 +1,7 @@
 //! RWKV's channel mixing (Peng et al. 2024 and 2025): two matrices with squared ReLU between, the
 //! first of which reads a token shift; RWKV 6 adds a receptance gate.
 
-use super::front::{add_columns, beside, parts, run_front};
+use super::front::{beside, parts, run_front};
 use super::{BoxedTape, Mixer, Stage, StageTape};
 use crate::model::Result;
 use crate::model::linear::{Linear, Pass};
@@ -131,7 +131,7 @@ impl StageTape for ValueTape<'_> {
             let mut of_receptances = receptances.clone();
             let (values, g) = (self.values.numbers(), of_values.numbers());
             gate_derivative(of_receptances.numbers_mut(), values, g, Activation::Sigmoid);
-            add_columns(dx, matrix.columns, &of_receptances);
+            dx.add_columns(matrix.columns, &of_receptances);
             let mut gated = receptances;
             gate(
                 gated.numbers_mut(),
@@ -142,7 +142,7 @@ impl StageTape for ValueTape<'_> {
         }
         let mut of_keys = Rows::zeros(input.len(), matrix.columns);
         pass.back(matrix, &of_values, &mut of_keys)?;
-        add_columns(dx, 0, &of_keys);
+        dx.add_columns(0, &of_keys);
         Ok(())
     }
 }

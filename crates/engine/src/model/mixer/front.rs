@@ -55,14 +55,6 @@ pub(super) fn parts(rows: &Rows, lengths: &[usize]) -> Vec<Rows> {
     lengths.iter().map(part).collect()
 }
 
-/// Adds `part` to the columns of `all` from `first` on.
-pub(super) fn add_columns(all: &mut Rows, first: usize, part: &Rows) {
-    for (all, part) in all.iter_mut().zip(part.iter()) {
-        let places = all[first..first + part.len()].iter_mut().zip(part);
-        places.for_each(|(all, part)| *all += part);
-    }
-}
-
 impl StageTape for FrontTape<'_> {
     fn backward(&self, input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
         let (linear, passing) = (self.linear, input.columns() - self.linear.columns);
@@ -75,8 +67,8 @@ impl StageTape for FrontTape<'_> {
         }
         let mut of_x = Rows::zeros(input.len(), linear.columns);
         pass.back(linear, &of_product, &mut of_x)?;
-        add_columns(dx, 0, &of_x);
-        add_columns(dx, linear.columns, &rest);
+        dx.add_columns(0, &of_x);
+        dx.add_columns(linear.columns, &rest);
         Ok(())
     }
 }

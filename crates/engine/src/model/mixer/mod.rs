@@ -21,6 +21,7 @@ mod lightning;
 mod mamba;
 mod mamba2;
 mod moe;
+mod per_layer;
 mod short_conv;
 mod single;
 #[cfg(test)]
@@ -28,7 +29,7 @@ mod tests;
 mod wkv6;
 mod wkv7;
 
-pub(super) use attention::{Attention, Gate, Projections};
+pub(super) use attention::{Attention, Gate, KeysValues, Projections, QueryKeyValue};
 pub(super) use channel_mix::{ChannelMix, Receptance};
 pub(super) use delta_net::{Apart, Decay, DeltaNet, Rates};
 pub(super) use expanded::ExpandedAttention;
@@ -40,6 +41,7 @@ pub(super) use lightning::Lightning;
 pub(super) use mamba::Mamba;
 pub(super) use mamba2::{Factors, Mamba2};
 pub(super) use moe::{Adjugates, Latent, Moe, Shared};
+pub(super) use per_layer::PerLayer;
 pub(super) use short_conv::ShortConv;
 pub(super) use single::Single;
 pub(super) use wkv6::Wkv6;
@@ -186,6 +188,7 @@ pub(super) enum AnyMixer {
     Mamba2(Mamba2),
     Mamba(Mamba),
     Moe(Moe),
+    PerLayer(PerLayer),
     ShortConv(ShortConv),
     Single(Single),
     Wkv6(Wkv6),
@@ -207,6 +210,7 @@ impl Deref for AnyMixer {
             AnyMixer::Mamba2(mixer) => mixer,
             AnyMixer::Mamba(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,
+            AnyMixer::PerLayer(mixer) => mixer,
             AnyMixer::ShortConv(mixer) => mixer,
             AnyMixer::Single(mixer) => mixer,
             AnyMixer::Wkv6(mixer) => mixer,
@@ -228,6 +232,7 @@ impl DerefMut for AnyMixer {
             AnyMixer::Mamba2(mixer) => mixer,
             AnyMixer::Mamba(mixer) => mixer,
             AnyMixer::Moe(mixer) => mixer,
+            AnyMixer::PerLayer(mixer) => mixer,
             AnyMixer::ShortConv(mixer) => mixer,
             AnyMixer::Single(mixer) => mixer,
             AnyMixer::Wkv6(mixer) => mixer,

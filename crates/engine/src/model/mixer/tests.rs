@@ -3,9 +3,9 @@
 
 use super::{
     Adjugates, AnyMixer, Apart, Attention, ChannelMix, Decay, DeltaNet, ExpandedAttention,
-    Factored, Factors, Ffn, First, Gate, Indexer, Latent, LatentAttention, Lightning, LowRank,
-    Mamba, Mamba2, Moe, Projections, Rank, Rates, Receptance, Shared, ShortConv, Single, Sparse,
-    Tape, Wkv6, Wkv7,
+    Factored, Factors, Ffn, First, Gate, Indexer, KeysValues, Latent, LatentAttention, Lightning,
+    LowRank, Mamba, Mamba2, Moe, PerLayer, Projections, QueryKeyValue, Rank, Rates, Receptance,
+    Shared, ShortConv, Single, Sparse, Tape, Wkv6, Wkv7,
 };
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
@@ -99,7 +99,9 @@ fn angles(pairs: usize) -> Arc<Angles> {
 
 fn attention(projections: Projections, window: Option<usize>) -> Attention {
     Attention {
-        projections,
+        projections: QueryKeyValue::All(projections),
+        keys_values: KeysValues::Own,
+        value_norm: None,
         // Over all heads, and per head.
         query_norm: Some(norm(4 * 6, 21)),
         key_norm: Some(norm(6, 22)),
@@ -175,6 +177,48 @@ fn attention_with_gates() -> AnyMixer {
         clamp: None,
         output: linear(1, HIDDEN, 4 * 6, 17),
         ..attention(Projections::Apart(Box::new(projections)), None)
+    })
+}
+
+/// A norm of values without weights.
+fn unit_values(length: usize) -> Option<Norm> {
+    Some(Norm {
+        weight: vec![1.0; length],
+        ..norm(length, 0)
+    })
+}
+
+/// Keys and values that later layers read, or those of an earlier layer.
+fn attention_of_shared_keys(keys_values: KeysValues) -> AnyMixer {
+    let whole = attention(Projections::Fused(linear(1, 42, HIDDEN, 15)), Some(3));
+    let projections = match keys_values {
+        KeysValues::Shared => QueryKeyValue::Queries(linear(1, 4 * 6, HIDDEN, 18)),
+        KeysValues::Own | KeysValues::Kept => whole.projections,
+    };
+    AnyMixer::Attention(Attention {
+        projections,
+        keys_values,
+        value_norm: unit_values(3),
+        ..whole
+    })
+}
+
+/// Keys before their norm serve as values.
+fn keys_as_values() -> AnyMixer {
+    let both = [linear(1, 4 * 6, HIDDEN, 16), linear(1, 2 * 6, HIDDEN, 12)];
+    AnyMixer::Attention(Attention {
+        projections: QueryKeyValue::KeysAsValues(Box::new(both)),
+        value_norm: unit_values(6),
+        output: linear(1, HIDDEN, 4 * 6, 17),
+        ..attention(Projections::Fused(linear(1, 42, HIDDEN, 15)), None)
+    })
+}
+
+fn per_layer() -> AnyMixer {
+    AnyMixer::PerLayer(PerLayer {
+        gate: linear(1, 5, HIDDEN, 7),
+        activation: Activation::Gelu,
+        output: linear(1, HIDDEN, 5, 8),
     })
 }
 
@@ -832,6 +876,16 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
             "experts and a shared one",
             AnyMixer::Moe(moe(false, Some(linear(1, 1, HIDDEN, 45)))),
         ),
+        (
+            "attention with keys and values for later layers",
+            attention_of_shared_keys(KeysValues::Kept),
+        ),
+        (
+            "attention with keys and values of an earlier layer",
+            attention_of_shared_keys(KeysValues::Shared),
+        ),
+        ("attention with keys as values", keys_as_values()),
+        ("gate of per-layer embeddings", per_layer()),
         ("latent experts without gates", latent_moe()),
         ("experts with biases and a limit", biased_moe()),
         (

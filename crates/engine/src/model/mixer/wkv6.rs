@@ -1,7 +1,7 @@
 //! RWKV 6 time mixing (Peng et al. 2024), and its variant with gated linear attention for Qwen 2.
 
 use super::factored::{Factored, FactoredTape};
-use super::front::{add_columns, beside, parts, run_front};
+use super::front::{beside, parts, run_front};
 use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::Result;
 use crate::model::Routed;
@@ -318,7 +318,7 @@ impl StageTape for ShiftTape<'_> {
             let mut of_part = Rows::zeros(input.len(), rank);
             let routed = routed(number, &positions);
             pass.back_expert(&mixer.mix_outputs, routed, &of_weights, &mut of_part)?;
-            add_columns(&mut of_bent, number * rank, &of_part);
+            of_bent.add_columns(number * rank, &of_part);
         }
         let mut of_factors = self.factors.clone();
         activate_derivative(

@@ -1,7 +1,7 @@
 //! RWKV 7 time mixing (Peng et al. 2025), also in place of Qwen 2's attention.
 
 use super::factored::{Factored, FactoredTape};
-use super::front::{add_columns, beside, parts, run_front};
+use super::front::{beside, parts, run_front};
 use super::{BoxedTape, Mixer, Stage, StageTape};
 use crate::model::Result;
 use crate::model::linear::{Linear, Norm, Pass};
@@ -402,8 +402,8 @@ impl StageTape for ShiftTape<'_> {
             mixed_derivative(g, mixer.mix(*number), &mut of_x, &mut of_differences);
         }
         differences_derivative(&of_differences, &mut of_x);
-        add_columns(dx, 0, &of_x);
-        add_columns(dx, channels, &of_first);
+        dx.add_columns(0, &of_x);
+        dx.add_columns(channels, &of_first);
         Ok(())
     }
 }
