@@ -18,9 +18,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = os.environ.get("QUANTIER", HERE.parent / "target" / "release" / "quantier")
-# Excluded: the same tensors as another checkpoint, in other files or another type; no model of its own; or not converted by
-# the reference.
-OTHERS = re.compile(r"-(bin|f16|f32|fp8|yarn|deep|long|reranker|embedding|promised|loops)|^Card-|^mistral-format|^(baichuan|exaone)$")
+# Excluded: the same tensors as another checkpoint, in other files or another type; no model of its own; not converted by
+# the reference; or never finished by llama.cpp.
+OTHERS = re.compile(r"-(bin|f16|f32|fp8|yarn|deep|long|reranker|embedding|promised|loops)|^Card-|^mistral-format|^(baichuan|exaone|plamo2)$")
 # Number of families that one process of the reference converts, as it starts slowly.
 TOGETHER = 6
 # Cases that Quantier refuses, but where llama.cpp runs a model other than the checkpoint's: pattern of names -> reason.
@@ -30,6 +30,9 @@ STRICTER = {
         "a block for further tokens; llama.cpp looks for them only where it runs it",
     r"\.scale$": "of codes, which the reference then takes for weights",
     r"^mtp\.\d+\..*\.weight$": "of scales, in a block that is left out",
+    r"^model\.layers\.1\.mlp\.(gate|up)_proj\.weight$":
+        "of Grok 2: llama.cpp runs a dense network beside experts without its gate, and a model without the network",
+    r"time_mixer\.g1$": "a factor of a gate, which llama.cpp leaves out without it",
     r"^(model\.)?(language_model\.)?(lm_head|output_layer|embed_out)\.weight$": "not tied; llama.cpp takes the embeddings",
 }
 

@@ -3,7 +3,7 @@
 
 use super::config::{Config, Result};
 use super::decoder::{Decoder, Mamba2Layers, Needs, Recurrence, Rope};
-use super::mamba2::{Sizes, epsilon, nonzero, set_size, state_space};
+use super::mamba2::{BIASED, Sizes, epsilon, nonzero, set_size, state_space};
 use super::parameters::FILE_TYPE;
 use super::recipes::Op::{self, Scale, ScaleParts};
 use super::recipes::Recipe;
@@ -26,6 +26,7 @@ pub(super) static FALCON_H1: Architecture = Architecture {
         recurrence: Some(Recurrence::Mamba2(Mamba2Layers::All)),
         needs: Needs {
             optional: &["ssm_norm"],
+            biases: BIASED,
             ..Needs::WEIGHTS
         },
         ..Decoder::LLAMA

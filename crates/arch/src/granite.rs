@@ -4,7 +4,7 @@ use super::config::{Config, Result, wrong_kind};
 use super::decoder::{Decoder, Listed, Mamba2Layers, Needs, Recurrence, Unrotated, Window};
 use super::gpt_oss::SINKS;
 use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN, NORMS, rope_factors};
-use super::mamba2::{CONTEXT, Sizes, nonzero, set_size, state_space};
+use super::mamba2::{BIASED, CONTEXT, Sizes, nonzero, set_size, state_space};
 use super::parameters::{COMMON, FILE_TYPE, SHARED_ROPE_DIMENSIONS, set_flags, set_numbers};
 use super::recipes::Size::{self, Any, FeedForward, Field, Hidden, Product};
 use super::recipes::{Input, Op, Output, Recipe, When};
@@ -45,7 +45,10 @@ pub(super) static GRANITE_HYBRID: Architecture = Architecture {
     generated: rope_factors,
     decoder: Decoder {
         recurrence: Some(Recurrence::Mamba2(Mamba2Layers::Unattended)),
-        needs: GRANITE_MOE.decoder.needs,
+        needs: Needs {
+            biases: BIASED,
+            ..GRANITE_MOE.decoder.needs
+        },
         ..GRANITE.decoder
     },
 };

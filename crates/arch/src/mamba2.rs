@@ -1,7 +1,7 @@
 //! Mamba-2 (Dao and Gu 2024): pure state spaces, and shared parts of hybrids with attention.
 
 use super::config::{Config, Result};
-use super::decoder::{Decoder, Mamba2Layers, Recurrence, Rope};
+use super::decoder::{Decoder, Mamba2Layers, Needs, Recurrence, Rope};
 use super::parameters::FILE_TYPE;
 use super::recipes::Recipe;
 use super::recipes::Size::{self, Any, Computed, Field};
@@ -19,9 +19,16 @@ pub(super) static MAMBA2: Architecture = Architecture {
     decoder: Decoder {
         rope: Rope::None,
         recurrence: Some(Recurrence::Mamba2(Mamba2Layers::All)),
+        needs: Needs {
+            biases: BIASED,
+            ..Needs::WEIGHTS
+        },
         ..Decoder::LLAMA
     },
 };
+
+/// Convolutions, whose bias llama.cpp adds without a check.
+pub(super) const BIASED: &[&str] = &["ssm_conv1d"];
 
 /// The recipes of one layer's state space, by prefix of names, with operations on its matrices.
 macro_rules! state_space {

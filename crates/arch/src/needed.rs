@@ -66,6 +66,10 @@ const OPTIONAL_NEXTN: [&str; 3] = [
     "nextn.shared_head_head",
     "nextn.shared_head_norm",
 ];
+/// The norm in front of every mixer.
+const MIXER_NORM: &str = "attn_norm";
+/// Optional weights that belong together.
+const TOGETHER: [[&str; 2]; 1] = [["time_mix_g1", "time_mix_g2"]];
 /// The step of a recurrence, a bias without a weight in some families.
 const STEP: &str = "ssm_dt";
 const WEIGHT: &str = ".weight";
@@ -121,6 +125,14 @@ impl Weight {
     fn name(&self, layer: Option<u32>, ending: &str) -> String {
         let layer = layer.map_or(String::new(), |layer| layer.to_string());
         self.name.replacen("{}", &layer, 1) + ending
+    }
+
+    /// The name of a layer's weight, or of one outside of layers.
+    fn layer_name(stem: &str, layer: Option<u32>) -> String {
+        match layer {
+            Some(layer) => format!("blk.{layer}.{stem}"),
+            None => stem.to_owned(),
+        }
     }
 
     fn missing(&self, layer: Option<u32>, ending: &str) -> Missing {
@@ -187,7 +199,15 @@ impl Architecture {
                 return;
             }
             let optional = needs.optional.iter().chain(&OPTIONAL_NEXTN);
-            let is_optional = optional.copied().any(|stem| stem == weight.stem());
+            let is_part = |stem: &str| {
+                let name = Weight::layer_name(stem, layer);
+                weight_names(&name).any(|name| has(&name))
+            };
+            let is_half = |both: &[&str; 2]| {
+                both.contains(&weight.stem()) && both.iter().any(|stem| is_part(stem))
+            };
+            let is_optional = optional.copied().any(|stem| stem == weight.stem())
+                && !TOGETHER.iter().any(is_half);
             if !is_optional && !weight.is_bias && !weight.is_there(layer, has) {
                 missing.push(weight.missing(layer, WEIGHT));
             }
@@ -260,6 +280,7 @@ impl Architecture {
             for &weight in &of_layers {
                 let is_other = match self.decoder.has_several_mixers() {
                     _ if weight.is_of_nextn() => !is_nextn,
+                    true if weight.stem() == MIXER_NORM => false,
                     true if !is_everywhere => is_other_mixer(weight),
                     _ => is_other_way(weight),
                 };
@@ -430,6 +451,29 @@ mod tests {
             let bare = networks(name, &EXPERTS, "-");
             assert_eq!(bare.is_empty(), optional || name == "grok", "{name}");
         }
+    }
+
+    #[test]
+    fn mixers_have_a_norm_and_mamba_2_a_biased_convolution() {
+        let mamba = Architecture::of_gguf("mamba2").unwrap();
+        let missing = without(mamba, &["blk.0.ssm_in.weight"], "-");
+        for name in ["blk.0.attn_norm.weight", "blk.0.ssm_conv1d.bias"] {
+            assert!(missing.contains(&name.to_owned()), "{name}: {missing:?}");
+        }
+    }
+
+    #[test]
+    fn factors_of_a_gate_belong_together() {
+        let arwkv = Architecture::of_gguf("arwkv7").unwrap();
+        let factors = ["blk.0.time_mix_g1.weight", "blk.0.time_mix_g2.weight"];
+        let missing = |tensors: &[&str]| {
+            let mut missing = without(arwkv, tensors, "-");
+            missing.retain(|name| factors.contains(&&**name));
+            missing
+        };
+        assert!(missing(&[]).is_empty() && missing(&factors).is_empty());
+        assert_eq!(missing(&factors[..1]), [factors[1]]);
+        assert_eq!(missing(&factors[1..]), [factors[0]]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::decoder::{
 };
 use super::granite::{self, CONVOLUTION, GROUP_COUNT, GROUPS, HEAD_COUNT, HEADS, STATE_SIZE};
 use super::llama::rope_factors;
-use super::mamba2::{Sizes, set_size, state_space};
+use super::mamba2::{BIASED, Sizes, set_size, state_space};
 use super::parameters::{COMMON, FILE_TYPE, set_numbers};
 use super::recipes::Op::{CastByFile, Interleave, Stack};
 use super::recipes::Size::{
@@ -40,6 +40,10 @@ pub(super) static NEMOTRON_H: Architecture = Architecture {
         layout: Layout::Sequential("attn_norm"),
         activation: Activation::SquaredRelu,
         recurrence: Some(Recurrence::Mamba2(Mamba2Layers::Alone)),
+        needs: Needs {
+            biases: BIASED,
+            ..Needs::WEIGHTS
+        },
         ..Decoder::LLAMA
     },
 };
@@ -79,6 +83,7 @@ static NEMOTRON_H_MOE: Architecture = Architecture {
         },
         needs: Needs {
             optional: &["ffn_latent_down", "ffn_latent_up"],
+            biases: BIASED,
             ..Needs::WEIGHTS
         },
         ..NEMOTRON_H.decoder
