@@ -2577,7 +2577,7 @@ mod tests {
         let key = "granite_swa.attention.rope_pattern";
         listed.set(key.to_owned(), Value::Array(flags));
         assert_eq!(rotates(&listed), [true, false, true, false]);
-        listed.set(key.to_owned(), Value::U32(1));
+        listed.set(key.to_owned(), Value::U32(2));
         assert!(Hyper::new(&listed).unwrap_err().contains(key));
         let north = [
             ("attention.sliding_window", 128),
