@@ -32,6 +32,7 @@ STRICTER = {
     r"^mtp\.\d+\..*\.weight$": "of scales, in a block that is left out",
     r"^model\.layers\.1\.mlp\.(gate|up)_proj\.weight$":
         "of Grok 2: llama.cpp runs a dense network beside experts without its gate, and a model without the network",
+    r"block_sparse_moe\.shared_experts\.gate_proj": "of Kimi Linear: llama.cpp runs a shared expert without its gate",
     r"time_mixer\.g1$": "a factor of a gate, which llama.cpp leaves out without it",
     r"^(model\.)?(language_model\.)?(lm_head|output_layer|embed_out)\.weight$": "not tied; llama.cpp takes the embeddings",
 }

@@ -47,6 +47,7 @@ pub(super) static KIMI_LINEAR: Architecture = Architecture {
         },
         needs: Needs {
             own_output: true,
+            biases: &["exp_probs_b"],
             ..Needs::WEIGHTS
         },
         ..Decoder::LLAMA

@@ -83,7 +83,7 @@ static NEMOTRON_H_MOE: Architecture = Architecture {
         },
         needs: Needs {
             optional: &["ffn_latent_down", "ffn_latent_up"],
-            biases: BIASED,
+            biases: &["ssm_conv1d", "exp_probs_b"],
             ..Needs::WEIGHTS
         },
         ..NEMOTRON_H.decoder
