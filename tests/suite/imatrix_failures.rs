@@ -79,12 +79,12 @@ fn unsupported_models() {
     let dir = place();
     let dir = dir.path();
     models::refmodel()
-        .set("general.architecture", Value::str("grok"))
-        .write(&dir.join("grok.gguf"));
+        .set("general.architecture", Value::str("t5"))
+        .write(&dir.join("t5.gguf"));
     fails(
         dir,
-        "imatrix -m grok.gguf -f t.txt -c 64",
-        &["grok.gguf", "'grok'"],
+        "imatrix -m t5.gguf -f t.txt -c 64",
+        &["t5.gguf", "'t5'"],
     );
     let mut missing = models::shortened(2);
     missing
