@@ -131,11 +131,7 @@ fn unusable_evaluation_texts() {
 
 #[test]
 fn unsupported_architecture() {
-    let dir = with_changed(|model| {
-        model
-            .metadata
-            .set("general.architecture", Value::str("t5"))
-    });
+    let dir = with_changed(|model| model.metadata.set("general.architecture", Value::str("t5")));
     let parts = [
         "x.gguf: models of architecture 't5' cannot be run here yet (convert and quantize work)",
         "llama",

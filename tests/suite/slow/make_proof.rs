@@ -144,8 +144,15 @@ fn some_rows_are_as_good_as_all() {
     for (all, some) in tensors(&all).iter().zip(&tensors(&some)) {
         assert_eq!(all["name"], some["name"]);
         assert!(all["standard_error"].is_null(), "{all}");
-        let error = some["standard_error"].as_f64().unwrap();
-        assert!((0.001..0.15).contains(&error), "{} {error}", some["name"]);
+        // Keys and values have 64 rows.
+        let is_sampled = some["shape"][1].as_u64().unwrap() > 64;
+        let error = some["standard_error"].as_f64();
+        assert_eq!(error.is_some(), is_sampled, "{}", some["name"]);
+        assert!(
+            error.is_none_or(|error| (0.001..0.3).contains(&error)),
+            "{} {error:?}",
+            some["name"]
+        );
         let choices = |tensor: &serde_json::Value| tensor["choices"].as_array().unwrap().clone();
         for (all, some) in choices(all).iter().zip(&choices(some)) {
             assert_eq!(all["type"], some["type"]);
