@@ -144,10 +144,12 @@ fn some_rows_are_as_good_as_all() {
     for (all, some) in tensors(&all).iter().zip(&tensors(&some)) {
         assert_eq!(all["name"], some["name"]);
         assert!(all["standard_error"].is_null(), "{all}");
-        // Keys and values have 64 rows.
+        // Keys and values have 64 rows; of the embedding, only the rows of tokens in the text count.
         let is_sampled = some["shape"][1].as_u64().unwrap() > 64;
         let error = some["standard_error"].as_f64();
-        assert_eq!(error.is_some(), is_sampled, "{}", some["name"]);
+        if some["role"] != "token_embd" {
+            assert_eq!(error.is_some(), is_sampled, "{}", some["name"]);
+        }
         assert!(
             error.is_none_or(|error| (0.001..0.3).contains(&error)),
             "{} {error:?}",
