@@ -134,13 +134,14 @@ fn some_rows_are_as_good_as_all() {
     let model = format!("{}/testdata/refmodel-f16.gguf", env!("CARGO_MANIFEST_DIR"));
     let run = |rows: u32| {
         let args = format!(
-            "frontier {model} -c 128 --types q4_k,q2_k,tq2_0 --score-chunks 2 --score-rows {rows} --json -o {rows}"
+            "frontier {model} -c 128 --types q4_k,q2_k,tq2_0 --score-chunks 4 --score-positions 508 \
+             --score-rows {rows} --json -o {rows}"
         );
         json(dir.path(), &args)
     };
     let (all, some) = (run(0), run(64));
     let tensors = |frontier: &serde_json::Value| frontier["tensors"].as_array().unwrap().clone();
-    let (mut squares, mut count) = (0.0, 0.0);
+    let mut ratios = Vec::new();
     for (all, some) in tensors(&all).iter().zip(&tensors(&some)) {
         assert_eq!(all["name"], some["name"]);
         assert!(all["standard_error"].is_null(), "{all}");
@@ -160,13 +161,16 @@ fn some_rows_are_as_good_as_all() {
             assert_eq!(all["type"], some["type"]);
             let [all, some] = [all, some].map(|choice| choice["nats"].as_f64().unwrap());
             if all > 0.0 {
-                squares += (some / all).ln().powi(2);
-                count += 1.0;
+                ratios.push((some / all).ln());
             }
         }
     }
-    // 44 tensors, three types each.
-    assert_eq!(count, 132.0);
-    let typical = f64::sqrt(squares / count);
-    assert!(typical < 0.12, "{typical}");
+    // 44 tensors, three types each. A few positions decide some tensors' products of rows, in either
+    // estimate: the typical difference is that of the rows.
+    assert_eq!(ratios.len(), 132);
+    let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
+    assert!(mean.abs() < 0.08, "{mean}");
+    ratios.sort_by(|a, b| a.abs().total_cmp(&b.abs()));
+    let typical = ratios[ratios.len() / 2].abs();
+    assert!(typical < 0.1, "{typical}");
 }
