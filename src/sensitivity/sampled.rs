@@ -32,6 +32,11 @@ use crate::rounding::{Knowledge, Rounder};
 const PILOT: GgmlType = GgmlType::Q4_0;
 /// Number of positions for expected costs and for products of different rows.
 pub(crate) const SURVEY_POSITIONS: usize = 512;
+/// Largest standard error of a tensor's costs, relative to them. A row with a cost far beyond that of
+/// the pilot type has a large one: in SmolLM2, a channel of huge activations at few bits.
+const MOST_ERROR: f64 = 0.1;
+/// Times more rows at the next attempt.
+const GROWTH: usize = 4;
 /// Times more rows for all experts of a tensor together.
 const EXPERTS: usize = 4;
 /// Fewest rows of an expert.
@@ -142,6 +147,27 @@ fn gathered(gradients: &[f32], width: usize, rows: &[Row]) -> Vec<f32> {
 }
 
 impl Candidate<'_> {
+    /// Costs from as many rows as a small standard error takes; `None` if it takes all of them.
+    pub(super) fn of_enough_rows(
+        &self,
+        sampling: Sampling,
+        matrices: usize,
+        costs_of: impl Fn(Sampling) -> Result<Costs>,
+    ) -> Result<Option<Costs>> {
+        let mut rows = sampling.rows_of(self, matrices);
+        while let Some(some) = rows.filter(|rows| *rows < self.rows()) {
+            let costs = costs_of(Sampling {
+                rows: some,
+                ..sampling
+            })?;
+            if costs.relative_error() <= MOST_ERROR {
+                return Ok(Some(costs));
+            }
+            rows = some.checked_mul(GROWTH);
+        }
+        Ok(None)
+    }
+
     /// Costs from some rows of a linear's matrix: sums of `u^2 / 2` over positions, averaged over
     /// draws.
     pub(super) fn of_some_rows(

@@ -196,8 +196,9 @@ impl Candidate<'_> {
         if draws_of(samples) * positions_of(samples) == 0 {
             return Ok(self.costs(vec![0.0; self.types.len()], &[]));
         }
-        match sampling.rows_of(self, samples.matrices) {
-            Some(rows) => self.of_some_rows(samples, Sampling { rows, ..sampling }, progress),
+        let some = |sampling| self.of_some_rows(samples, sampling, progress);
+        match self.of_enough_rows(sampling, samples.matrices, some)? {
+            Some(costs) => Ok(costs),
             None => self.of_all_rows(samples, sampling.is_whole, progress),
         }
     }
@@ -306,8 +307,9 @@ impl Candidate<'_> {
         sampling: Sampling,
         progress: &dyn Progress,
     ) -> Result<Costs> {
-        if let Some(rows) = sampling.rows_of(self, 1) {
-            return self.of_some_logits(head, read, Sampling { rows, ..sampling }, progress);
+        let some = |sampling| self.of_some_logits(head, read, sampling, progress);
+        if let Some(costs) = self.of_enough_rows(sampling, 1, some)? {
+            return Ok(costs);
         }
         let OutputRows { inputs, log_z } = read;
         let statistics = self.inputs(0)?;

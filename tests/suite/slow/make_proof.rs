@@ -141,21 +141,16 @@ fn some_rows_are_as_good_as_all() {
     };
     let (all, some) = (run(0), run(64));
     let tensors = |frontier: &serde_json::Value| frontier["tensors"].as_array().unwrap().clone();
-    let mut ratios = Vec::new();
+    let (mut ratios, mut sampled) = (Vec::new(), 0);
     for (all, some) in tensors(&all).iter().zip(&tensors(&some)) {
         assert_eq!(all["name"], some["name"]);
         assert!(all["standard_error"].is_null(), "{all}");
-        // Keys and values have 64 rows; of the embedding, only the rows of tokens in the text count.
-        let is_sampled = some["shape"][1].as_u64().unwrap() > 64;
+        // Keys and values have 64 rows. With a large error, all rows count.
+        let has_more = some["shape"][1].as_u64().unwrap() > 64;
         let error = some["standard_error"].as_f64();
-        if some["role"] != "token_embd" {
-            assert_eq!(error.is_some(), is_sampled, "{}", some["name"]);
-        }
-        assert!(
-            error.is_none_or(|error| (0.001..0.3).contains(&error)),
-            "{} {error:?}",
-            some["name"]
-        );
+        sampled += usize::from(error.is_some());
+        let is_small = |error: f64| has_more && (0.001..=0.1).contains(&error);
+        assert!(error.is_none_or(is_small), "{} {error:?}", some["name"]);
         let choices = |tensor: &serde_json::Value| tensor["choices"].as_array().unwrap().clone();
         for (all, some) in choices(all).iter().zip(&choices(some)) {
             assert_eq!(all["type"], some["type"]);
@@ -165,6 +160,7 @@ fn some_rows_are_as_good_as_all() {
             }
         }
     }
+    assert!(sampled >= 20, "{sampled} tensors");
     // 44 tensors, three types each. A few positions decide some tensors' products of rows, in either
     // estimate: the typical difference is that of the rows.
     assert_eq!(ratios.len(), 132);
