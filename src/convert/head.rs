@@ -12,6 +12,8 @@ const EMBEDDING: &str = "token_embd.weight";
 const OUTPUT: &str = "output.weight";
 /// The table of per-layer embeddings.
 const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
+/// Keys of embeddings of n-grams, whose table has a row for each hash instead of each token.
+const NGRAM_KEYS: &str = ".ple_key.weight";
 /// The classifier of a reranker, computed from the output matrix.
 const CLASSIFIER: &str = "cls.output.weight";
 /// The field of tied embeddings.
@@ -31,9 +33,12 @@ pub(super) fn check_rows(
         None => "config.json has no vocab_size".into(),
     };
     let misfit = |tensor: &&PlannedTensor| tensor.shape.rows() != tokens;
-    let ends = tensors
-        .iter()
-        .filter(|t| [EMBEDDING, PER_LAYER_EMBEDDING, OUTPUT].contains(&&*t.name));
+    let is_of_ngrams = tensors.iter().any(|t| t.name.ends_with(NGRAM_KEYS));
+    let is_by_token = |name: &str| match name {
+        PER_LAYER_EMBEDDING => !is_of_ngrams,
+        name => [EMBEDDING, OUTPUT].contains(&name),
+    };
+    let ends = tensors.iter().filter(|t| is_by_token(&t.name));
     let problem = |tensor: &PlannedTensor| {
         let rows = tensor.shape.rows();
         let what = format!(
