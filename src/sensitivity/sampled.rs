@@ -19,7 +19,7 @@
 use super::rows::{Row, RowSample, RowSum};
 use super::saved::Costs;
 use super::scores::{
-    BLOCK_ROWS, Band, Candidate, Change, check_stop, draws_of, positions_of, ratio_of_sums,
+    BLOCK_ROWS, Band, Candidate, Change, add, check_stop, draws_of, positions_of, ratio_of_sums,
 };
 use super::{OutputRows, Result};
 use crate::format::types::GgmlType;
@@ -70,11 +70,37 @@ pub(crate) fn scored_rows(rows: usize, matrices: usize) -> Option<usize> {
     }
 }
 
-/// Expected costs of rows, and the products of different rows.
-struct Survey {
-    sample: RowSample,
+/// Facts about all rows of a matrix, from which samples are drawn.
+pub(super) struct Survey {
+    matrix: usize,
+    /// Expected costs of the rows.
+    costs: Vec<f64>,
     /// Products of different rows' outputs, summed over positions and draws.
     products: f64,
+}
+
+/// Gradients and own outputs of a band's rows, by piece and draw, and the outputs' power.
+type Prepared = (Vec<Vec<Vec<f32>>>, Vec<Vec<Vec<f32>>>, f64);
+/// Variances and own outputs of a band's logits, and the outputs' power.
+type PreparedLogits = (Vec<f32>, Vec<f32>, f64);
+
+/// Rows drawn for scores.
+pub(super) struct Drawn {
+    rows: RowSample,
+    /// As in [`Survey`].
+    products: f64,
+    /// True if the positions are all those of each chunk.
+    is_whole: bool,
+}
+
+impl Survey {
+    fn draw(&self, rows: usize, sampling: Sampling) -> Drawn {
+        Drawn {
+            rows: RowSample::proportional(self.matrix, &self.costs, rows, sampling.seed),
+            products: self.products,
+            is_whole: sampling.is_whole,
+        }
+    }
 }
 
 /// Sums over rows for one type.
@@ -115,11 +141,6 @@ impl TypeSums {
     }
 }
 
-fn merge(all: &mut [TypeSums], other: &[TypeSums]) {
-    let pairs = all.iter_mut().zip(other);
-    pairs.for_each(|(all, other)| all.merge(other));
-}
-
 /// Squares of `[positions, rows]`, with the weights of the rows.
 fn weighted_squares(numbers: &[f32], rows: &[Row]) -> f64 {
     let of_position = |numbers: &[f32]| {
@@ -147,23 +168,21 @@ fn gathered(gradients: &[f32], width: usize, rows: &[Row]) -> Vec<f32> {
 }
 
 impl Candidate<'_> {
-    /// Costs from as many rows as a small standard error takes; `None` if it takes all of them.
+    /// Costs from at least `rows` rows, and as many as a small standard error takes; `None` if it
+    /// takes all of them.
     pub(super) fn of_enough_rows(
         &self,
+        mut rows: usize,
+        survey: &Survey,
         sampling: Sampling,
-        matrices: usize,
-        costs_of: impl Fn(Sampling) -> Result<Costs>,
+        costs_of: impl Fn(&Drawn) -> Result<Costs>,
     ) -> Result<Option<Costs>> {
-        let mut rows = sampling.rows_of(self, matrices);
-        while let Some(some) = rows.filter(|rows| *rows < self.rows()) {
-            let costs = costs_of(Sampling {
-                rows: some,
-                ..sampling
-            })?;
+        while rows < self.rows() {
+            let costs = costs_of(&survey.draw(rows, sampling))?;
             if costs.relative_error() <= MOST_ERROR {
                 return Ok(Some(costs));
             }
-            rows = some.checked_mul(GROWTH);
+            rows *= GROWTH;
         }
         Ok(None)
     }
@@ -173,17 +192,12 @@ impl Candidate<'_> {
     pub(super) fn of_some_rows(
         &self,
         samples: &LinearSamples,
-        sampling: Sampling,
+        drawn: &Drawn,
         progress: &dyn Progress,
     ) -> Result<Costs> {
         let (n, m, draws) = (samples.columns, samples.width, draws_of(samples));
-        let survey = self.survey(samples, sampling, progress)?;
-        let inputs = self.inputs(samples.matrix)?;
-        let knowledge = self.knowledge(samples.matrix, inputs.as_deref());
-        let mut all = vec![TypeSums::default(); self.types.len()];
-        let see = |band: Band<'_>| {
-            let (mut change, mut product) = (Change::default(), Vec::new());
-            let wide = band.rows.len();
+        let prepare = |band: &Band<'_>| {
+            let (mut product, wide) = (Vec::new(), band.rows.len());
             // Gradients and own outputs of the band's rows by piece and draw, [positions, wide].
             let (mut gradients, mut outputs) = (Vec::new(), Vec::new());
             let mut power = 0.0f64;
@@ -202,51 +216,45 @@ impl Candidate<'_> {
                 gradients.push(of_piece);
                 outputs.push(of_outputs);
             }
-            let mut of_types = Vec::with_capacity(self.types.len());
-            for rounder in &self.types {
-                let mut sums = TypeSums::default();
-                let proof = band.change(rounder, &knowledge, &mut change, progress)?;
-                sums.errors = [proof.reference, proof.taken];
-                sums.regression[1] = power;
-                let mut of_band = vec![[0.0f64; 2]; wide];
-                let pieces = samples.pieces.iter().zip(gradients.iter().zip(&outputs));
-                for (piece, (gradients, outputs)) in pieces {
-                    check_stop(progress)?;
-                    let rows = piece.inputs.len() / n;
-                    product.resize(rows * wide, 0.0);
-                    let shape = [rows, wide, n];
-                    rows_times_rows(&piece.inputs, &change.weights, shape, &mut product);
-                    for (gradients, outputs) in gradients.iter().zip(outputs) {
-                        let mut of_rows = vec![[0.0f32; 3]; wide];
-                        let others = gradients.chunks_exact(wide).zip(outputs.chunks_exact(wide));
-                        for (product, (gradient, output)) in product.chunks_exact(wide).zip(others)
-                        {
-                            let others = gradient.iter().zip(output);
-                            for ((sums, e), (g, y)) in of_rows.iter_mut().zip(product).zip(others) {
-                                let u = e * g;
-                                sums[0] += u * u;
-                                sums[1] += u * y;
-                                sums[2] += u;
-                            }
-                        }
-                        for ((row, all), of_row) in band.rows.iter().zip(&mut of_band).zip(of_rows)
-                        {
-                            all[0] += f64::from(of_row[0]);
-                            all[1] += f64::from(of_row[1]);
-                            sums.in_chunks += row.weight * f64::from(of_row[2]).powi(2);
+            Ok((gradients, outputs, power))
+        };
+        let score = |band: &Band<'_>, (gradients, outputs, power): &Prepared, change: &[f32]| {
+            let (mut product, wide) = (Vec::new(), band.rows.len());
+            let mut sums = TypeSums::default();
+            sums.regression[1] = *power;
+            let mut of_band = vec![[0.0f64; 2]; wide];
+            let pieces = samples.pieces.iter().zip(gradients.iter().zip(outputs));
+            for (piece, (gradients, outputs)) in pieces {
+                check_stop(progress)?;
+                let rows = piece.inputs.len() / n;
+                product.resize(rows * wide, 0.0);
+                let shape = [rows, wide, n];
+                rows_times_rows(&piece.inputs, change, shape, &mut product);
+                for (gradients, outputs) in gradients.iter().zip(outputs) {
+                    let mut of_rows = vec![[0.0f32; 3]; wide];
+                    let others = gradients.chunks_exact(wide).zip(outputs.chunks_exact(wide));
+                    for (product, (gradient, output)) in product.chunks_exact(wide).zip(others) {
+                        let others = gradient.iter().zip(output);
+                        for ((sums, e), (g, y)) in of_rows.iter_mut().zip(product).zip(others) {
+                            let u = e * g;
+                            sums[0] += u * u;
+                            sums[1] += u * y;
+                            sums[2] += u;
                         }
                     }
+                    for ((row, all), of_row) in band.rows.iter().zip(&mut of_band).zip(of_rows) {
+                        all[0] += f64::from(of_row[0]);
+                        all[1] += f64::from(of_row[1]);
+                        sums.in_chunks += row.weight * f64::from(of_row[2]).powi(2);
+                    }
                 }
-                let rows = band.rows.iter().zip(of_band);
-                rows.for_each(|(row, of_row)| sums.add(row, of_row));
-                of_types.push(sums);
             }
-            Ok(of_types)
+            let rows = band.rows.iter().zip(of_band);
+            rows.for_each(|(row, of_row)| sums.add(row, of_row));
+            Ok(sums)
         };
-        self.bands(&survey.sample, progress, see, |sums: Vec<TypeSums>| {
-            merge(&mut all, &sums)
-        })?;
-        let ratio = match sampling.is_whole {
+        let all = self.sums_of_types(drawn, progress, prepare, score)?;
+        let ratio = match drawn.is_whole {
             true => {
                 let squares: Vec<f64> = all.iter().map(|sums| sums.squares.sum).collect();
                 let in_chunks: Vec<f64> = all.iter().map(|sums| sums.in_chunks).collect();
@@ -254,7 +262,39 @@ impl Candidate<'_> {
             }
             false => 1.0,
         };
-        Ok(self.costs_of_sums(&all, survey.products, ratio / (2 * draws) as f64))
+        Ok(self.costs_of_sums(&all, drawn.products, ratio / (2 * draws) as f64))
+    }
+
+    /// Sums over the drawn rows for each type: `score` of the type's changes of a band, and of that
+    /// which `prepare` computes once for all types.
+    fn sums_of_types<P>(
+        &self,
+        drawn: &Drawn,
+        progress: &dyn Progress,
+        prepare: impl Fn(&Band<'_>) -> Result<P> + Sync,
+        score: impl Fn(&Band<'_>, &P, &[f32]) -> Result<TypeSums> + Sync,
+    ) -> Result<Vec<TypeSums>> {
+        let matrix = drawn.rows.matrix;
+        let inputs = self.inputs(matrix)?;
+        let knowledge = self.knowledge(matrix, inputs.as_deref());
+        let see = |band: Band<'_>| {
+            let (mut change, prepared) = (Change::default(), prepare(&band)?);
+            let mut of_types = Vec::with_capacity(self.types.len());
+            for rounder in &self.types {
+                let proof = band.change(rounder, &knowledge, &mut change, progress)?;
+                of_types.push(TypeSums {
+                    errors: [proof.reference, proof.taken],
+                    ..score(&band, &prepared, &change.weights)?
+                });
+            }
+            Ok(of_types)
+        };
+        let mut all = vec![TypeSums::default(); self.types.len()];
+        self.bands(&drawn.rows, progress, see, |of_types: Vec<TypeSums>| {
+            let pairs = all.iter_mut().zip(&of_types);
+            pairs.for_each(|(all, sums)| all.merge(sums));
+        })?;
+        Ok(all)
     }
 
     /// Costs from the sums over some rows, times `scale`.
@@ -285,11 +325,35 @@ impl Candidate<'_> {
         Ok(change.weights)
     }
 
-    /// Chooses rows of a linear's matrix.
-    fn survey(
+    /// Runs `see` on all rows of a matrix: numbers of each row, and sums over the rows of two other
+    /// lists.
+    fn surveyed(
+        &self,
+        matrix: usize,
+        progress: &dyn Progress,
+        see: impl Fn(Band<'_>) -> Result<[Vec<f64>; 3]> + Sync,
+    ) -> Result<[Vec<f64>; 3]> {
+        let mut all = [const { Vec::new() }; 3];
+        let rows = RowSample::all(matrix, self.rows());
+        self.bands(
+            &rows,
+            progress,
+            see,
+            |[of_rows, others @ ..]: [Vec<f64>; 3]| {
+                all[0].extend(of_rows);
+                for (sums, of_band) in all[1..].iter_mut().zip(others) {
+                    sums.resize(of_band.len(), 0.0);
+                    add(sums, &of_band);
+                }
+            },
+        )?;
+        Ok(all)
+    }
+
+    /// Surveys the rows of a linear's matrix.
+    pub(super) fn survey(
         &self,
         samples: &LinearSamples,
-        sampling: Sampling,
         progress: &dyn Progress,
     ) -> Result<Survey> {
         let (n, m, positions) = (samples.columns, samples.width, positions_of(samples));
@@ -332,26 +396,13 @@ impl Candidate<'_> {
                     }
                 }
             }
-            Ok((costs, sums, squares))
+            Ok([costs, sums, vec![squares]])
         };
-        let (mut costs, mut sums, mut squares) = (Vec::with_capacity(m), Vec::new(), 0.0);
-        let rows = RowSample::all(samples.matrix, self.rows());
-        self.bands(
-            &rows,
-            progress,
-            see,
-            |(band, of_band, of_rows): (Vec<f64>, Vec<f64>, f64)| {
-                costs.extend(band);
-                sums.resize(of_band.len(), 0.0);
-                sums.iter_mut()
-                    .zip(of_band)
-                    .for_each(|(all, sum)| *all += sum);
-                squares += of_rows;
-            },
-        )?;
-        let products = sums.iter().map(|sum: &f64| sum * sum).sum::<f64>() - squares;
+        let [costs, sums, squares] = self.surveyed(samples.matrix, progress, see)?;
+        let products = sums.iter().map(|sum| sum * sum).sum::<f64>() - squares[0];
         Ok(Survey {
-            sample: RowSample::proportional(samples.matrix, &costs, sampling.rows, sampling.seed),
+            matrix: samples.matrix,
+            costs,
             products: products * positions as f64 / surveyed.max(1) as f64,
         })
     }
@@ -362,17 +413,12 @@ impl Candidate<'_> {
         &self,
         head: &Head<'_>,
         read: &OutputRows,
-        sampling: Sampling,
+        drawn: &Drawn,
         progress: &dyn Progress,
     ) -> Result<Costs> {
         let n = self.columns();
-        let survey = self.survey_logits(head, read, sampling, progress)?;
-        let statistics = self.inputs(0)?;
-        let knowledge = self.knowledge(0, statistics.as_deref());
-        let mut all = vec![TypeSums::default(); self.types.len()];
-        let see = |band: Band<'_>| {
-            let (mut change, mut product) = (Change::default(), Vec::new());
-            let wide = band.rows.len();
+        let prepare = |band: &Band<'_>| {
+            let (mut product, wide) = (Vec::new(), band.rows.len());
             // Variances of single logits, times squared slopes, and times the products, of all
             // positions: [positions, wide].
             let mut variances = Vec::with_capacity(read.log_z.len() * wide);
@@ -394,12 +440,13 @@ impl Candidate<'_> {
                     }
                 }
             }
-            let mut of_types = Vec::with_capacity(self.types.len());
-            for rounder in &self.types {
+            Ok((variances, outputs, power))
+        };
+        let score =
+            |band: &Band<'_>, (variances, outputs, power): &PreparedLogits, change: &[f32]| {
+                let (mut product, wide) = (Vec::new(), band.rows.len());
                 let mut sums = TypeSums::default();
-                let proof = band.change(rounder, &knowledge, &mut change, progress)?;
-                sums.errors = [proof.reference, proof.taken];
-                sums.regression[1] = power;
+                sums.regression[1] = *power;
                 let mut of_band = vec![[0.0f64; 2]; wide];
                 let weights = variances.chunks(BLOCK_ROWS * wide);
                 let weights = weights.zip(outputs.chunks(BLOCK_ROWS * wide));
@@ -408,7 +455,7 @@ impl Candidate<'_> {
                     check_stop(progress)?;
                     let rows = block.len() / n;
                     product.resize(rows * wide, 0.0);
-                    rows_times_rows(block, &change.weights, [rows, wide, n], &mut product);
+                    rows_times_rows(block, change, [rows, wide, n], &mut product);
                     let mut of_rows = vec![[0.0f32; 2]; wide];
                     let weights = variances.chunks_exact(wide).zip(outputs.chunks_exact(wide));
                     for (product, (variances, outputs)) in product.chunks_exact(wide).zip(weights) {
@@ -425,22 +472,17 @@ impl Candidate<'_> {
                 }
                 let rows = band.rows.iter().zip(of_band);
                 rows.for_each(|(row, of_row)| sums.add(row, of_row));
-                of_types.push(sums);
-            }
-            Ok(of_types)
-        };
-        self.bands(&survey.sample, progress, see, |sums: Vec<TypeSums>| {
-            merge(&mut all, &sums)
-        })?;
-        Ok(self.costs_of_sums(&all, survey.products, 0.5))
+                Ok(sums)
+            };
+        let all = self.sums_of_types(drawn, progress, prepare, score)?;
+        Ok(self.costs_of_sums(&all, drawn.products, 0.5))
     }
 
-    /// Chooses rows of the output matrix.
-    fn survey_logits(
+    /// Surveys the rows of the output matrix.
+    pub(super) fn survey_logits(
         &self,
         head: &Head<'_>,
         read: &OutputRows,
-        sampling: Sampling,
         progress: &dyn Progress,
     ) -> Result<Survey> {
         let n = self.columns();
@@ -472,29 +514,14 @@ impl Candidate<'_> {
                 }
                 moments.extend(of_position);
             }
-            Ok((costs, moments, squares))
+            Ok([costs, moments, vec![squares]])
         };
-        let (mut costs, mut moments) = (Vec::with_capacity(self.rows()), Vec::new());
-        let mut squares = 0.0;
-        let rows = RowSample::all(0, self.rows());
-        self.bands(
-            &rows,
-            progress,
-            see,
-            |(band, of_band, of_rows): (Vec<f64>, Vec<f64>, f64)| {
-                costs.extend(band);
-                moments.resize(of_band.len(), 0.0);
-                moments
-                    .iter_mut()
-                    .zip(of_band)
-                    .for_each(|(all, x)| *all += x);
-                squares += of_rows;
-            },
-        )?;
-        let variance = moments.chunks_exact(2).map(|m: &[f64]| m[1] - m[0] * m[0]);
-        let products = variance.sum::<f64>() - squares;
+        let [costs, moments, squares] = self.surveyed(0, progress, see)?;
+        let variance = moments.chunks_exact(2).map(|m| m[1] - m[0] * m[0]);
+        let products = variance.sum::<f64>() - squares[0];
         Ok(Survey {
-            sample: RowSample::proportional(0, &costs, sampling.rows, sampling.seed),
+            matrix: 0,
+            costs,
             products: products * read.log_z.len() as f64 / log_z.len().max(1) as f64,
         })
     }

@@ -196,11 +196,14 @@ impl Candidate<'_> {
         if draws_of(samples) * positions_of(samples) == 0 {
             return Ok(self.costs(vec![0.0; self.types.len()], &[]));
         }
-        let some = |sampling| self.of_some_rows(samples, sampling, progress);
-        match self.of_enough_rows(sampling, samples.matrices, some)? {
-            Some(costs) => Ok(costs),
-            None => self.of_all_rows(samples, sampling.is_whole, progress),
+        if let Some(rows) = sampling.rows_of(self, samples.matrices) {
+            let survey = self.survey(samples, progress)?;
+            let some = |drawn: &_| self.of_some_rows(samples, drawn, progress);
+            if let Some(costs) = self.of_enough_rows(rows, &survey, sampling, some)? {
+                return Ok(costs);
+            }
         }
+        self.of_all_rows(samples, sampling.is_whole, progress)
     }
 
     fn of_all_rows(
@@ -307,9 +310,12 @@ impl Candidate<'_> {
         sampling: Sampling,
         progress: &dyn Progress,
     ) -> Result<Costs> {
-        let some = |sampling| self.of_some_logits(head, read, sampling, progress);
-        if let Some(costs) = self.of_enough_rows(sampling, 1, some)? {
-            return Ok(costs);
+        if let Some(rows) = sampling.rows_of(self, 1) {
+            let survey = self.survey_logits(head, read, progress)?;
+            let some = |drawn: &_| self.of_some_logits(head, read, drawn, progress);
+            if let Some(costs) = self.of_enough_rows(rows, &survey, sampling, some)? {
+                return Ok(costs);
+            }
         }
         let OutputRows { inputs, log_z } = read;
         let statistics = self.inputs(0)?;
@@ -561,7 +567,7 @@ pub(super) fn ratio_of_sums(squares: &[f64], of_sequences: &[f64], sequences: us
 }
 
 /// Adds numbers one by one.
-fn add(total: &mut [f64], numbers: &[f64]) {
+pub(super) fn add(total: &mut [f64], numbers: &[f64]) {
     let pairs = total.iter_mut().zip(numbers);
     pairs.for_each(|(total, x)| *total += x);
 }
