@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """The cases of scripts/parity-archs.sh; see there."""
 
-import argparse
 import collections
 import importlib
 import math
@@ -122,12 +121,7 @@ def outcome(options, name):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    for name in ("reference", "ours", "text", "work"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--python", required=True)
-    parser.add_argument("names", nargs="*")
-    options = parser.parse_args()
+    options = engine.arguments()
     text = options.text.read_text(errors="ignore")
     known = set("".join(CHARACTERS[1:])) | {" ", "\n"}
     options.text.write_text("".join(c if c in known else " " for c in text))

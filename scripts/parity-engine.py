@@ -200,13 +200,17 @@ def tensors(path):
     return {t.name: np.array(t.data, dtype=np.float64) for t in gguf.GGUFReader(path).tensors}
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser()
     for name in ("reference", "ours", "text", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--python", required=True)
     parser.add_argument("names", nargs="*")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    options = arguments()
     if unknown := set(options.names) - set(CASES):
         sys.exit(f"parity-engine: no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     count = {True: 0, False: 0}

@@ -3,7 +3,9 @@
 
 use super::config::{Result, wrong_kind};
 use super::decoder::Decoder;
-use super::llama::{BUFFERS, EMBEDDINGS, NORMS, OWN_PARAMETERS, PLAIN_ATTENTION, rope_factors};
+use super::llama::{
+    BUFFERS, EMBEDDINGS, LISTED_FFN, NORMS, OWN_PARAMETERS, PLAIN_ATTENTION, rope_factors,
+};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_numbers};
 use super::recipes::Op::{self, InterleaveBy};
 use super::recipes::Size::{Any, Hidden};
@@ -17,7 +19,14 @@ pub(super) static DECI: Architecture = Architecture {
     name: "deci",
     vocabulary: VocabKind::Deci,
     parameters: &[&[Parameter::Computed(parameters)], OWN_PARAMETERS],
-    tensors: &[EMBEDDINGS, NORMS, TENSORS, PLAIN_ATTENTION, BUFFERS],
+    tensors: &[
+        EMBEDDINGS,
+        NORMS,
+        TENSORS,
+        LISTED_FFN,
+        PLAIN_ATTENTION,
+        BUFFERS,
+    ],
     generated: rope_factors,
     decoder: Decoder {
         linear_layers: true,
@@ -203,20 +212,5 @@ const TENSORS: &[Recipe] = &[
         "model.layers.{}.self_attn.linear_attn",
         "blk.{}.attn_output",
         &[Hidden, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.mlp.gate_proj",
-        "blk.{}.ffn_gate",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.mlp.up_proj",
-        "blk.{}.ffn_up",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.mlp.down_proj",
-        "blk.{}.ffn_down",
-        &[Hidden, Any],
     ),
 ];

@@ -30,6 +30,8 @@ pub(super) static DEEPSEEK4: Architecture = Architecture {
         PARAMETERS,
         INDEXER_PARAMETERS,
         COMPRESSION,
+        HYPER_CONNECTION_PARAMETERS,
+        HASHES_AND_STREAMS,
         PREDICT_LAYERS,
     ],
     tensors: &[
@@ -121,12 +123,19 @@ const COMPRESSION: &[Parameter] = &[
         "attention.compress_rope_freq_base",
         &["compress_rope_theta"],
     ),
+];
+
+/// Residual streams mixed by hyper-connections.
+pub(super) const HYPER_CONNECTION_PARAMETERS: &[Parameter] = &[
     Parameter::U32("hyper_connection.count", &["hc_mult"]),
     Parameter::U32(
         "hyper_connection.sinkhorn_iterations",
         &["hc_sinkhorn_iters"],
     ),
     Parameter::F32("hyper_connection.epsilon", &["hc_eps"]),
+];
+
+const HASHES_AND_STREAMS: &[Parameter] = &[
     Parameter::U32("hash_layer_count", &["num_hash_layers"]),
     Parameter::Computed(|config, keys| {
         let length = STREAMS.required(config)?;

@@ -5,7 +5,7 @@ use super::config::{Config, Result, wrong_kind};
 use super::decoder::{Decoder, Listed, Window};
 use super::gemma::{GEMMA, gemma3};
 use super::gemma4::{NORMS, PER_LAYER_EMBEDDINGS};
-use super::llama::{BUFFERS, PLAIN_ATTENTION};
+use super::llama::{BUFFERS, LISTED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags, set_numbers};
 use super::qwen::HEAD_NORMS;
 use super::recipes::Op::{self, Concat, Pad, Reshape};
@@ -28,7 +28,7 @@ pub(super) static GEMMA3N: Architecture = Architecture {
         NORMS,
         PLAIN_ATTENTION,
         HEAD_NORMS,
-        FFN,
+        LISTED_FFN,
         PADDED_EMBEDDINGS,
         PER_LAYER_EMBEDDINGS,
         STREAMS,
@@ -200,24 +200,6 @@ const PADDED_EMBEDDINGS: &[Recipe] = &[Recipe::with(
     &[Any, Any],
     &[Pad(TOKENS)],
 )];
-
-const FFN: &[Recipe] = &[
-    Recipe::rename(
-        "model.layers.{}.mlp.gate_proj",
-        "blk.{}.ffn_gate",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.mlp.up_proj",
-        "blk.{}.ffn_up",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.mlp.down_proj",
-        "blk.{}.ffn_down",
-        &[Hidden, Any],
-    ),
-];
 
 /// Three matrices as one stack.
 const THREE: &[Op] = &[Reshape(&[Number(1), Any, Hidden]), Concat(0)];

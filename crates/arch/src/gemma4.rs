@@ -5,7 +5,7 @@
 use super::config::{Config, Result, number_in, wrong_kind};
 use super::decoder::{Decoder, Dense, Listed, Needs, ScoreDivisor, SharedKv, Window};
 use super::gemma::{GEMMA, GEMMA3_EMBEDDINGS, gemma3};
-use super::llama::{BUFFERS, LISTED_ATTENTION};
+use super::llama::{BUFFERS, LISTED_ATTENTION, LISTED_FFN};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags, set_numbers};
 use super::recipes::Size::{Any, Experts, Hidden, Number};
 use super::recipes::When;
@@ -24,7 +24,7 @@ pub(super) static GEMMA4: Architecture = Architecture {
         LAYER_SCALE,
         LISTED_ATTENTION,
         HEAD_NORMS,
-        FFN,
+        LISTED_FFN,
         EXPERTS,
         PER_LAYER_EMBEDDINGS,
         BUFFERS,
@@ -230,25 +230,6 @@ const HEAD_NORMS: &[Recipe] = &[
         "model.layers.{}.self_attn.k_norm",
         "blk.{}.attn_k_norm",
         &[Any],
-    ),
-];
-
-/// Feed-forward networks, some twice as wide.
-const FFN: &[Recipe] = &[
-    Recipe::rename(
-        "model.layers.{}.mlp.gate_proj",
-        "blk.{}.ffn_gate",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.mlp.up_proj",
-        "blk.{}.ffn_up",
-        &[Any, Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.mlp.down_proj",
-        "blk.{}.ffn_down",
-        &[Hidden, Any],
     ),
 ];
 

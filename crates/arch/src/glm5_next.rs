@@ -5,7 +5,7 @@
 use super::config::{Config, Result, wrong_kind};
 use super::decoder::{Decoder, DeltaHeads, IndexerKind, Needs, Recurrence, Rope, Router};
 use super::deepseek::{QUERIES, SELECTION_BIAS, TIED_OUTPUT};
-use super::deepseek4::{STREAMS, set_limits};
+use super::deepseek4::{HYPER_CONNECTION_PARAMETERS, STREAMS, set_limits};
 use super::experts::{DENSE_LAYERS, EXPERT_LENGTH, SHARED_EXPERTS};
 use super::kimi::{
     self, DECAY, DELTA, DELTA_ATTENTION, GATE_A, GATE_B, LATENT_QUERY_HEADS, delta_lengths,
@@ -121,15 +121,6 @@ const POOLED_KEYS: &[Parameter] = &[
         keys.set("attention.indexer.kpool_select_tail", Value::Bool(tail));
         Ok(())
     }),
-];
-
-const HYPER_CONNECTION_PARAMETERS: &[Parameter] = &[
-    Parameter::U32("hyper_connection.count", &["hc_mult"]),
-    Parameter::U32(
-        "hyper_connection.sinkhorn_iterations",
-        &["hc_sinkhorn_iters"],
-    ),
-    Parameter::F32("hyper_connection.epsilon", &["hc_eps"]),
 ];
 
 const EXPERT_PARAMETERS: &[Parameter] = &[

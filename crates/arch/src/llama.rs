@@ -237,6 +237,25 @@ pub(super) const GATED_FFN: &[Recipe] = &[
     ),
 ];
 
+/// A feed-forward network with a gate, whose width differs by layer.
+pub(super) const LISTED_FFN: &[Recipe] = &[
+    Recipe::rename(
+        "model.layers.{}.mlp.gate_proj",
+        "blk.{}.ffn_gate",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.mlp.up_proj",
+        "blk.{}.ffn_up",
+        &[Any, Hidden],
+    ),
+    Recipe::rename(
+        "model.layers.{}.mlp.down_proj",
+        "blk.{}.ffn_down",
+        &[Hidden, Any],
+    ),
+];
+
 /// A feed-forward network without a gate.
 pub(super) const PLAIN_FFN: &[Recipe] = &[
     Recipe::rename(
