@@ -108,7 +108,9 @@ fi
 if ! ready; then
     code=0
     try || code=$?
-    if [ "$code" = 132 ] && gcc -march=native -dM -E - </dev/null | grep -q __AMX_TILE__; then
+    # No pipe: grep ends at the first match, and gcc can then fail of the closed pipe.
+    macros=$(gcc -march=native -dM -E - </dev/null)
+    if [ "$code" = 132 ] && [[ $macros == *__AMX_TILE__* ]]; then
         echo "reference.sh: this CPU announces AMX but does not run it: building ggml's CPU library without" >&2
         mapfile -t options < <(without_amx)
         build "${options[@]}" >>"$log" 2>&1 || { tail -n 30 "$log" >&2; fail "the build failed; the whole log is $log"; }

@@ -27,9 +27,9 @@ use std::ops::RangeInclusive;
 pub(crate) trait Solvable<const N: usize>: Stepped<N> {
     /// Significant bits of a step.
     const STEP_BITS: i32;
-    /// Whether blocks have an offset of their own, an f16.
+    /// True if blocks have an offset of their own, an f16.
     const HAS_OFFSET: bool = false;
-    /// Whether a negative step reaches weights that a positive one does not.
+    /// True if a negative step reaches weights out of reach of a positive one.
     const HAS_NEGATIVE_STEPS: bool = false;
 
     /// Stores step and offset of a sub-block, as exactly as the type can.
@@ -105,7 +105,7 @@ impl Precision {
         }
     }
 
-    /// Whether the last place of a number is even.
+    /// True if the last place of a number is even.
     fn is_even(self, x: f32) -> bool {
         match self {
             Precision::Exact | Precision::F32 => x.to_bits() & 1 == 0,
