@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes the checkpoint of a large mixture of experts without its weights: the right config.json, index and headers, and
+"""Writes the checkpoint of a large model without its weights: the right config.json, index and headers, and
 files of holes that take no space and read as zeros. For `quantier make --dry-run`, which reads no weights.
 
     scripts/sparse-checkpoint.py NAME OUT
 
-NAME is qwen3-30b-a3b, qwen3-235b-a22b or deepseek-v3 (bf16). The tokenizer is the small one of testdata/bpe, so a text has
+NAME is qwen3-0.6b, qwen3-8b, qwen3-32b, llama-3.3-70b, qwen3-30b-a3b, qwen3-235b-a22b or deepseek-v3 (bf16). The tokenizer is the small one of testdata/bpe, so a text has
 more tokens than with the model's own. Needs only Python's standard library, and a file system with holes.
 """
 
@@ -30,6 +30,11 @@ def norms(p, hidden):
     return {p + "input_layernorm.weight": (hidden,), p + "post_attention_layernorm.weight": (hidden,)}
 
 
+def attention(p, heads, kv_heads, hidden, head=128):
+    return {p + "q_proj.weight": (heads * head, hidden), p + "k_proj.weight": (kv_heads * head, hidden),
+            p + "v_proj.weight": (kv_heads * head, hidden), p + "o_proj.weight": (hidden, heads * head)}
+
+
 def qwen3(hidden, layers, heads, kv_heads, ffn):
     """A Qwen 3 with 128 experts, 8 of them used. Returns the config and a function from layers to their shapes."""
     head, count, vocabulary = 128, 128, 151936
@@ -44,11 +49,32 @@ def qwen3(hidden, layers, heads, kv_heads, ffn):
         p = f"model.layers.{i}."
         a = p + "self_attn."
         return (norms(p, hidden) | experts(p + "mlp.", count, ffn, hidden) | {
-            p + "mlp.gate.weight": (count, hidden), a + "q_norm.weight": (head,), a + "k_norm.weight": (head,),
-            a + "q_proj.weight": (heads * head, hidden), a + "k_proj.weight": (kv_heads * head, hidden),
-            a + "v_proj.weight": (kv_heads * head, hidden), a + "o_proj.weight": (hidden, heads * head)})
+            p + "mlp.gate.weight": (count, hidden), a + "q_norm.weight": (head,), a + "k_norm.weight": (head,)}
+            | attention(a, heads, kv_heads, hidden))
 
     return config, layer
+
+
+def dense(sizes, vocabulary, name, more):
+    """A dense model with heads of 128: Qwen 3 or Llama 3. `sizes`: hidden, layers, heads, key-value heads, FFN."""
+    hidden, layers, heads, kv_heads, ffn = sizes
+    config = {
+        "architectures": [f"{name}ForCausalLM"], "model_type": name.lower(), "vocab_size": vocabulary, "hidden_size": hidden,
+        "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads, "head_dim": 128,
+        "num_key_value_heads": kv_heads, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+        "tie_word_embeddings": False} | more
+
+    def layer(i):
+        p = f"model.layers.{i}."
+        a = p + "self_attn."
+        of_heads = {a + "q_norm.weight": (128,), a + "k_norm.weight": (128,)} if name == "Qwen3" else {}
+        return (norms(p, hidden) | gated(p + "mlp.", ffn, hidden) | attention(a, heads, kv_heads, hidden) | of_heads)
+
+    return config, layer
+
+
+def qwen3_dense(*sizes, tied=False):
+    return dense(sizes, 151936, "Qwen3", {"rope_theta": 1e6, "tie_word_embeddings": tied})
 
 
 def deepseek_v3():
@@ -83,6 +109,10 @@ def deepseek_v3():
 
 
 MODELS = {
+    "qwen3-0.6b": lambda: qwen3_dense(1024, 28, 16, 8, 3072, tied=True),
+    "qwen3-8b": lambda: qwen3_dense(4096, 36, 32, 8, 12288),
+    "qwen3-32b": lambda: qwen3_dense(5120, 64, 64, 8, 25600),
+    "llama-3.3-70b": lambda: dense((8192, 80, 64, 8, 28672), 128256, "Llama", {"rope_theta": 5e5}),
     "qwen3-30b-a3b": lambda: qwen3(2048, 48, 32, 4, 768),
     "qwen3-235b-a22b": lambda: qwen3(4096, 94, 64, 4, 1536),
     "deepseek-v3": deepseek_v3,
@@ -116,8 +146,9 @@ def main():
         shutil.copyfile(TOKENIZER / name, out / name)
     (out / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}, indent=2))
     hidden, vocabulary, layers = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
-    ends = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,),
-            "lm_head.weight": (vocabulary, hidden)}
+    ends = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    if not config["tie_word_embeddings"]:
+        ends["lm_head.weight"] = (vocabulary, hidden)
     # One file per layer, and one for the rest.
     parts = [layer(i) for i in range(layers)] + [ends]
     files, total = {}, 0
