@@ -21,32 +21,31 @@ CHARACTERS = ["\u2581"] + [chr(c) for c in range(33, 127)]
 UNKNOWN, CONTROL, BYTE, NORMAL, UNUSED = 2, 3, 6, 1, 5
 
 
-# Keys that the reference saves with other values than "none", though only these architectures read them.
-CAPS = ("attn_logit_softcapping", "final_logit_softcapping", "router_logit_softcapping")
-CAPPED = ("gemma", "grok", "muse")
+# llama.cpp does not read the epsilon of Qwen 2 VL, and its norms have none.
+WITHOUT_EPSILON = "qwen2vl.attention.layer_norm_rms_epsilon"
 
 
-def is_used(architecture, key, value):
-    """False for keys that the reference saves for all architectures, with the value that stands for "none"."""
-    if key.endswith(CAPS):
-        return architecture.startswith(CAPPED)
-    return isinstance(value, bool) or value not in (0, -math.inf)
+def is_used(key, value):
+    """False for the values that stand for "none" in keys that the reference saves for all architectures."""
+    return isinstance(value, bool) or value not in (0, -math.inf) or key == WITHOUT_EPSILON
 
 
-# Tensors that the reference loads of these architectures and does not use, by the end of their names: the bias of attention's
-# output, and a norm of keys without one of queries.
-UNUSED_TENSORS = {"ernie4_5": "attn_output.bias", "ernie4_5-moe": "attn_output.bias", "falcon-h1": "attn_output.bias",
+# Tensors that the reference loads of these architectures and does not use, and that its converter never writes, by the end of
+# their names: biases, a norm of keys without one of queries, divisors of RoPE angles.
+QKV = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
+UNUSED_TENSORS = {"ernie4_5": "attn_output.bias", "ernie4_5-moe": "attn_output.bias", "qwen2vl": "output.bias",
+                  "falcon-h1": ("attn_output.bias", "rope_freqs.weight"), "kimi-linear": QKV, "bailingmoe3": QKV, "mimo2": QKV,
                   "mpt": ("attn_k_norm.weight", "attn_k_norm.bias")}
 
 
 def numbers(architecture, name, data):
-    """The numbers of a tensor in F32: norms around 1 instead of 0, so that all parts of a layer matter, and factors of
-    RoPE of at least 1. None for tensors without use, and for the scales of NVFP4's blocks, which the test gives all linears,
+    """The numbers of a tensor in F32: norms around 1 instead of 0, so that all parts of a layer matter, and divisors (of
+    RoPE's angles, of MPT's activations) of at least 1. None for tensors without use, and for the scales of NVFP4's blocks, which the test gives all linears,
     also beside biases, where the reference applies them to both."""
     if name.endswith((".scale", ".input_scale")) or name.endswith(UNUSED_TENSORS.get(architecture, "\0")):
         return None
     data = np.array(data, dtype=np.float32)
-    if name.startswith("rope_f") or ".rope_f" in name:
+    if name.startswith("rope_f") or ".rope_f" in name or name.endswith(".scales"):
         return 1 + np.abs(data)
     is_norm = "norm" in name and name.endswith(".weight") and data.squeeze().ndim <= 2
     return data + 1 if is_norm else data
@@ -64,7 +63,7 @@ def sane(source, target):
         if field.types[0] == gguf.GGUFValueType.ARRAY and inner is None:
             # An empty array.
             continue
-        if inner is None and not is_used(text("general.architecture"), name, field.contents()):
+        if inner is None and not is_used(name, field.contents()):
             continue
         writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
     tokens = SPECIAL + CHARACTERS

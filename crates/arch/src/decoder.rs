@@ -204,9 +204,21 @@ pub struct Scales {
     /// Factor of attention scores; by [`ScoreDivisor`] without one.
     pub scores: Option<f32>,
     /// Soft cap of attention scores.
-    pub score_cap: Option<f32>,
+    pub score_cap: Cap,
     /// Soft cap of logits.
-    pub logit_cap: Option<f32>,
+    pub logit_cap: Cap,
+}
+
+/// Soft cap of an architecture. Files saved by llama.cpp list the caps for all architectures, but
+/// only some read them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Cap {
+    /// None, whatever the metadata lists.
+    None,
+    /// That of the metadata; none if it is 0 or not listed.
+    Listed,
+    /// That of the metadata; none if it is 0, this one if it is not listed.
+    ListedOr(f32),
 }
 
 impl Scales {
@@ -217,8 +229,8 @@ impl Scales {
         width: None,
         depth: None,
         scores: None,
-        score_cap: None,
-        logit_cap: None,
+        score_cap: Cap::None,
+        logit_cap: Cap::None,
     };
 }
 

@@ -1,7 +1,7 @@
 //! Gemma 1, 2 and 3 (text). Norm weights are stored minus 1. Gemma 4 stands in a file of its own.
 
 use super::config::Result;
-use super::decoder::{Activation, Decoder, Rope, Scales, ScoreDivisor, Window};
+use super::decoder::{Activation, Cap, Decoder, Rope, Scales, ScoreDivisor, Window};
 use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Op::{AddOne, First};
@@ -55,8 +55,8 @@ pub(super) static GEMMA2: Architecture = Architecture {
         },
         score_divisor: ScoreDivisor::RootOfShare(46),
         scales: Scales {
-            score_cap: Some(50.0),
-            logit_cap: Some(30.0),
+            score_cap: Cap::ListedOr(50.0),
+            logit_cap: Cap::ListedOr(30.0),
             ..Scales::NONE
         },
         ..GEMMA
@@ -90,6 +90,10 @@ pub(super) static GEMMA3: Architecture = Architecture {
             rope_base: Some(10_000.0),
         },
         score_divisor: ScoreDivisor::RootOfShare(62),
+        scales: Scales {
+            logit_cap: Cap::Listed,
+            ..Scales::NONE
+        },
         ..GEMMA
     },
 };

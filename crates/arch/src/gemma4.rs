@@ -3,7 +3,7 @@
 //! earlier layers in others.
 
 use super::config::{Config, Result, number_in, wrong_kind};
-use super::decoder::{Decoder, Dense, Listed, Needs, ScoreDivisor, SharedKv, Window};
+use super::decoder::{Cap, Decoder, Dense, Listed, Needs, Scales, ScoreDivisor, SharedKv, Window};
 use super::gemma::{GEMMA, GEMMA3_EMBEDDINGS, gemma3};
 use super::llama::{BUFFERS, LISTED_ATTENTION, LISTED_FFN};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags, set_numbers};
@@ -36,6 +36,10 @@ pub(super) static GEMMA4: Architecture = Architecture {
             ..Listed::THREE_OF_FOUR
         }),
         score_divisor: ScoreDivisor::One,
+        scales: Scales {
+            logit_cap: Cap::ListedOr(30.0),
+            ..Scales::NONE
+        },
         dense: Dense::Apart,
         unit_values: true,
         keys_as_values: true,

@@ -2,7 +2,7 @@
 //! Grok 2 a dense feed-forward network beside the experts.
 
 use super::config::{Config, Result};
-use super::decoder::{Activation, Decoder, Dense, Rope, Scales, YarnKeys};
+use super::decoder::{Activation, Cap, Decoder, Dense, Rope, Scales, YarnKeys};
 use super::llama::{BUFFERS, EMBEDDINGS, GATED_FFN, MIXTRAL_EXPERTS, PLAIN_ATTENTION, STACKED};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
 use super::recipes::Size::{Any, Expert, Experts, Hidden, Keys as KeyRows, Queries};
@@ -42,7 +42,8 @@ pub(super) static GROK: Architecture = Architecture {
             embeddings: 78.383_67,
             logits: 0.577_350_26,
             scores: Some(0.088_388_35),
-            score_cap: Some(CAP),
+            score_cap: Cap::ListedOr(CAP),
+            logit_cap: Cap::Listed,
             ..Scales::NONE
         },
         ..Decoder::LLAMA

@@ -1,7 +1,7 @@
 //! Hyperparameters of a model's decoder, read from its metadata and checked.
 
 use crate::{
-    Activation, Alibi, Architecture, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Ranking,
+    Activation, Alibi, Architecture, Cap, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Ranking,
     Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, SharedKv, Tempering,
     UnitHeads, Unrotated, Window, Wkv, Xielu, YarnKeys,
 };
@@ -88,9 +88,9 @@ pub struct Hyper {
     pub output_scale: f32,
     /// Queries, keys and values are clamped to plus and minus this.
     pub clamp: Option<f32>,
-    /// Activation limit of the feed-forward network and the shared expert, per layer.
+    /// Activation limit of the feed-forward network and the shared expert, per block.
     pub limits: Vec<Option<f32>>,
-    /// Activation limit of the routed experts, per layer.
+    /// Activation limit of the routed experts, per block.
     pub expert_limits: Vec<Option<f32>>,
     /// Routing per layer, in models with experts.
     pub routing: Vec<Routing>,
@@ -728,16 +728,16 @@ impl Keys<'_> {
         })
     }
 
-    /// Activation limit per layer, from one number or a list with one per block; none for values
-    /// near 0, as in the reference.
-    fn limits(&self, key: &str, layers: usize, blocks: usize) -> Result<Vec<Option<f32>>> {
+    /// Activation limit per block, from one number or a list; none for values near 0, as in the
+    /// reference.
+    fn limits(&self, key: &str, blocks: usize) -> Result<Vec<Option<f32>>> {
         const LEAST: f32 = 1e-6;
         let own = format!("{}.{key}", self.architecture);
         let limits = match self.get(key) {
             None => vec![0.0; blocks],
             Some(_) => self.floats(&own, blocks)?,
         };
-        let limits = limits.into_iter().take(layers);
+        let limits = limits.into_iter();
         Ok(limits
             .map(|limit| Some(limit).filter(|limit| *limit > LEAST))
             .collect())
@@ -770,6 +770,17 @@ impl Keys<'_> {
             Some(Value::F32(x)) if x.is_finite() => Ok(Some(*x)),
             Some(value) => Err(self.bad(key, format!("is {value}; a finite f32 is expected"))),
         }
+    }
+
+    /// A soft cap, by the architecture's rule.
+    fn cap(&self, key: &str, cap: Cap) -> Result<Option<f32>> {
+        let default = match cap {
+            Cap::None => return Ok(None),
+            Cap::Listed => None,
+            Cap::ListedOr(default) => Some(default),
+        };
+        let listed = self.float(key)?;
+        Ok(listed.or(default).filter(|cap| *cap != 0.0))
     }
 
     /// Pairs of a head outside the sections of time, height and width.
@@ -1075,7 +1086,8 @@ impl Keys<'_> {
         })
     }
 
-    /// The delta nets of layers without KV heads, all of the same size.
+    /// The delta nets of layers without KV heads, all of the same size. Layers saved with 0 heads
+    /// have as many as the others.
     fn own_delta_nets(
         &self,
         heads: &[usize],
@@ -1093,10 +1105,13 @@ impl Keys<'_> {
                 kernel,
             })
         };
+        let most = heads.iter().copied().max().unwrap_or(0);
         let layers = heads.iter().zip(kv_heads);
-        Ok(layers
-            .map(|(heads, kv_heads)| (*heads > 0 && *kv_heads == 0).then(|| net(*heads)))
-            .collect())
+        let heads = layers.map(|(heads, kv_heads)| {
+            let heads = if *heads == 0 { most } else { *heads };
+            (heads > 0 && *kv_heads == 0).then_some(heads)
+        });
+        Ok(heads.map(|heads| heads.map(net)).collect())
     }
 
     /// Multi-head latent attention with separate matrices per head, if the metadata has a key
@@ -1792,8 +1807,8 @@ impl Hyper {
             temperature,
             unit_heads,
             max_alibi_bias: positive(max_alibi_bias),
-            score_cap: positive(keys.float("attn_logit_softcapping")?).or(scales.score_cap),
-            logit_cap: positive(keys.float("final_logit_softcapping")?).or(scales.logit_cap),
+            score_cap: keys.cap("attn_logit_softcapping", scales.score_cap)?,
+            logit_cap: keys.cap("final_logit_softcapping", scales.logit_cap)?,
             embedding_scale: positive(keys.float("embedding_scale")?).unwrap_or(embedding_scale),
             residual_scale: positive(keys.float("residual_scale")?).unwrap_or_else(|| {
                 let depth = scales.depth.map(|depth| depth / (layers as f32).sqrt());
@@ -1808,8 +1823,8 @@ impl Hyper {
                 }
             }),
             clamp: positive(keys.float("attention.clamp_kqv")?),
-            limits: keys.limits("swiglu_clamp_shexp", layers, blocks)?,
-            expert_limits: keys.limits("swiglu_clamp_exp", layers, blocks)?,
+            limits: keys.limits("swiglu_clamp_shexp", blocks)?,
+            expert_limits: keys.limits("swiglu_clamp_exp", blocks)?,
             routing: keys.routing(decoder.router, layers, blocks)?,
             adjugates: match decoder.adjugates {
                 true => Some(keys.adjugates(blocks)?),
@@ -2187,6 +2202,9 @@ mod tests {
         assert_eq!((net.decays(), net.values(), net.channels()), (64, 64, 192));
         assert_eq!(net.state(), 4 * 16 * 16 + 3 * 3 * 64);
         assert_eq!([0, 3].map(|head| net.shared(head)), [0, 3]);
+        // As llama.cpp saves them.
+        let saved = kimi("attention.head_count", &[0, 0, 4]).unwrap();
+        assert_eq!(saved.recurrent, hyper.recurrent);
         let latent = hyper.latent.unwrap();
         assert_eq!((latent.rank, latent.rotated), (48, 8));
         let attention = hyper.attention[2].unwrap();
@@ -2511,6 +2529,36 @@ mod tests {
     }
 
     #[test]
+    fn soft_caps_apply_to_the_architectures_that_read_them() {
+        // llama.cpp saves all keys for all architectures: these caps stand in every such file.
+        let caps = |metadata: &Metadata| {
+            let hyper = Hyper::new(metadata).unwrap();
+            (hyper.score_cap, hyper.logit_cap)
+        };
+        for (architecture, listed, absent) in [
+            ("llama", (None, None), (None, None)),
+            ("qwen3", (None, None), (None, None)),
+            ("gemma", (None, None), (None, None)),
+            ("gemma2", (Some(20.0), Some(10.0)), (Some(50.0), Some(30.0))),
+            ("gemma3", (None, Some(10.0)), (None, None)),
+            ("grok", (Some(20.0), Some(10.0)), (Some(30.0), None)),
+            ("muse-glimmer", (None, Some(10.0)), (None, Some(30.0))),
+        ] {
+            let more = [("attention.sliding_window", 16), ("rope.dimension_count", 16)];
+            let mut metadata = experts(architecture, &more);
+            assert_eq!(caps(&metadata), absent, "{architecture}");
+            for (key, cap) in [("attn", 20.0), ("router", 40.0), ("final", 10.0)] {
+                let key = format!("{architecture}.{key}_logit_softcapping");
+                metadata.set(key, Value::F32(cap));
+            }
+            assert_eq!(caps(&metadata), listed, "{architecture}");
+        }
+        let mut metadata = experts("gemma3", &[]);
+        metadata.set("gemma3.final_logit_softcapping", Value::F32(0.0));
+        assert_eq!(caps(&metadata), (None, None));
+    }
+
+    #[test]
     fn llama_4_rotates_within_chunks() {
         let hyper = Hyper::new(&experts("llama4", &[])).unwrap();
         let numbers = |layer: usize| hyper.attention[layer].unwrap();
@@ -2645,6 +2693,7 @@ mod tests {
     #[test]
     fn last_layers_read_keys_and_values_of_their_kind() {
         let hyper = gemma4(&[], &[1, 1, 0, 1, 0]).unwrap();
+        assert_eq!((hyper.score_cap, hyper.logit_cap), (None, Some(30.0)));
         let layers: Vec<_> = hyper.attention.iter().map(|a| a.unwrap()).collect();
         let lengths: Vec<_> = layers.iter().map(|layer| layer.key_length).collect();
         assert_eq!(lengths, [16, 16, 32, 16, 32]);

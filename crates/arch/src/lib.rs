@@ -102,7 +102,7 @@ use quantier_tokenizer::VocabKind;
 pub use catalog::{Catalog, Entry, Grouping, InputId, LayerId, Linear, LinearId, TensorId};
 pub use config::{Config, Pooling};
 pub use decoder::{
-    Activation, Alibi, Decoder, DeltaHeads, Dense, Gating, IndexerKind, Layout, Limit, Listed,
+    Activation, Alibi, Cap, Decoder, DeltaHeads, Dense, Gating, IndexerKind, Layout, Limit, Listed,
     Mamba2Layers, Needs, Norm, Ranking, Recurrence, Rope, Router, Scales, ScoreDivisor, ScoreYarn,
     Sections, Setting, SharedKv, Tempering, UnitHeads, Unrotated, Window, Wkv, Xielu, YarnKeys,
 };

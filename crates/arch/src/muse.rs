@@ -1,7 +1,7 @@
 //! Muse Glimmer: normalized embeddings, gated attention, RoPE only in windowed layers, post-norms.
 
 use super::config::Result;
-use super::decoder::{Decoder, Listed, Needs, Unrotated, Window};
+use super::decoder::{Cap, Decoder, Listed, Needs, Scales, Unrotated, Window};
 use super::llama::{ATTENTION, BUFFERS, EMBEDDINGS, GATED_FFN};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, set_flags};
 use super::recipes::Op::{self, AddOne, Interleave};
@@ -22,6 +22,10 @@ pub(super) static MUSE_GLIMMER: Architecture = Architecture {
         normalized_embeddings: true,
         post_norm_epsilon: Some(1e-8),
         multiplied_logits: true,
+        scales: Scales {
+            logit_cap: Cap::ListedOr(30.0),
+            ..Scales::NONE
+        },
         window: Window::Listed(Listed::THREE_OF_FOUR),
         unrotated: Unrotated::Unwindowed,
         ..Decoder::LLAMA
