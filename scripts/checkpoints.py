@@ -58,6 +58,9 @@ def tensor(name, shape, dtype):
     if name.endswith("_scales"):
         # Powers of 2 around the size of other weights.
         return torch.randint(119, 124, shape, generator=gen, dtype=torch.uint8)
+    if name.endswith("act.scales"):
+        # Divisors.
+        return (1 + w.abs()).to(dtype)
     if name.endswith("relative_pe.slopes"):
         return torch.tensor([[0.25 ** (i + 1)] for i in range(shape[0])], dtype=dtype)
     if name.endswith("A_log"):
@@ -1352,6 +1355,12 @@ def lfm2_plain():
     return without(config, *absent), shapes, tokenizer
 
 
+def lfm2_projected(architecture):
+    """A text embedding model with a projection after the pooling."""
+    config, shapes, tokenizer = bare(lfm2(), architecture)
+    return config, shapes | {PROJECTION + "linear.weight": (128, HIDDEN)}, tokenizer
+
+
 def lfm2_vl():
     config, shapes, tokenizer = wrapped(lfm2(), "Lfm2VlForConditionalGeneration", "lfm2_vl", inside)
     config["text_config"]["architectures"] = ["Lfm2ForCausalLM"]
@@ -1637,7 +1646,7 @@ def falcon(groups=None):
     return config, shapes, "bpe"
 
 
-def mpt(alibi=True):
+def mpt(alibi=True, scaled=False):
     # Without norms of queries and keys: llama.cpp aborts on them ("ggml_is_contiguous").
     attention_config = {"alibi": alibi, "alibi_bias_max": 8, "clip_qkv": None if alibi else 6.0, "qk_ln": False}
     config = {"architectures": ["MPTForCausalLM"], "model_type": "mpt", "d_model": HIDDEN, "n_layers": LAYERS,
@@ -1652,6 +1661,9 @@ def mpt(alibi=True):
         shapes |= linears(p, {"attn.Wqkv": (3 * HIDDEN, HIDDEN), "attn.out_proj": (HIDDEN, HIDDEN),
                               "ffn.up_proj": (4 * HIDDEN, HIDDEN), "ffn.down_proj": (HIDDEN, 4 * HIDDEN)},
                           bias=not alibi)
+        if scaled:
+            # Of AWQ.
+            shapes[p + "ffn.act.scales"] = (4 * HIDDEN,)
     return config, shapes, "bpe"
 
 
@@ -2074,6 +2086,7 @@ CHECKPOINTS = {
     "falcon-groups": (lambda: falcon(2), torch.bfloat16, 2),
     "mpt": (mpt, torch.bfloat16, 1),
     "mpt-positions": (lambda: mpt(False), torch.float32, 1),
+    "mpt-scaled": (lambda: mpt(scaled=True), torch.float16, 1),
     "refact": (refact, torch.bfloat16, 1),
     "jais": (jais, torch.float32, 1),
     "jais-f16": (lambda: jais(False), torch.float16, 1),
@@ -2177,6 +2190,8 @@ CHECKPOINTS = {
     "minicpmv46": (minicpmv46, torch.bfloat16, 1),
     "lfm2": (lfm2, torch.bfloat16, 1),
     "lfm2-plain": (lfm2_plain, torch.float32, 1),
+    "lfm2-colbert": (lambda: lfm2_projected("Lfm2Model"), torch.bfloat16, 1),
+    "lfm2-bidirectional": (lambda: lfm2_projected("Lfm2BidirectionalModel"), torch.float16, 1),
     "lfm2-vl": (lfm2_vl, torch.bfloat16, 1),
     "lfm2-audio": (lfm2_audio, torch.bfloat16, 1),
     "lfm2-embedding": (lambda: bare(lfm2(), "Lfm2Model"), torch.bfloat16, 1),
@@ -2569,6 +2584,18 @@ def write_pooling(folder):
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
 
 
+# Prefix of tensors behind the pooling, in a file of their own.
+PROJECTION = "1_Dense."
+
+
+def write_projection(folder, tensors):
+    """Moves the tensors behind the pooling to their file."""
+    own = {name.removeprefix(PROJECTION): tensors.pop(name) for name in list(tensors) if name.startswith(PROJECTION)}
+    if own:
+        (folder / "1_Dense").mkdir(exist_ok=True)
+        save_file(own, folder / "1_Dense" / "model.safetensors", {"format": "pt"})
+
+
 def make(out, name, lively=False):
     if name == CARD:
         return make_card(out / name)
@@ -2596,6 +2623,7 @@ def make(out, name, lively=False):
             write_files(folder, more)
     is_torch, is_mistral = "-bin" in name, name.startswith("mistral-format")
     (folder / ("params.json" if is_mistral else "config.json")).write_text(json.dumps(config, indent=2))
+    write_projection(folder, tensors)
     stem = "consolidated" if is_mistral else "model"
     write_weights(folder, as_views(tensors) if is_torch else tensors, files, "pytorch_model" if is_torch else stem)
     {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
@@ -2610,8 +2638,8 @@ def make(out, name, lively=False):
 
 
 # Checkpoints that the reference's converter cannot convert: its Baichuan recurses infinitely, its EXAONE 3.5 lacks a
-# key that llama.cpp requires.
-UNCONVERTED = {"baichuan", "exaone"}
+# key that llama.cpp requires, its MPT maps the name of AWQ's divisors twice.
+UNCONVERTED = {"baichuan", "exaone", "mpt-scaled"}
 
 
 def main():

@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = os.environ.get("QUANTIER", HERE.parent / "target" / "release" / "quantier")
 # Excluded: the same tensors as another checkpoint, in other files or another type; no model of its own; not converted by
 # the reference; or never finished by llama.cpp.
-OTHERS = re.compile(r"-(bin|f16|f32|fp8|yarn|deep|long|reranker|embedding|promised|loops)|^Card-|^mistral-format|^(baichuan|exaone|plamo2)$")
+OTHERS = re.compile(r"-(bin|f16|f32|fp8|yarn|deep|long|reranker|embedding|promised|loops)|^Card-|^mistral-format|^(baichuan|exaone|mpt-scaled|plamo2)$")
 # Number of families that one process of the reference converts, as it starts slowly.
 TOGETHER = 6
 # Cases that Quantier refuses, but where llama.cpp runs a model other than the checkpoint's: pattern of names -> reason.

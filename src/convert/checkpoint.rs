@@ -10,6 +10,7 @@ use crate::format::index::{Format, Index};
 use crate::format::json;
 use crate::format::map::Map;
 use crate::format::safetensors::Dtype;
+use crate::format::torch::TensorInfo;
 use crate::plan::recipe::Problem;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -63,6 +64,20 @@ pub struct Source {
 }
 
 impl Source {
+    /// A tensor of a file that is stored as its numbers.
+    fn plain(tensor: TensorInfo, text_name: Option<String>, file: usize) -> Source {
+        Source {
+            name: tensor.name,
+            text_name,
+            dtype: tensor.dtype,
+            shape: tensor.shape,
+            strides: tensor.strides,
+            file,
+            range: tensor.range,
+            form: None,
+        }
+    }
+
     /// The name within the text model.
     pub(super) fn text_name(&self) -> &str {
         self.text_name.as_ref().unwrap_or(&self.name)
@@ -135,8 +150,6 @@ impl Checkpoint {
         let pooling = pooling(&dir).map_err(|e| e.to_string());
         let is_reranker = reranker::is_one(&dir, &config);
         let config = config.with_pooling(pooling).as_reranker(is_reranker);
-        let has_projection = dir.join(PROJECTION).is_file();
-        let config = config.with_projection(has_projection);
         let Parts {
             names: parts,
             index,
@@ -166,8 +179,36 @@ impl Checkpoint {
         if !problems.is_empty() {
             return Err(Error::Impossible(problems));
         }
+        checkpoint.add_projection()?;
         checkpoint.resolve();
         Ok(checkpoint)
+    }
+
+    /// Adds the projection of a file of its own, before the other tensors.
+    fn add_projection(&mut self) -> Result<()> {
+        const LINEAR: &str = "linear.weight";
+        let Some(path) = self.config.projection_file().map(|file| self.dir.join(file)) else {
+            return Ok(());
+        };
+        if !path.is_file() {
+            return Ok(());
+        }
+        let map = Map::open(&path)?;
+        let tensors = parts::tensors(WHOLE, map.bytes()).map_err(|what| bad(&path, what))?;
+        let linear = tensors.into_iter().find(|tensor| tensor.name == LINEAR);
+        let length = linear.as_ref().and_then(|tensor| tensor.shape.first());
+        let length = length.and_then(|rows| u32::try_from(*rows).ok());
+        let (Some(tensor), Some(length)) = (linear, length) else {
+            return Err(bad(
+                &path,
+                format!("it has no matrix '{LINEAR}' for the projection after the pooling"),
+            ));
+        };
+        self.config = self.config.clone().with_projection(length);
+        let file = self.maps.len();
+        self.tensors.insert(0, Source::plain(tensor, None, file));
+        self.maps.push(map);
+        Ok(())
     }
 
     /// Joins the tensors of quantized linears.
@@ -328,16 +369,7 @@ impl Checkpoint {
                         continue;
                     }
                 };
-                self.tensors.push(Source {
-                    name: tensor.name,
-                    text_name,
-                    dtype: tensor.dtype,
-                    shape: tensor.shape,
-                    strides: tensor.strides,
-                    file,
-                    range: tensor.range,
-                    form: None,
-                });
+                self.tensors.push(Source::plain(tensor, text_name, file));
             }
             self.maps.push(map);
         }
@@ -347,9 +379,6 @@ impl Checkpoint {
 
 /// The only file of an unsharded model.
 const WHOLE: &str = "model.safetensors";
-
-/// The projection after the pooling of a sentence-transformers model.
-const PROJECTION: &str = "1_Dense/model.safetensors";
 
 /// The pooling of a sentence-transformers model.
 fn pooling(dir: &Path) -> Result<Option<Pooling>> {

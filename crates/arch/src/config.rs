@@ -1,6 +1,6 @@
 //! A checkpoint's config.json as read by the reference: with the defaults of transformers' classes.
 
-use super::{deepseek, deepseek4, defaults, gemma3n, hy4, nemotron_h, wrapper};
+use super::{deepseek, deepseek4, defaults, gemma3n, hy4, lfm2, nemotron_h, wrapper};
 use quantier_gguf::json::kind;
 use serde_json::{Map, Value};
 
@@ -22,8 +22,8 @@ pub struct Config {
     is_tied: Option<bool>,
     pooling: Result<Option<Pooling>>,
     is_reranker: bool,
-    /// True if a projection in a separate file follows the pooling.
-    has_projection: bool,
+    /// Length of embeddings after the projection that follows the pooling; None without one.
+    projected: Option<u32>,
     /// Number of multi-token prediction blocks after the last layer.
     nextn: u32,
 }
@@ -78,7 +78,7 @@ impl Config {
             is_tied: outer.max(inner),
             pooling: Ok(None),
             is_reranker: false,
-            has_projection: false,
+            projected: None,
             nextn: 0,
         };
         config.rope = config.rope_parameters()?;
@@ -300,15 +300,23 @@ impl Config {
         }
     }
 
-    /// True if a projection in a separate file follows the pooling.
-    pub(crate) fn has_projection(&self) -> bool {
-        self.has_projection
+    /// The file of a projection after the pooling, for classes that may have one.
+    pub fn projection_file(&self) -> Option<&'static str> {
+        let has_one = |class: &str| lfm2::LFM2_EMBEDDING.classes.contains(&class);
+        self.class()
+            .filter(|class| has_one(class))
+            .map(|_| lfm2::PROJECTION_FILE)
     }
 
-    /// The config with a projection after the pooling, in a separate file.
-    pub fn with_projection(self, has_projection: bool) -> Config {
+    /// Length of embeddings after the projection that follows the pooling.
+    pub(crate) fn projected(&self) -> Option<u32> {
+        self.projected
+    }
+
+    /// The config with a projection after the pooling, to embeddings of this length.
+    pub fn with_projection(self, length: u32) -> Config {
         Config {
-            has_projection,
+            projected: Some(length),
             ..self
         }
     }

@@ -10,7 +10,7 @@ use super::recipes::Size::{
     Any, Computed, Expert, Experts, Field, Head, Hidden, Keys as KeyRows, Number, Product, Queries,
 };
 use super::recipes::{Input, Output, Recipe, Size};
-use super::{Architecture, Parameter, nothing_generated};
+use super::{Architecture, Generated, Keys, Parameter, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
@@ -55,6 +55,23 @@ pub(super) static LFM2_EMBEDDING: Architecture = Architecture {
         BIDIRECTIONAL,
         POOLING,
     ],
+    tensors: &[
+        EMBEDDINGS,
+        PROJECTION,
+        NORMS,
+        ATTENTION,
+        CONVOLUTION,
+        FFN,
+        BUFFERS,
+    ],
+    generated: projection,
+    decoder: Decoder {
+        needs: Needs {
+            optional: &["dense_2"],
+            ..Needs::WEIGHTS
+        },
+        ..LFM2.decoder
+    },
     ..LFM2
 };
 
@@ -99,6 +116,10 @@ const EMBEDDINGS: &[Recipe] = &[
     // The norm after the last layer, under the name of an embedding norm.
     Recipe::rename("model.embedding_norm", "token_embd_norm", &[Hidden]),
 ];
+
+/// The projection after the pooling, of a file of its own.
+pub(super) const PROJECTION_FILE: &str = "1_Dense/model.safetensors";
+const PROJECTION: &[Recipe] = &[Recipe::rename("linear", "dense_2", &[Any, Hidden])];
 
 const NORMS: &[Recipe] = &[
     Recipe::rename(
@@ -252,14 +273,15 @@ const WIDTH: &[Parameter] = &[
     }),
 ];
 
-const BIDIRECTIONAL: &[Parameter] = &[Parameter::Computed(|config, keys| {
-    if config.has_projection() {
-        return Err(
-            "the matrix behind the pooling (1_Dense/model.safetensors) cannot be converted yet; without that file, the \
-             model is converted without it"
-                .into(),
-        );
+/// The projection after the pooling, whose key precedes all others.
+fn projection(config: &Config, keys: &mut Keys) -> Result<Vec<Generated>> {
+    if let Some(length) = config.projected() {
+        keys.set("embedding_length_out", Value::U32(length));
     }
+    Ok(Vec::new())
+}
+
+const BIDIRECTIONAL: &[Parameter] = &[Parameter::Computed(|config, keys| {
     if config.class() == Some("Lfm2BidirectionalModel") {
         keys.set("attention.causal", Value::Bool(false));
     }
