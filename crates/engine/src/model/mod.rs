@@ -527,7 +527,9 @@ impl<'a> Engine<'a> {
             )));
         }
         let rotations = self.hyper.rotations.iter();
-        let with_factors = rotations.filter(|rotation| rotation.has_factors);
+        // Step 3.5's factors are as many as windowed layers have pairs, although only the others use them.
+        let is_shared = self.hyper.decoder.half_rotated;
+        let with_factors = rotations.filter(|rotation| rotation.has_factors || is_shared);
         let widest = with_factors.map(|rotation| rotation.length / 2);
         let widest = widest.max().unwrap_or(0);
         let table = |rotation: &Rotation| {
