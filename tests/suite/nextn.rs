@@ -1,5 +1,5 @@
 //! The block for a further token of Qwen 3.5: inputs of its linears, against values that follow
-//! from norms alone. `scripts/parity-nextn.py` compares all of them with PyTorch.
+//! from norms alone. `scripts/parity-nextn.py` compares all of them with llama.cpp and PyTorch.
 
 use super::convert::{FFN, HIDDEN, Model};
 use super::support::program::{json, succeeds};

@@ -49,6 +49,7 @@ pub(super) static BAILING_MOE3: Architecture = Architecture {
         recurrence: Some(Recurrence::DeltaNets(DeltaHeads::Own)),
         router: Router::LISTED,
         sections: Sections::Listed,
+        drafts: true,
         needs: Needs {
             optional: &["attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b"],
             ..Needs::WEIGHTS

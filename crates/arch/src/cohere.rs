@@ -82,6 +82,7 @@ pub(super) static COHERE2_MOE: Architecture = Architecture {
             ..Listed::THREE_OF_FOUR
         }),
         unrotated: Unrotated::UnwindowedBehindDense,
+        drafts: true,
         needs: Needs {
             optional: &["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"],
             ..Needs::WEIGHTS

@@ -43,7 +43,7 @@ pub(super) static QWEN3_NEXT: Architecture = Architecture {
     decoder: Decoder {
         sections: Sections::None,
         recurrence: Some(Recurrence::DeltaNets(DeltaHeads::Grouped)),
-        drafts: false,
+        drafts: true,
         ..QWEN3_5.decoder
     },
     ..QWEN3_5

@@ -63,6 +63,7 @@ pub(super) static HY_V3: Architecture = Architecture {
         BUFFERS,
     ],
     decoder: Decoder {
+        drafts: true,
         rope: Rope::Halves,
         router: Router::LISTED,
         needs: Needs {

@@ -37,7 +37,7 @@ impl<'a> From<TensorReader<'a>> for Input<'a> {
         let first = number("block_count").zip(nextn);
         let first = first.and_then(|(all, blocks)| all.checked_sub(blocks)?.try_into().ok());
         let hyper = first.and_then(|_: u32| Hyper::new(reader.metadata()).ok());
-        let drafts = hyper.is_some_and(|hyper| NextnSpec::new(&hyper, &catalog).is_some());
+        let drafts = hyper.is_some_and(|hyper| NextnSpec::new(&hyper, &catalog, None).is_some());
         Input {
             reader,
             catalog,

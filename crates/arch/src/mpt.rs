@@ -2,8 +2,8 @@
 
 use super::config::Result;
 use super::decoder::{Activation, Alibi, Decoder, Needs, Norm, Rope};
-use super::recipes::Size;
 use super::recipes::Size::{Any, Field};
+use super::recipes::{Input, Output, Size};
 use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
@@ -25,7 +25,7 @@ pub(super) static MPT: Architecture = Architecture {
         alibi: Alibi::Listed,
         needs: Needs {
             // Positions come from ALiBi, or from a table.
-            optional: &["position_embd", "attn_q_norm", "attn_k_norm"],
+            optional: &["position_embd", "attn_q_norm", "attn_k_norm", "ffn.act.scales"],
             ..Needs::WEIGHTS
         },
         ..Decoder::LLAMA
@@ -105,6 +105,11 @@ const TENSORS: &[Recipe] = &[
         "transformer.blocks.{}.ffn.up_proj",
         "blk.{}.ffn_up",
         &[Any, WIDTH],
+    ),
+    // Of AWQ: divisors of the activation's output.
+    Recipe::new(
+        &[Input::new("transformer.blocks.{}.ffn.act.scales", &[Any])],
+        &[Output::new("blk.{}.ffn.act.scales", &[])],
     ),
     Recipe::rename(
         "transformer.blocks.{}.ffn.down_proj",

@@ -89,6 +89,7 @@ impl ModelSpec {
                     }),
             },
             per_layer: PerLayerInputsSpec::new(hyper),
+            nextn: NextnSpec::new(hyper, catalog, output_norm.as_ref()),
             output_norm,
             output: LinearSpec {
                 stem: output_name.trim_end_matches(".weight").into(),
@@ -97,7 +98,6 @@ impl ModelSpec {
                 columns: hyper.hidden,
             },
             output_name,
-            nextn: NextnSpec::new(hyper, catalog),
             rope_factors: [always.or(short), always.or(long)],
         }
     }
@@ -125,11 +125,26 @@ pub struct NextnSpec {
     pub projection: LinearSpec,
     /// Its layer.
     pub layer: LayerSpec,
+    /// Its output matrix, if it is not the model's.
+    pub head: Option<NextnHead>,
+}
+
+/// The output matrix of a multi-token prediction block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NextnHead {
+    /// The norm before it: its own, or the model's.
+    pub norm: Option<NormSpec>,
+    /// The matrix.
+    pub weight: String,
 }
 
 impl NextnSpec {
     /// The block of a model, if supported and with a projection.
-    pub(crate) fn new(hyper: &Hyper, catalog: &Catalog) -> Option<NextnSpec> {
+    pub(crate) fn new(
+        hyper: &Hyper,
+        catalog: &Catalog,
+        output_norm: Option<&NormSpec>,
+    ) -> Option<NextnSpec> {
         hyper.nextn?;
         let known = Known {
             number: hyper.layers,
@@ -149,6 +164,12 @@ impl NextnSpec {
                 .has("nextn.eh_proj")
                 .then(|| known.linear("nextn.eh_proj", hidden, 2 * hidden))?,
             layer: LayerSpec::new(hyper, hyper.layers, catalog),
+            head: known.has("nextn.shared_head_head").then(|| NextnHead {
+                norm: known
+                    .norm_if_there("nextn.shared_head_norm", hidden)
+                    .or_else(|| output_norm.cloned()),
+                weight: known.stem("nextn.shared_head_head.weight"),
+            }),
         })
     }
 }
@@ -788,6 +809,8 @@ pub struct FfnSpec {
     pub first: First,
     /// The norm before the down matrix.
     pub inner_norm: Option<NormSpec>,
+    /// Divisors of the activation's output, without a gate: the tensor.
+    pub divisors: Option<String>,
     /// The matrix after the activation.
     pub down: LinearSpec,
     /// The activation.
@@ -1639,7 +1662,7 @@ impl Known<'_> {
         activations[self.number.min(activations.len() - 1)]
     }
 
-    /// Activation limit of the feed-forward network or of its experts; after the layers, the
+    /// Activation limit of the feed-forward network or of its experts: the metadata's, or the
     /// family's.
     fn limit(&self, experts: bool) -> Option<Limit> {
         let limits = match experts {
@@ -1745,6 +1768,8 @@ impl Known<'_> {
         FfnSpec {
             first,
             inner_norm: self.norm_if_there(&format!("ffn_sub_norm{suffix}"), length),
+            divisors: Some(self.stem("ffn.act.scales"))
+                .filter(|name| suffix.is_empty() && self.catalog.tensor_named(name).is_some()),
             down: linear(&down, columns, length),
             activation: self.activation(),
             limit: self.limit(experts.is_some()),

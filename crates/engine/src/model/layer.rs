@@ -1020,6 +1020,10 @@ fn ffn(weights: &Weights<'_>, spec: &FfnSpec) -> Result<Ffn> {
             spec::First::Plain(up) => First::Plain(weights.linear(up)?),
         },
         inner_norm: norm(weights, &spec.inner_norm)?,
+        factors: match &spec.divisors {
+            Some(name) => Some(weights.reciprocals(name, &[spec.down.columns])?),
+            None => None,
+        },
         down: weights.linear(&spec.down)?,
         activation: spec.activation,
         limit: spec.limit,

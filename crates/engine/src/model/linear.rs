@@ -205,12 +205,22 @@ impl Pass<'_> {
         routed: Option<Routed<'_>>,
         rows: &Rows,
     ) -> Result<()> {
+        let linears: Vec<_> = linears.iter().map(|linear| linear.id).collect();
+        self.input_of(&linears, routed, rows)
+    }
+
+    /// [`Pass::input`] of linears without their weights.
+    pub(super) fn input_of(
+        &self,
+        linears: &[LinearId],
+        routed: Option<Routed<'_>>,
+        rows: &Rows,
+    ) -> Result<()> {
         self.go_on()?;
         if let Some(tap) = self.tap {
-            let linears: Vec<_> = linears.iter().map(|linear| linear.id).collect();
             tap.input(LinearInput {
                 chunk: self.chunk,
-                linears: &linears,
+                linears,
                 routed,
                 rows,
             });

@@ -4,7 +4,7 @@
 //! ```text
 //! position k    the embedding of its token, normalized, concatenated with
 //!               the model's normalized activations of position k - 1, normalized again
-//!               -> projection -> layer
+//!               -> projection -> layer -> its own output matrix, if it has one
 //! ```
 //!
 //! The first position reads zeros in place of previous activations, as in llama.cpp.
@@ -14,7 +14,8 @@ use super::linear::{Linear, Norm, Pass};
 use super::order::in_order;
 use super::rows::Rows;
 use super::{Engine, Error, Hidden, Observer, Result, Tap};
-use quantier_arch::spec::NextnSpec;
+use quantier_arch::LinearId;
+use quantier_arch::spec::{NextnHead, NextnSpec};
 use quantier_core::progress::{Progress, Unit};
 
 /// The widened block.
@@ -25,6 +26,8 @@ struct Block {
     layer: Layer,
     /// The norm after the model's last layer.
     model_norm: Option<Norm>,
+    /// Its own output matrix, and the norm before it.
+    head: Option<(Option<Norm>, LinearId)>,
 }
 
 impl Engine<'_> {
@@ -79,6 +82,13 @@ impl Engine<'_> {
                     let layer = self.hyper.layers;
                     return Err(Error::NotFinite { layer, chunk });
                 }
+                if let Some((norm, head)) = &block.head {
+                    let mut rows = stream;
+                    if let Some(norm) = norm {
+                        norm.apply(rows.numbers_mut());
+                    }
+                    pass.input_of(&[*head], None, &rows)?;
+                }
                 progress.advance(1);
                 observer.chunk_done(chunk)
             })?;
@@ -95,7 +105,19 @@ impl Engine<'_> {
             projection: weights.linear(&spec.projection)?,
             layer: Layer::load(weights, &spec.layer, &self.angles(positions)?)?,
             model_norm: model_norm.map(|norm| weights.norm(norm)).transpose()?,
+            head: match &spec.head {
+                Some(head) => self.nextn_head(head)?,
+                None => None,
+            },
         })
+    }
+
+    /// The block's own output matrix, without its weights: its products are not needed.
+    fn nextn_head(&self, spec: &NextnHead) -> Result<Option<(Option<Norm>, LinearId)>> {
+        let norm = spec.norm.as_ref().map(|norm| self.weights.norm(norm));
+        let norm = norm.transpose()?;
+        let linear = self.weights.catalog().linear_named(&spec.weight);
+        Ok(linear.map(|linear| (norm, linear.id)))
     }
 }
 

@@ -208,6 +208,21 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// Reciprocals of divisors.
+    ///
+    /// # Errors
+    /// Those of [`Weights::finite`], and a divisor of 0.
+    pub(super) fn reciprocals(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>> {
+        let numbers = self.finite(name, dims)?;
+        match numbers.iter().position(|x| *x == 0.0) {
+            Some(at) => Err(self.bad(
+                name,
+                format!("holds 0 as its number {at}, and is a divisor; the file is damaged"),
+            )),
+            None => Ok(numbers.iter().map(|x| x.recip()).collect()),
+        }
+    }
+
     /// [`Weights::tensor`], or `None` if it is missing.
     fn optional(&self, name: &str, dims: &[usize]) -> Result<Option<Vec<f32>>> {
         let Some(stored) = self.shaped(name, dims)? else {

@@ -17,6 +17,8 @@ pub(in crate::model) struct Ffn {
     pub first: First,
     /// Norm before the down matrix.
     pub inner_norm: Option<Norm>,
+    /// Factors of the activation's output, without a gate.
+    pub factors: Option<Vec<f32>>,
     pub down: Linear,
     pub activation: Activation,
     /// Bounds of gate and up.
@@ -156,6 +158,14 @@ impl Ffn {
         }
     }
 
+    /// Factors of the activation's output; their own derivative.
+    fn scale(&self, rows: &mut Rows) {
+        if let Some(factors) = &self.factors {
+            let rows = rows.numbers_mut().chunks_exact_mut(factors.len());
+            rows.for_each(|row| scale_groups(row, factors));
+        }
+    }
+
     /// The first stage; the caller has already shown `input` to the tap. `expert` is 0 for a single
     /// FFN.
     pub(super) fn run_first<'m>(
@@ -182,6 +192,7 @@ impl Ffn {
             None => {
                 let mut y = gate.clone();
                 activate(y.numbers_mut(), self.activation);
+                self.scale(&mut y);
                 y
             }
         };
@@ -247,6 +258,7 @@ impl GateTape<'_> {
         }
         let activation = self.ffn.activation;
         let Some(up) = &self.up else {
+            self.ffn.scale(&mut dy);
             let mut g = self.gate.clone();
             activate_derivative(g.numbers_mut(), dy.numbers(), activation);
             let mut linears = self.ffn.first.linears().into_iter();

@@ -54,6 +54,7 @@ fn ffn(first: First) -> Ffn {
     Ffn {
         first,
         inner_norm: None,
+        factors: None,
         down: linear(1, HIDDEN, 6, 3),
         activation: Activation::Silu,
         limit: None,
@@ -805,6 +806,10 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
     ];
     let fused = ffn(First::Fused(linear(1, 12, HIDDEN, 4)));
     let plain = ffn(First::Plain(linear(1, 6, HIDDEN, 5)));
+    let factored = Ffn {
+        factors: Some(random(6, 25)),
+        ..ffn(First::Plain(linear(1, 6, HIDDEN, 5)))
+    };
     let normed = Ffn {
         inner_norm: Some(norm(6, 24)),
         ..gated_ffn()
@@ -854,6 +859,7 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
         ("gated, with scales", AnyMixer::Ffn(scaled_ffn())),
         ("fused", AnyMixer::Ffn(fused)),
         ("plain", AnyMixer::Ffn(plain)),
+        ("plain, with factors", AnyMixer::Ffn(factored)),
         (
             "attention with norms of their own for heads",
             normed_heads(),
