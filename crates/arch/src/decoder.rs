@@ -273,8 +273,8 @@ pub enum Unrotated {
     UnwindowedBehindDense,
     /// Those listed in the metadata; none without a list.
     Listed,
-    /// Full-attention layers, if others have a window; otherwise the last layer.
-    UnwindowedOrLast,
+    /// Every n-th layer, if layers have a window; otherwise the last layer.
+    EveryOrLast(u32),
     /// All, unless the model has this many layers.
     Unless(u32),
     /// All, if the metadata says that RoPE scaling was not fine-tuned.

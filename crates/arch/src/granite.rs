@@ -64,6 +64,8 @@ pub(super) static GRANITE_MOE: Architecture = Architecture {
             optional: &["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"],
             ..Needs::WEIGHTS
         },
+        // llama.cpp reads the switch for dense models and hybrids only.
+        unrotated: Unrotated::None,
         ..GRANITE.decoder
     },
     ..GRANITE

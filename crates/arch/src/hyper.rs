@@ -1603,8 +1603,8 @@ impl Hyper {
                     Unrotated::Listed => listed_rotations
                         .as_ref()
                         .is_none_or(|rotates| rotates[layer]),
-                    Unrotated::UnwindowedOrLast => match is_windowed {
-                        true => windows[layer].is_some(),
+                    Unrotated::EveryOrLast(number) => match is_windowed {
+                        true => !(layer + 1).is_multiple_of(number as usize),
                         false => layer + 1 < layers,
                     },
                     Unrotated::Unless(number) => layers == number as usize,

@@ -24,7 +24,7 @@ pub(super) static LLAMA4: Architecture = Architecture {
     generated: rope_factors,
     decoder: Decoder {
         window: Window::Chunks(PART),
-        unrotated: Unrotated::UnwindowedOrLast,
+        unrotated: Unrotated::EveryOrLast(4),
         unit_heads: UnitHeads::RotatedUnless(128),
         tempering: Tempering::Unrotated {
             strength: 0.1,
