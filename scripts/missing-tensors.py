@@ -9,6 +9,7 @@ each tensor with different verdicts; the last line is `N agree, M differ`. Exit 
 the program (default: target/release/quantier). The reference must be built (scripts/reference.sh --python).
 """
 
+import json
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ PROGRAM = os.environ.get("QUANTIER", HERE.parent / "target" / "release" / "quant
 # Excluded: the same tensors as another checkpoint, in other files or another type; no model of its own; not converted by
 # the reference; or never finished by llama.cpp.
 OTHERS = re.compile(r"-(bin|f16|f32|fp8|yarn|deep|long|reranker|embedding|promised|loops)|^Card-|^mistral-format|^(baichuan|exaone|mpt-scaled|plamo2)$")
+INDEX = "model.safetensors.index.json"
 # Number of families that one process of the reference converts, as it starts slowly.
 TOGETHER = 6
 # Cases that Quantier refuses, but where llama.cpp runs a model other than the checkpoint's: pattern of names -> reason.
@@ -28,6 +30,8 @@ STRICTER = {
     r"\.act_fn\.": "each becomes a number of a list, in which those of later layers move up",
     r"^mtp\.layers\..*(\.[qkv]_proj\.weight|experts\.gate_up_proj)$|\.layers\.2\.self_attn\.[qkv]_proj\.weight$":
         "a block for further tokens; llama.cpp looks for them only where it runs it",
+    r"^model\.layers\.5\.eh_proj\.weight$":
+        "of Ling 3: llama.cpp takes a file without it for one without the block",
     r"\.scale$": "of codes, which the reference then takes for weights",
     r"^mtp\.\d+\..*\.weight$": "of scales, in a block that is left out",
     r"^model\.layers\.1\.mlp\.(gate|up)_proj\.weight$":
@@ -63,7 +67,12 @@ def without(folder, made, tensors, name):
     for file in folder.iterdir():
         if not file.name.startswith("model"):
             (made / file.name).symlink_to(file)
-    save_file({n: t for n, t in tensors.items() if n != name}, made / "model.safetensors", {"format": "pt"})
+    tensors = {n: t for n, t in tensors.items() if n != name}
+    save_file(tensors, made / "model.safetensors", {"format": "pt"})
+    # The reference's MiniMax 01 looks for the embeddings in it.
+    if (folder / INDEX).exists():
+        index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model.safetensors")}
+        (made / INDEX).write_text(json.dumps(index))
 
 
 def load(folder):

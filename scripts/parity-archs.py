@@ -34,7 +34,8 @@ def is_used(key, value):
 # their names: biases, a norm of keys without one of queries, divisors of RoPE angles.
 QKV = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
 UNUSED_TENSORS = {"ernie4_5": "attn_output.bias", "ernie4_5-moe": "attn_output.bias", "qwen2vl": "output.bias",
-                  "falcon-h1": ("attn_output.bias", "rope_freqs.weight"), "kimi-linear": QKV, "bailingmoe3": QKV, "mimo2": QKV,
+                  "falcon-h1": ("attn_output.bias", "rope_freqs.weight"), "kimi-linear": QKV, "bailingmoe3": QKV,
+                  "mimo2": QKV, "refact": ("rope_freqs.weight", "attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"),
                   "mpt": ("attn_k_norm.weight", "attn_k_norm.bias")}
 
 

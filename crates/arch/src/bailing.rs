@@ -51,7 +51,8 @@ pub(super) static BAILING_MOE3: Architecture = Architecture {
         sections: Sections::Listed,
         drafts: true,
         needs: Needs {
-            optional: &["attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b"],
+            biases: &["exp_probs_b"],
+            nextn: &["nextn.shared_head_norm"],
             ..Needs::WEIGHTS
         },
         ..Decoder::LLAMA

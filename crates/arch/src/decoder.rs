@@ -112,6 +112,8 @@ pub struct Needs {
     pub optional: &'static [&'static str],
     /// Required biases.
     pub biases: &'static [&'static str],
+    /// Required tensors of multi-token prediction blocks that other families' blocks may lack.
+    pub nextn: &'static [&'static str],
     /// True if tied embeddings are not allowed.
     pub own_output: bool,
 }
@@ -121,6 +123,7 @@ impl Needs {
     pub(crate) const WEIGHTS: Needs = Needs {
         optional: &[],
         biases: &[],
+        nextn: &[],
         own_output: false,
     };
     /// Weights and an output matrix.

@@ -56,7 +56,7 @@ pub(super) static KIMI_K3: Architecture = Architecture {
         needs: Needs {
             biases: &["exp_probs_b"],
             optional: &["attn_gate", "ffn_routed_norm", "ffn_gate_shexp"],
-            own_output: true,
+            ..Needs::OWN_OUTPUT
         },
         ..Decoder::LLAMA
     },

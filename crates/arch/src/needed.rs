@@ -23,6 +23,12 @@ const EXPERTS: Ways = Ways {
     second: |stem| ["ffn_gate", "ffn_up", "ffn_down"].contains(&stem),
 };
 
+/// Queries by way of a shorter vector, or at once.
+const LATENT_QUERIES: Ways = Ways {
+    first: |stem| ["attn_q_a", "attn_q_a_norm", "attn_q_b"].contains(&stem),
+    second: |stem| stem == "attn_q",
+};
+
 const WAYS: [Ways; 3] = [
     Ways {
         first: |stem| stem == "layer_output_norm",
@@ -32,10 +38,7 @@ const WAYS: [Ways; 3] = [
         first: |stem| stem == "attn_qkv",
         second: |stem| ["attn_q", "attn_k", "attn_v"].contains(&stem),
     },
-    Ways {
-        first: |stem| ["attn_q_a", "attn_q_a_norm", "attn_q_b"].contains(&stem),
-        second: |stem| stem == "attn_q",
-    },
+    LATENT_QUERIES,
 ];
 
 /// Experts' gates and ups in one tensor: the reference's converter joins them on demand
@@ -198,7 +201,9 @@ impl Architecture {
             if !weight.recipes.iter().any(applies) {
                 return;
             }
-            let optional = needs.optional.iter().chain(&OPTIONAL_NEXTN);
+            let of_nextn = OPTIONAL_NEXTN.iter();
+            let of_nextn = of_nextn.filter(|stem| !needs.nextn.contains(stem));
+            let optional = needs.optional.iter().chain(of_nextn);
             let is_part = |stem: &str| {
                 let name = Weight::layer_name(stem, layer);
                 weight_names(&name).any(|name| has(&name))
@@ -275,7 +280,11 @@ impl Architecture {
             // table only.
             let is_other_mixer = |weight: &Weight| {
                 let has = |table: &usize| present.iter().any(|other| other.tables == [*table]);
-                !weight.tables.iter().any(has)
+                // Selection biases have a table of their own.
+                let has_experts = weight.is_bias
+                    && (EXPERTS.first)(weight.stem())
+                    && any(&present, EXPERTS.first);
+                !weight.tables.iter().any(has) && !has_experts || is_other(&LATENT_QUERIES, weight)
             };
             for &weight in &of_layers {
                 let is_other = match self.decoder.has_several_mixers() {
@@ -284,7 +293,8 @@ impl Architecture {
                     true if !is_everywhere => is_other_mixer(weight),
                     _ => is_other_way(weight),
                 };
-                let is_shared = layer >= first_shared && KEYS.contains(&weight.stem());
+                let is_shared = (first_shared..first_nextn).contains(&layer)
+                    && KEYS.contains(&weight.stem());
                 if !is_other && !lacks(weight) && !is_shared {
                     look(weight, Some(layer));
                 }

@@ -35,9 +35,8 @@ pub(super) static NEMOTRON: Architecture = Architecture {
 
 /// Layer norms with biases, and an untied output matrix.
 pub(super) const NORM_BIASES: Needs = Needs {
-    optional: &[],
     biases: &["output_norm", "attn_norm", "ffn_norm"],
-    own_output: true,
+    ..Needs::OWN_OUTPUT
 };
 
 const PARAMETERS: &[Parameter] = &[

@@ -22,7 +22,7 @@ pub(super) static STABLELM: Architecture = Architecture {
         needs: Needs {
             optional: &["ffn_norm"],
             biases: &["output_norm", "attn_norm"],
-            own_output: true,
+            ..Needs::OWN_OUTPUT
         },
         ..Decoder::LLAMA
     },
