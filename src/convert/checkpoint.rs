@@ -187,7 +187,11 @@ impl Checkpoint {
     /// Adds the projection of a file of its own, before the other tensors.
     fn add_projection(&mut self) -> Result<()> {
         const LINEAR: &str = "linear.weight";
-        let Some(path) = self.config.projection_file().map(|file| self.dir.join(file)) else {
+        let Some(path) = self
+            .config
+            .projection_file()
+            .map(|file| self.dir.join(file))
+        else {
             return Ok(());
         };
         if !path.is_file() {

@@ -52,7 +52,7 @@ pub(super) static BAILING_MOE3: Architecture = Architecture {
         drafts: true,
         needs: Needs {
             biases: &["exp_probs_b"],
-            nextn: &["nextn.shared_head_norm"],
+            nextn: &["layer_output_norm"],
             ..Needs::WEIGHTS
         },
         ..Decoder::LLAMA

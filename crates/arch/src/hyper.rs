@@ -2544,7 +2544,10 @@ mod tests {
             ("grok", (Some(20.0), Some(10.0)), (Some(30.0), None)),
             ("muse-glimmer", (None, Some(10.0)), (None, Some(30.0))),
         ] {
-            let more = [("attention.sliding_window", 16), ("rope.dimension_count", 16)];
+            let more = [
+                ("attention.sliding_window", 16),
+                ("rope.dimension_count", 16),
+            ];
             let mut metadata = experts(architecture, &more);
             assert_eq!(caps(&metadata), absent, "{architecture}");
             for (key, cap) in [("attn", 20.0), ("router", 40.0), ("final", 10.0)] {
@@ -2591,6 +2594,53 @@ mod tests {
             .collect();
         assert_eq!(rotates, [Some(0), Some(0), Some(0), None]);
         assert_eq!(whole.temperature, None);
+        // Listed windows leave RoPE to the layer's number.
+        let mut listed = experts("llama4", &[]);
+        let flags = [true, false, true, false].map(Value::Bool);
+        let flags =
+            quantier_gguf::gguf::Array::of_values(quantier_gguf::gguf::ValueType::Bool, flags);
+        listed.set(
+            "llama4.attention.sliding_window_pattern",
+            Value::Array(flags),
+        );
+        let listed = Hyper::new(&listed).unwrap();
+        let layers = listed.attention.iter().map(|layer| layer.unwrap());
+        let layers: Vec<_> = layers.map(|a| (a.window.is_some(), a.rotation)).collect();
+        let expected = [
+            (true, Some(1)),
+            (false, Some(0)),
+            (true, Some(1)),
+            (false, None),
+        ];
+        assert_eq!(layers, expected);
+    }
+
+    #[test]
+    fn granites_switch_for_rope_is_read_without_experts_only() {
+        for (architecture, rotates) in [("granite", false), ("granitemoe", true)] {
+            let mut metadata = experts(architecture, &[]);
+            let key = format!("{architecture}.rope.scaling.finetuned");
+            metadata.set(key, Value::Bool(false));
+            let hyper = Hyper::new(&metadata).unwrap();
+            let rotation = hyper.attention[0].unwrap().rotation;
+            assert_eq!(rotation.is_some(), rotates, "{architecture}");
+        }
+    }
+
+    #[test]
+    fn blocks_behind_the_layers_have_limits_of_their_own() {
+        let mut metadata = metadata(&[]);
+        let limits = [0.0, 0.0, 1e-7, 3.0, 5.0].map(Value::F32);
+        let limits =
+            quantier_gguf::gguf::Array::of_values(quantier_gguf::gguf::ValueType::F32, limits);
+        metadata.set("qwen35.swiglu_clamp_exp", Value::Array(limits));
+        let hyper = Hyper::new(&metadata).unwrap();
+        assert_eq!(hyper.layers, 4);
+        assert_eq!(
+            hyper.expert_limits,
+            [None, None, None, Some(3.0), Some(5.0)]
+        );
+        assert_eq!(hyper.limits, [None; 5]);
     }
 
     #[test]

@@ -25,7 +25,12 @@ pub(super) static MPT: Architecture = Architecture {
         alibi: Alibi::Listed,
         needs: Needs {
             // Positions come from ALiBi, or from a table.
-            optional: &["position_embd", "attn_q_norm", "attn_k_norm", "ffn.act.scales"],
+            optional: &[
+                "position_embd",
+                "attn_q_norm",
+                "attn_k_norm",
+                "ffn.act.scales",
+            ],
             ..Needs::WEIGHTS
         },
         ..Decoder::LLAMA

@@ -72,7 +72,10 @@ const OPTIONAL_NEXTN: [&str; 3] = [
 /// The norm in front of every mixer.
 const MIXER_NORM: &str = "attn_norm";
 /// Optional weights that belong together.
-const TOGETHER: [[&str; 2]; 1] = [["time_mix_g1", "time_mix_g2"]];
+const TOGETHER: [[&str; 2]; 2] = [
+    ["time_mix_g1", "time_mix_g2"],
+    ["ffn_latent_down", "ffn_latent_up"],
+];
 /// The step of a recurrence, a bias without a weight in some families.
 const STEP: &str = "ssm_dt";
 const WEIGHT: &str = ".weight";
@@ -288,13 +291,13 @@ impl Architecture {
             };
             for &weight in &of_layers {
                 let is_other = match self.decoder.has_several_mixers() {
-                    _ if weight.is_of_nextn() => !is_nextn,
+                    _ if weight.is_of_nextn() || needs.nextn.contains(&weight.stem()) => !is_nextn,
                     true if weight.stem() == MIXER_NORM => false,
                     true if !is_everywhere => is_other_mixer(weight),
                     _ => is_other_way(weight),
                 };
-                let is_shared = (first_shared..first_nextn).contains(&layer)
-                    && KEYS.contains(&weight.stem());
+                let is_shared =
+                    (first_shared..first_nextn).contains(&layer) && KEYS.contains(&weight.stem());
                 if !is_other && !lacks(weight) && !is_shared {
                     look(weight, Some(layer));
                 }

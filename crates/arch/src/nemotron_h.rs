@@ -83,6 +83,7 @@ static NEMOTRON_H_MOE: Architecture = Architecture {
         },
         needs: Needs {
             optional: &["ffn_latent_down", "ffn_latent_up"],
+            nextn: &["nextn.shared_head_norm"],
             biases: &["ssm_conv1d", "exp_probs_b"],
             ..Needs::WEIGHTS
         },
