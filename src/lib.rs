@@ -92,7 +92,7 @@
 //!
 //! ```no_run
 //! use quantier::input::Input;
-//! use quantier::make::{Files, Goal, Job, NamedBudget, Options, Runnable, Text, Texts};
+//! use quantier::make::{Files, Goal, Job, NamedBudget, Options, Runnable, Runner, Text, Texts};
 //! use quantier_allocate::frontier::Budget;
 //! use quantier_core::progress::Silent;
 //! use quantier_engine::model::Engine;
@@ -109,7 +109,8 @@
 //!     let options = Options { directory: "out".into(), goal, ..Options::default() };
 //!     let texts = Texts::hold_out(vec![Text { name: "text.txt".into(), content: text.into() }]);
 //!     let tokenizer = &Tokenizer::from_gguf(input.metadata())?;
-//!     let job = Job::new(input, Some(Runnable { engine, tokenizer }), options, &texts)?;
+//!     let runner = Runner::Native(Runnable { engine, tokenizer });
+//!     let job = Job::new(input, runner, options, &texts)?;
 //!     let made = job.run(&Silent, &|note| eprintln!("{note}"))?;
 //!     println!("{:?}", made.files);
 //!     Ok(())

@@ -10,7 +10,9 @@ use super::text::say;
 use super::wrong_usage;
 use anyhow::{Context, bail};
 use quantier::convert;
-use quantier::make::{self, Files, Goal, Job, NamedBudget, Options, Scoring, Text, Texts};
+use quantier::make::{
+    self, Files, Goal, Job, LlamaCpp, NamedBudget, Options, Runner, Scoring, Text, Texts,
+};
 use quantier::sensitivity::{Measure, Settings};
 use quantier::text::{Set, joined};
 use quantier_allocate::file_type::FileType;
@@ -106,6 +108,17 @@ pub struct Common {
     /// published in
     #[arg(long)]
     allow_requantize: bool,
+    /// The program that runs the model: native, or llama.cpp=DIR with the directory of llama-imatrix
+    /// and llama-perplexity, for models that the native engine cannot run. See
+    /// docs/outside-engine.md
+    #[arg(long, value_name = "ENGINE", default_value = "native", value_parser = engine)]
+    engine: EngineArg,
+    /// Servers that llama.cpp's programs use (their --rpc): HOST:PORT, separated by commas
+    #[arg(long, value_name = "SERVERS")]
+    rpc: Option<String>,
+    /// Further arguments for llama.cpp's programs, separated by spaces: "-ngl 20 --no-mmap"
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    engine_args: Option<String>,
     /// Number of threads; 0 for one per core
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -127,6 +140,25 @@ pub struct Common {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// The program that runs the model.
+#[derive(Clone, Debug, PartialEq)]
+enum EngineArg {
+    Native,
+    LlamaCpp(PathBuf),
+}
+
+fn engine(text: &str) -> Result<EngineArg, String> {
+    match (text, text.split_once('=')) {
+        ("native", _) => Ok(EngineArg::Native),
+        (_, Some(("llama.cpp", directory))) if !directory.is_empty() => {
+            Ok(EngineArg::LlamaCpp(directory.into()))
+        }
+        _ => Err("engines are native and llama.cpp=DIR, with DIR the directory of llama-imatrix and \
+                  llama-perplexity"
+            .into()),
+    }
 }
 
 /// Make the best GGUF files for their sizes: measure, allocate, write, verify
@@ -220,14 +252,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let options = args
         .common
         .options("make", &args.output, Goal::Files(files));
-    go(&args.common, options, publication)
+    go(&args.common, args.common.llama_cpp("make"), options, publication)
 }
 
 pub fn frontier(args: &FrontierArgs) -> anyhow::Result<ExitCode> {
     let options = args
         .common
         .options("frontier", &args.output, Goal::Frontier);
-    go(&args.common, options, None)
+    go(&args.common, args.common.llama_cpp("frontier"), options, None)
 }
 
 impl Args {
@@ -285,6 +317,22 @@ impl Args {
 }
 
 impl Common {
+    /// llama.cpp's programs, if they are the engine.
+    fn llama_cpp(&self, command: &str) -> Option<LlamaCpp> {
+        let EngineArg::LlamaCpp(directory) = &self.engine else {
+            if self.rpc.is_some() || self.engine_args.is_some() {
+                wrong_usage(command, "--rpc and --engine-args require --engine llama.cpp=DIR");
+            }
+            return None;
+        };
+        let arguments = self.engine_args.iter().flat_map(|args| args.split_whitespace());
+        Some(LlamaCpp {
+            directory: directory.clone(),
+            rpc: self.rpc.clone(),
+            arguments: arguments.map(str::to_owned).collect(),
+        })
+    }
+
     fn options(&self, command: &str, directory: &Path, goal: Goal) -> Options {
         let scoring = Scoring::default();
         Options {
@@ -352,6 +400,7 @@ impl Common {
 /// Opens the model and runs the job.
 fn go(
     args: &Common,
+    llama_cpp: Option<LlamaCpp>,
     options: Options,
     publication: Option<quantier::publish::Job>,
 ) -> anyhow::Result<ExitCode> {
@@ -363,36 +412,42 @@ fn go(
     };
     let input = source.finite_reader(&conversion)?;
     input.notes().iter().for_each(|note| note!("{note}"));
-    let opened = match (open(&args.model, &input, &options.engine), &options.imatrix) {
-        (Ok(mut opened), _) => {
+    let open = || open(&args.model, &input, &options.engine);
+    let opened = match (llama_cpp.is_none().then(open), &options.imatrix) {
+        (None, _) => None,
+        (Some(Ok(mut opened)), _) => {
             if options.rounding.has_feedback() {
                 let bytes = make::rounding_bytes(&opened.engine, args.ctx_size);
                 opened.engine.reserve(bytes);
             }
             Some(opened)
         }
-        (Err(error), Some(imatrix)) => {
+        (Some(Err(error)), Some(imatrix)) => {
             warning!(
-                "{error:#}; types are chosen by the error of the weights alone, weighted by {}. {WEIGHTED}",
+                "{error:#}; types are chosen by the error of the weights alone, weighted by {}. {WEIGHTED}. {OUTSIDE}",
                 imatrix.display()
             );
             None
         }
-        (Err(error), None) => bail!(
-            "{error:#}; types can be chosen without running it: --score imatrix --imatrix FILE, with an importance \
-             matrix of llama-imatrix. {WEIGHTED}"
+        (Some(Err(error)), None) => bail!(
+            "{error:#}. {OUTSIDE}. Types can also be chosen without running it: --score imatrix --imatrix FILE, with an \
+             importance matrix of llama-imatrix. {WEIGHTED}"
         ),
     };
     if let (Some(_), Measure::Imatrix) = (&opened, options.scoring.settings.measure) {
         note!("types are chosen by the weighted error of the weights alone. {WEIGHTED}");
     }
     let directory = options.directory.clone();
-    let model = opened.as_ref().map(|opened| make::Runnable {
-        engine: &opened.engine,
-        tokenizer: &opened.tokenizer,
-    });
+    let runner = match (&opened, llama_cpp) {
+        (_, Some(llama_cpp)) => Runner::LlamaCpp(llama_cpp),
+        (Some(opened), None) => Runner::Native(make::Runnable {
+            engine: &opened.engine,
+            tokenizer: &opened.tokenizer,
+        }),
+        (None, None) => Runner::Nobody,
+    };
     let shown = || args.model.display().to_string();
-    let job = Job::new(&input, model, options, &texts).with_context(shown)?;
+    let job = Job::new(&input, runner, options, &texts).with_context(shown)?;
     if args.dry_run {
         let dry_run = job.dry_run().with_context(shown)?;
         return match args.json {
@@ -433,6 +488,9 @@ fn go(
     }
     Ok(ExitCode::SUCCESS)
 }
+
+/// The way for models that the engine cannot run.
+const OUTSIDE: &str = "llama.cpp's programs can run it if they know the model: --engine llama.cpp=DIR (docs/outside-engine.md)";
 
 /// The cost of choosing types by weighted errors.
 const WEIGHTED: &str = "That is worse: on a small model, such files had about twice the divergence of those chosen by \

@@ -11,17 +11,20 @@ pub fn text(e: &DryRun) -> String {
             e.tensors, e.matrices, e.types, e.trials
         ),
         format!(
-            "tokens: {} for calibration, {} of them for sensitivities, {} for the evaluation",
-            e.calibration_tokens, e.scoring_tokens, e.evaluation_tokens
+            "tokens: {}{} for calibration, {} of them for sensitivities, {} for the evaluation",
+            if e.are_tokens_estimated { "about " } else { "" },
+            e.calibration_tokens,
+            e.scoring_tokens,
+            e.evaluation_tokens
         ),
         String::new(),
         format!("{:<20}{:>16}{:>12}", "stage", "operations", "time"),
     ];
     for stage in &e.stages {
-        let time = if stage.done {
-            "done".into()
-        } else {
-            duration(stage.seconds)
+        let time = match (stage.done, stage.cost.is_outside) {
+            (true, _) => "done".into(),
+            (false, true) => format!("{} + ?", duration(stage.seconds)),
+            (false, false) => duration(stage.seconds),
         };
         lines.push(format!(
             "{:<20}{:>16}{:>12}",
@@ -36,6 +39,9 @@ pub fn text(e: &DryRun) -> String {
         "(an estimate from short trials on this machine: {:.1} GFLOP/s in a product, and a row of every type)",
         e.flops_per_second / 1e9
     ));
+    if e.stages.iter().any(|stage| stage.cost.is_outside && !stage.done) {
+        lines.push("?: the time of llama.cpp's programs, which they print once they run".into());
+    }
     lines.push(String::new());
     for (budget, bytes) in &e.files {
         lines.push(match bytes {
@@ -50,6 +56,13 @@ pub fn text(e: &DryRun) -> String {
         size(e.covariance_bytes),
         size(e.work_bytes)
     ));
+    if e.base_bytes + e.logits_bytes > 0 {
+        lines.push(format!(
+            "disk for llama.cpp's programs, in work/: {} for the checkpoint as a GGUF, {} for log-probabilities",
+            size(e.base_bytes),
+            size(e.logits_bytes)
+        ));
+    }
     if e.temporary_bytes > 0 {
         lines.push(format!(
             "temporary file: {} beyond --max-memory",

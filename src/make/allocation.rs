@@ -142,7 +142,7 @@ impl Allocation {
         let mut around = Surroundings {
             header_bytes: self.header_bytes,
             preset_bytes: None,
-            memory: job.model.as_ref().map(|model| memory(job.input, model)),
+            memory: job.model().map(|model| memory(job.input, model)),
         };
         let mut solved = Vec::new();
         for named in &files.budgets {

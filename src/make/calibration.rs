@@ -54,7 +54,7 @@ impl Calibrated {
     }
 
     /// Reads an importance matrix and checks it against the model.
-    fn read(job: &Job<'_>, file: &Path, hessians: Option<InputHessians>) -> Result<Calibrated> {
+    pub(super) fn read(job: &Job<'_>, file: &Path, hessians: Option<InputHessians>) -> Result<Calibrated> {
         let imatrix = Imatrix::read(file)?;
         sensitivity::importance(job.input, &imatrix)?;
         Ok(Calibrated {
@@ -281,7 +281,7 @@ pub(super) fn imatrix_bytes(job: &Job<'_>) -> u64 {
 }
 
 /// An importance matrix of zeros with the entries of the future one.
-fn expected(job: &Job<'_>) -> Imatrix {
+pub(super) fn expected(job: &Job<'_>) -> Imatrix {
     let catalog = job.input.catalog();
     let linears = catalog.linears().iter();
     let collected = linears.filter(|linear| {

@@ -25,6 +25,12 @@ pub struct Cost {
     pub memory: u64,
     /// Bytes of activations in a temporary file, beyond the limit on memory.
     pub temporary: u64,
+    /// Bytes of a converted checkpoint, among those written.
+    pub base: u64,
+    /// Bytes of log-probabilities, among those written.
+    pub logits: u64,
+    /// True if an outside engine does the work, in a time that is unknown here.
+    pub is_outside: bool,
 }
 
 /// Weights to round.
@@ -48,6 +54,9 @@ impl AddAssign<Cost> for Cost {
         self.scratch = self.scratch.max(other.scratch);
         self.memory = self.memory.max(other.memory);
         self.temporary = self.temporary.max(other.temporary);
+        self.base += other.base;
+        self.logits += other.logits;
+        self.is_outside |= other.is_outside;
     }
 }
 

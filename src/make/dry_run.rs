@@ -1,6 +1,7 @@
 //! Dry run: the summed costs of stages without results; operations and bytes from metadata, seconds
 //! from short trials on this machine.
 
+use super::job::JobEngine;
 use super::machine::Machine;
 use super::stage::{Planned, Walk};
 use super::{Cost, Job, Outcome, Result};
@@ -40,6 +41,12 @@ pub struct DryRun {
     pub covariance_bytes: u64,
     /// Peak size of snapshots in bytes.
     pub work_bytes: u64,
+    /// Size of the GGUF of a checkpoint for an outside engine, in bytes.
+    pub base_bytes: u64,
+    /// Size of the log-probabilities of the base for an outside engine, in bytes.
+    pub logits_bytes: u64,
+    /// True if the numbers of tokens are estimated from the lengths of the texts.
+    pub are_tokens_estimated: bool,
     /// Bytes of activations in a temporary file due to the memory limit.
     pub temporary_bytes: u64,
     /// Peak memory in bytes, without mapped files.
@@ -98,7 +105,11 @@ impl Job<'_> {
             types.filter(|of| *of != t.base_type).collect()
         };
         let tensors = &outcome.scores.tensors;
-        let texts = self.model.as_ref().map(|model| &model.texts);
+        let texts = self.model().map(|model| &model.texts);
+        let outside = match &self.engine {
+            JobEngine::Outside(outside) => Some(&outside.texts),
+            JobEngine::None | JobEngine::Native(_) => None,
+        };
         let tokens = |bytes: &[u8]| (bytes.len() / size_of::<u32>()) as u64;
         let is_calibrated = self.options.imatrix.is_none() || self.options.rounding.has_feedback();
         let budgets = self.options.files().map_or(&[][..], |files| &files.budgets);
@@ -134,11 +145,15 @@ impl Job<'_> {
                 .sum(),
             calibration_tokens: texts
                 .filter(|_| is_calibrated)
-                .map_or(0, |texts| tokens(texts.calibration_bytes())),
+                .map(|texts| tokens(texts.calibration_bytes()))
+                .or(outside.map(|texts| texts.calibration_tokens))
+                .unwrap_or(0),
             scoring_tokens: self.scoring_tokens(),
             evaluation_tokens: texts
                 .filter(|_| self.options.files().is_some())
-                .map_or(0, |texts| tokens(texts.evaluation_bytes())),
+                .map(|texts| tokens(texts.evaluation_bytes()))
+                .or(outside.map(|texts| texts.evaluation_tokens()))
+                .unwrap_or(0),
             flops_per_second: machine.flops_per_second,
             stages: planned.iter().map(stage).collect(),
             files,
@@ -151,13 +166,19 @@ impl Job<'_> {
                 feedback.needs.files + output
             }),
             work_bytes: all.scratch,
+            base_bytes: all.base,
+            logits_bytes: all.logits,
+            are_tokens_estimated: outside.is_some_and(|texts| texts.are_estimates),
             temporary_bytes: all.temporary,
             memory_bytes: all.memory,
         }
     }
 
     fn scoring_tokens(&self) -> u64 {
-        let Some(model) = &self.model else {
+        if let JobEngine::Outside(outside) = &self.engine {
+            return outside.texts.probing_tokens();
+        }
+        let Some(model) = self.model() else {
             return 0;
         };
         if self.settings().measure == Measure::Imatrix {

@@ -133,7 +133,7 @@ impl<'j> Writer<'j> {
     /// Chunks for sequential rounding, if enabled.
     fn chunks(&self) -> Result<Option<Vec<Vec<u32>>>> {
         let is_sequential = self.job.options.rounding.is_sequential();
-        let Some(model) = self.job.model.as_ref().filter(|_| is_sequential) else {
+        let Some(model) = self.job.model().filter(|_| is_sequential) else {
             return Ok(None);
         };
         let windows = model.texts.calibration()?;
@@ -174,7 +174,7 @@ impl<'j> Writer<'j> {
         for (output, file) in files.iter().enumerate() {
             let key = self.key(file)?;
             // Sequential rounding: each linear on the activations of the already rounded model.
-            if let Some((chunks, model)) = chunks.zip(self.job.model.as_ref()) {
+            if let Some((chunks, model)) = chunks.zip(self.job.model()) {
                 let name = file.file_name();
                 let snapshot = work.snapshot(&name);
                 let blocks = work.blocks(&name);

@@ -2,7 +2,9 @@
 
 use super::lossless::{Lossless, PUBLISHED, quantized_matrices};
 use super::numbers::Numbers;
-use super::options::{Options, Texts};
+use super::options::{LlamaCpp, Options, Texts};
+use super::outside::Outside;
+use super::texts::Used;
 use super::workdir::WorkDir;
 use super::{Error, Result, texts};
 use crate::format::gguf::Value;
@@ -21,6 +23,16 @@ use std::path::PathBuf;
 
 pub(super) use crate::sensitivity::gradient_rows;
 
+/// The program that runs the model.
+pub enum Runner<'m> {
+    /// None: sensitivities are weighted errors of the weights, and files are not measured.
+    Nobody,
+    /// The engine of this program.
+    Native(Runnable<'m>),
+    /// llama.cpp's programs.
+    LlamaCpp(LlamaCpp),
+}
+
 /// A model that the engine can run.
 #[derive(Clone, Copy)]
 pub struct Runnable<'m> {
@@ -33,9 +45,7 @@ pub struct Runnable<'m> {
 /// Resolved options for one model.
 pub struct Job<'m> {
     pub(super) input: &'m Input<'m>,
-    /// The runnable model with its texts. Without it, sensitivities are weighted errors of the
-    /// weights, and files are not measured.
-    pub(super) model: Option<Model<'m>>,
+    pub(super) engine: JobEngine<'m>,
     /// The tensors that types hold without loss.
     pub(super) lossless: Lossless,
     /// Options, restricted to those that the model supports.
@@ -44,6 +54,13 @@ pub struct Job<'m> {
     pub(super) name: String,
     /// Tokens per chunk.
     pub(super) context: usize,
+}
+
+/// The engine of a job, with the texts.
+pub(super) enum JobEngine<'m> {
+    None,
+    Native(Model<'m>),
+    Outside(Outside),
 }
 
 /// A runnable model with its texts in chunks.
@@ -59,14 +76,19 @@ impl<'m> Job<'m> {
     /// makes the output Hessians.
     ///
     /// # Errors
-    /// A quantized model, a file in place of the directory, texts that are too short, and a budget
-    /// in nats without divergences.
+    /// A quantized model, a file in place of the directory, texts that are too short, a budget in
+    /// nats without divergences, and missing programs of an outside engine.
     pub fn new(
         input: &'m Input<'m>,
-        model: Option<Runnable<'m>>,
+        runner: Runner<'m>,
         mut options: Options,
         texts: &Texts,
     ) -> Result<Job<'m>> {
+        let model = match &runner {
+            Runner::Native(model) => Some(*model),
+            Runner::Nobody | Runner::LlamaCpp(_) => None,
+        };
+        let is_outside = matches!(runner, Runner::LlamaCpp(_));
         if model.is_none() {
             options.scoring.settings.measure = Measure::Imatrix;
             options.rounding = Rounding::Reference;
@@ -85,30 +107,65 @@ impl<'m> Job<'m> {
         if options.directory.exists() && !options.directory.is_dir() {
             return Err(Error::NoDirectory(options.directory));
         }
-        if model.is_none() && options.imatrix.is_none() {
+        if matches!(runner, Runner::Nobody) && options.imatrix.is_none() {
             return Err(Error::NeedsImatrix);
         }
         let budgets = options.files().map_or(&[][..], |files| &files.budgets);
         let nats = budgets
             .iter()
             .find(|budget| matches!(budget.budget, Budget::Kld(_)));
-        if let (Some(budget), Measure::Imatrix) = (nats, options.scoring.settings.measure) {
+        if let (Some(budget), Measure::Imatrix, false) =
+            (nats, options.scoring.settings.measure, is_outside)
+        {
             return Err(Error::NoNats(budget.name.clone()));
         }
-        let cut = |model: Runnable<'m>| -> Result<Model<'m>> {
-            Ok(Model {
+        let engine = match runner {
+            Runner::Nobody => JobEngine::None,
+            Runner::Native(model) => JobEngine::Native(Model {
                 engine: model.engine,
                 texts: texts::Cut::new(model.tokenizer, texts)?,
-            })
+            }),
+            Runner::LlamaCpp(programs) => {
+                JobEngine::Outside(Outside::new(programs, input, &options, texts)?)
+            }
         };
         Ok(Job {
             input,
             lossless: Lossless::of(input)?,
-            model: model.map(cut).transpose()?,
+            engine,
             name: options.name.clone().unwrap_or_else(|| model_name(input)),
             options,
             context: texts.context,
         })
+    }
+
+    /// The model, if the engine of this program runs it.
+    pub(super) fn model(&self) -> Option<&Model<'m>> {
+        match &self.engine {
+            JobEngine::Native(model) => Some(model),
+            JobEngine::None | JobEngine::Outside(_) => None,
+        }
+    }
+
+    /// The calibration texts with their numbers of tokens; none if no model is run.
+    pub(super) fn calibration_tokens(&self) -> Used {
+        match &self.engine {
+            JobEngine::None => Vec::new(),
+            JobEngine::Native(model) => model.texts.calibration_tokens.clone(),
+            JobEngine::Outside(outside) => outside.texts.calibration_used(),
+        }
+    }
+
+    /// Adds the texts and the program that runs the model; `None` without one.
+    pub(super) fn with_texts(&self, key: KeyBuilder) -> Option<KeyBuilder> {
+        match &self.engine {
+            JobEngine::None => None,
+            JobEngine::Native(model) => Some(
+                key.with("tokens", model.texts.evaluation_bytes())
+                    .with("calibration", model.texts.calibration_bytes()),
+            ),
+            JobEngine::Outside(outside) => Some(outside.with_texts(key)),
+        }
     }
 
     pub(super) fn work(&self) -> WorkDir {
@@ -129,7 +186,7 @@ impl<'m> Job<'m> {
                 &self.options.engine,
             )
         };
-        self.model.as_ref().map(of).transpose()
+        self.model().map(of).transpose()
     }
 
     /// Sensitivities known from metadata: tensors, types and bytes, with a guess for the nats.

@@ -31,6 +31,7 @@ mod lossless;
 mod machine;
 mod numbers;
 mod options;
+mod outside;
 mod presets;
 mod proof;
 mod prover;
@@ -50,9 +51,12 @@ use crate::sensitivity::Scores;
 use allocation::Allocation;
 use calibration::{Calibrated, Calibration};
 use files::{FilesStage, Writer};
-use proof::Proven;
-use prover::Prover;
-use sensitivities::ScoringStage;
+use job::JobEngine;
+use numbers::Numbers;
+use outside::{Correction, LogitsMeter, LogitsStage, Outside};
+use proof::{EngineMeter, Meter, Proven};
+use prover::{Native, Prover};
+use sensitivities::{ScoringStage, Sensitivities};
 use stage::{Session, Walk};
 use std::path::{Path, PathBuf};
 
@@ -60,8 +64,9 @@ pub use cost::Cost;
 pub use dry_run::{DryRun, StageCost};
 pub use error::{Error, Result};
 pub use fit::{Fit, fit};
-pub use job::{Job, Runnable, model_name, rounding_bytes};
-pub use options::{Files, Goal, NamedBudget, Options, Scoring, Texts};
+pub use job::{Job, Runnable, Runner, model_name, rounding_bytes};
+pub use options::{Files, Goal, LlamaCpp, NamedBudget, Options, Scoring, Texts};
+pub use outside::Error as OutsideError;
 pub use texts::Text;
 
 /// Results of a run.
@@ -80,6 +85,8 @@ struct Outcome {
     scores: Scores,
     /// Tokens per expert of the calibration text; `None` in a plan and without experts.
     coverage: Option<Coverage>,
+    /// Factors from measured files, with an outside engine; `None` in a plan.
+    correction: Option<Correction>,
     /// Divergences of the files; `None` if they are not measured, or not yet.
     proven: Option<Proven>,
     /// Effect of error feedback on each file, per tensor.
@@ -117,15 +124,13 @@ impl Job<'_> {
     /// Walks the stages. A plan ends at a stage whose result cannot be predicted.
     fn walk(&self, walk: &mut Walk<'_>) -> Result<Outcome> {
         let numbers = self.numbers()?;
-        let (model, numbers) = (self.model.as_ref(), numbers.as_ref());
-        let calibration = match model.zip(numbers) {
-            Some((model, numbers)) => Calibration::new(self, model, numbers)?,
-            None => None,
+        let numbers = numbers.as_ref();
+        let outside = match &self.engine {
+            JobEngine::Outside(outside) => Some((outside, self.base(walk)?)),
+            JobEngine::None | JobEngine::Native(_) => None,
         };
-        let calibrated = match &calibration {
-            Some(calibration) => walk.stage(calibration)?,
-            None => Calibrated::given(self)?,
-        };
+        let outside = outside.as_ref().map(|(outside, base)| (*outside, &**base));
+        let calibrated = self.calibrated(walk, numbers, outside)?;
         if let Some(session) = walk.session() {
             let hessians = calibrated.hessians.as_ref();
             let note = hessians.and_then(InputHessians::few_tokens);
@@ -137,36 +142,68 @@ impl Job<'_> {
         };
 
         let scoring = ScoringStage::new(self, numbers, &calibrated)?;
-        let sensitivities = walk.stage(&scoring)?;
+        let mut sensitivities = walk.stage(&scoring)?;
+        let correction = match outside {
+            Some(outside) => self.corrected(walk, outside, &calibrated, &mut sensitivities)?,
+            None => None,
+        };
         let work = walk.work();
         let mut allocation = walk.compute("allocation", || {
             Allocation::new(self, &calibrated, &sensitivities, work)
         })?;
         let mut notes = self.lossless.notes(self.input);
+        notes.extend(outside.iter().flat_map(|(outside, _)| outside::notes(outside)));
         notes.extend(coverage.as_ref().and_then(calibration::unreached));
         notes.extend(allocation.notes.iter().cloned());
-        if model.is_some_and(|model| model.engine.hyper.loops > 1) {
+        if self.model().is_some_and(|model| model.engine.hyper.loops > 1) {
             notes.push(
                 "the layers run several times, so they are rounded without error feedback".into(),
             );
         }
 
         let writer = Writer::new(self, numbers, &calibrated, &sensitivities)?;
+        let prover = |meter, native| Prover {
+            job: self,
+            meter,
+            calibrated: &calibrated,
+            writer: &writer,
+            native,
+        };
         let mut proven = None;
-        match (self.options.files(), model.zip(numbers)) {
-            (None, _) => {}
-            (Some(files), Some((model, numbers))) => {
-                let prover = Prover {
+        match (self.options.files(), self.model().zip(numbers), outside) {
+            (None, ..) => {}
+            (Some(files), Some((model, numbers)), _) => {
+                let meter = EngineMeter {
                     job: self,
                     model,
                     numbers,
-                    calibrated: &calibrated,
-                    writer: &writer,
+                };
+                let native = Native {
+                    model,
+                    numbers,
                     refine: files.refine,
                 };
-                proven = prover.prove(walk, &mut allocation, &mut notes)?;
+                proven = prover(&meter as &dyn Meter, Some(native)).prove(
+                    walk,
+                    &mut allocation,
+                    &mut notes,
+                )?;
             }
-            (Some(_), None) => {
+            (Some(_), None, Some((outside, base))) => {
+                let of = outside::Of::Evaluation;
+                let logits = walk.stage(&LogitsStage::new(of, self, outside, base)?)?;
+                let meter = LogitsMeter {
+                    job: self,
+                    outside,
+                    logits: &logits,
+                };
+                proven = prover(&meter as &dyn Meter, None).prove(
+                    walk,
+                    &mut allocation,
+                    &mut notes,
+                )?;
+            }
+            (Some(_), None, None) => {
                 walk.stage(&FilesStage {
                     name: "files",
                     writer: &writer,
@@ -184,10 +221,58 @@ impl Job<'_> {
             allocation,
             scores: sensitivities.scores,
             coverage,
+            correction,
             proven,
             proved,
             notes,
         })
+    }
+
+    /// The importance matrix, and the input Hessians if the engine of this program runs the model.
+    fn calibrated(
+        &self,
+        walk: &mut Walk<'_>,
+        numbers: Option<&Numbers>,
+        outside: Option<(&Outside, &Path)>,
+    ) -> Result<Calibrated> {
+        if let (Some((outside, base)), None) = (outside, &self.options.imatrix) {
+            return walk.stage(&outside::PartsStage::new(self, outside, base)?);
+        }
+        let calibration = match self.model().zip(numbers) {
+            Some((model, numbers)) => Calibration::new(self, model, numbers)?,
+            None => None,
+        };
+        match &calibration {
+            Some(calibration) => walk.stage(calibration),
+            None => Calibrated::given(self),
+        }
+    }
+
+    /// The GGUF for an outside engine.
+    fn base(&self, walk: &mut Walk<'_>) -> Result<PathBuf> {
+        match outside::given_base(self)? {
+            Some(given) => Ok(given),
+            None => walk.stage(&outside::BaseStage::new(self)?),
+        }
+    }
+
+    /// Turns weighted errors into nats by measurements of an outside engine.
+    fn corrected(
+        &self,
+        walk: &mut Walk<'_>,
+        (outside, base): (&Outside, &Path),
+        calibrated: &Calibrated,
+        sensitivities: &mut Sensitivities,
+    ) -> Result<Option<Correction>> {
+        let of = outside::Of::Probing;
+        let logits = walk.stage(&LogitsStage::new(of, self, outside, base)?)?;
+        let probing = outside::Probing::new(self, outside, &logits, calibrated, &sensitivities.scores)?;
+        let correction = walk.stage(&probing)?;
+        match &correction {
+            Some(correction) => correction.apply(self, &mut sensitivities.scores),
+            None => sensitivities.is_guess = true,
+        }
+        Ok(correction)
     }
 }
 

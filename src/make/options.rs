@@ -63,6 +63,17 @@ pub struct Files {
     pub refine: usize,
 }
 
+/// llama.cpp's programs as the engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LlamaCpp {
+    /// Directory of llama-imatrix and llama-perplexity.
+    pub directory: PathBuf,
+    /// Servers for `--rpc`: HOST:PORT, separated by commas.
+    pub rpc: Option<String>,
+    /// Further arguments for both programs.
+    pub arguments: Vec<String>,
+}
+
 /// A budget and its option.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NamedBudget {

@@ -3,8 +3,8 @@
 
 use super::allocation::{Allocation, padding};
 use super::files::{Knowledge, request};
-use super::job::{Job, Model};
-use super::proof::Subject;
+use super::job::Job;
+use super::proof::{Meter, Subject};
 use super::workdir::WorkDir;
 use super::{Result, files};
 use crate::format;
@@ -129,7 +129,7 @@ impl Drop for Folder {
 impl Comparison {
     pub(super) fn new(
         job: &Job<'_>,
-        model: &Model<'_>,
+        meter: &dyn Meter,
         allocation: &Allocation,
         imatrix: Option<&Path>,
         work: &WorkDir,
@@ -155,8 +155,8 @@ impl Comparison {
             let key = KeyBuilder::new("make: preset")
                 .with_model(job.input)?
                 .with("imatrix", &imatrix)
-                .with("preset", preset.name().as_bytes())
-                .with("tokens", model.texts.evaluation_bytes());
+                .with("preset", preset.name().as_bytes());
+            let key = meter.key(key);
             let path = comparison.folder.join(format!("{}.gguf", preset.name()));
             let name = format!("preset-{}.measured", preset.name());
             let subject = Subject::new(path, name, key.key());

@@ -7,6 +7,7 @@ use super::job::{Job, Model};
 use super::numbers::Numbers;
 use super::presets::{Compared, Comparison};
 use super::stage::{Session, Stage};
+use super::texts::Used;
 use super::workdir::WorkDir;
 use crate::convert;
 use crate::evaluate::measure::{Base, Measured, compare};
@@ -39,25 +40,48 @@ pub(super) struct Subject {
     key: Key,
 }
 
+/// A program that measures divergences from the base on the evaluation text.
+pub(super) trait Meter {
+    /// Name for reports.
+    fn name(&self) -> String;
+
+    /// The texts, with their numbers of tokens.
+    fn texts(&self) -> Used;
+
+    /// Adds all that a divergence depends on, except the base and the measured file.
+    fn key(&self, key: KeyBuilder) -> KeyBuilder;
+
+    /// Cost of measuring this number of files.
+    fn cost(&self, files: usize) -> Cost;
+
+    /// Measures some files and stores the results.
+    fn measure(&self, session: &Session<'_>, subjects: &[&Subject]) -> Result<Vec<Divergence>>;
+}
+
 impl Subject {
     pub(super) fn new(path: PathBuf, name: String, key: Key) -> Subject {
         Subject { path, name, key }
     }
 
     /// Subject for an existing file.
-    fn of_file(base: &Input<'_>, model: &Model<'_>, path: &Path) -> Result<Subject> {
+    fn of_file(base: &Input<'_>, meter: &dyn Meter, path: &Path) -> Result<Subject> {
         let source = Source::open(path)?;
         let input = source.reader(&convert::Job::default())?;
         let key = KeyBuilder::new("make: proof")
             .with_model(base)?
-            .with_model(&input)?
-            .with("tokens", model.texts.evaluation_bytes());
+            .with_model(&input)?;
+        let key = meter.key(key);
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         Ok(Subject {
             path: path.to_owned(),
             name: format!("{name}.measured"),
             key: key.key(),
         })
+    }
+
+    /// Stores a result.
+    pub(super) fn store(&self, work: &WorkDir, divergence: &Divergence) -> Result<()> {
+        work.write(&self.name, &self.key, divergence)
     }
 
     /// Result of an earlier run.
@@ -71,14 +95,17 @@ pub(super) struct Proven {
     /// In the order of the allocation.
     pub(super) files: Vec<Divergence>,
     pub(super) presets: Vec<(FileType, Divergence)>,
+    /// The measuring program.
+    pub(super) tool: String,
+    /// The texts, with their numbers of tokens.
+    pub(super) texts: Used,
 }
 
 /// The stage.
 pub(super) struct Proof<'j> {
     pub(super) name: &'static str,
     pub(super) job: &'j Job<'j>,
-    pub(super) model: &'j Model<'j>,
-    pub(super) numbers: &'j Numbers,
+    pub(super) meter: &'j dyn Meter,
     pub(super) allocation: &'j Allocation,
     pub(super) comparison: Option<&'j Comparison>,
     /// True if the files have been written, not only planned.
@@ -97,7 +124,7 @@ impl<'j> Proof<'j> {
         if !self.are_written {
             return Ok(None);
         }
-        let files = files.map(|path| Subject::of_file(self.job.input, self.model, path));
+        let files = files.map(|path| Subject::of_file(self.job.input, self.meter, path));
         let presets = self.presets().iter();
         let presets = presets.map(|compared| Ok(compared.subject.clone()));
         files.chain(presets).collect::<Result<_>>().map(Some)
@@ -109,11 +136,115 @@ impl<'j> Proof<'j> {
         Proven {
             files: all,
             presets: names.zip(presets).collect(),
+            tool: self.meter.name(),
+            texts: self.meter.texts(),
         }
     }
+}
 
-    /// Measures some files beside the base and stores the results.
-    fn measure(
+impl Stage for Proof<'_> {
+    type Output = Proven;
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn load(&self, work: &WorkDir) -> Result<Option<Proven>> {
+        let loaded = self.subjects()?.and_then(|subjects| {
+            let all = subjects.iter().map(|subject| subject.load(work));
+            all.collect::<Option<Vec<_>>>()
+        });
+        Ok(loaded.map(|all| self.proven(all)))
+    }
+
+    fn cost(&self, work: &WorkDir) -> Result<Cost> {
+        let measured = match self.subjects()? {
+            Some(subjects) => subjects.iter().filter(|s| s.load(work).is_some()).count(),
+            None => self.presets().iter().filter(|c| !c.is_missing).count(),
+        };
+        let all = self.allocation.files.len() + self.allocation.open_files();
+        let files = (all + self.presets().len()).saturating_sub(measured);
+        Ok(self.meter.cost(files))
+    }
+
+    fn run(&self, session: &Session<'_>) -> Result<Proven> {
+        let subjects = self.subjects()?.unwrap_or_default();
+        let mut all: Vec<_> = subjects.iter().map(|s| s.load(session.work)).collect();
+        let missing: Vec<_> = (0..all.len()).filter(|i| all[*i].is_none()).collect();
+        let unmeasured: Vec<_> = missing.iter().map(|i| &subjects[*i]).collect();
+        let measured = self.meter.measure(session, &unmeasured)?;
+        for (i, divergence) in missing.iter().zip(measured) {
+            all[*i] = Some(divergence);
+        }
+        Ok(self.proven(all.into_iter().flatten().collect()))
+    }
+}
+
+/// The engine of this program, which runs some files beside the base.
+pub(super) struct EngineMeter<'j> {
+    pub(super) job: &'j Job<'j>,
+    pub(super) model: &'j Model<'j>,
+    pub(super) numbers: &'j Numbers,
+}
+
+impl Meter for EngineMeter<'_> {
+    fn name(&self) -> String {
+        "quantier".into()
+    }
+
+    fn texts(&self) -> Used {
+        self.model.texts.evaluation_tokens.clone()
+    }
+
+    fn key(&self, key: KeyBuilder) -> KeyBuilder {
+        key.with("tokens", self.model.texts.evaluation_bytes())
+    }
+
+    fn cost(&self, files: usize) -> Cost {
+        let Numbers {
+            evaluation,
+            width,
+            largest,
+            output,
+            ..
+        } = *self.numbers;
+        let model = self.numbers.forward(evaluation) + self.numbers.logits(evaluation / 2.0);
+        let together = 1.0 + files.min(TOGETHER) as f64;
+        let cost = Cost {
+            operations: (1.0 + files as f64) * model,
+            // An upper bound: files are smaller than the base.
+            read: self.numbers.model_bytes * (1 + files as u64),
+            ..Cost::default()
+        };
+        let memory = Memory {
+            activations: (together / 2.0 + 1.0) * evaluation * width * 4.0,
+            work: (largest + together * output) * 4.0
+                + self.numbers.working(1.0).max(self.numbers.working_logits()),
+            feedback: 0.0,
+        };
+        self.numbers.with_memory(cost, memory)
+    }
+
+    fn measure(&self, session: &Session<'_>, subjects: &[&Subject]) -> Result<Vec<Divergence>> {
+        let windows = self.model.texts.evaluation()?;
+        let base = Measured::new(
+            "the base".into(),
+            self.model.engine,
+            &windows,
+            session.progress,
+        )?;
+        let base = Base::Model(base);
+        let mut all = Vec::new();
+        for group in subjects.chunks(TOGETHER) {
+            all.extend(self.measure_group(session, &base, group)?);
+        }
+        Ok(all)
+    }
+}
+
+impl EngineMeter<'_> {
+    /// Measures some files in one pass of the base.
+    fn measure_group(
         &self,
         session: &Session<'_>,
         base: &Base<'_>,
@@ -140,82 +271,11 @@ impl<'j> Proof<'j> {
         for (rows, subject) in compared.iter().zip(group) {
             if let Some(statistics) = Statistics::of(&[rows]) {
                 let divergence = divergence(&statistics);
-                session
-                    .work
-                    .write(&subject.name, &subject.key, &divergence)?;
+                subject.store(session.work, &divergence)?;
                 measured.push(divergence);
             }
         }
         Ok(measured)
-    }
-}
-
-impl Stage for Proof<'_> {
-    type Output = Proven;
-
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn load(&self, work: &WorkDir) -> Result<Option<Proven>> {
-        let loaded = self.subjects()?.and_then(|subjects| {
-            let all = subjects.iter().map(|subject| subject.load(work));
-            all.collect::<Option<Vec<_>>>()
-        });
-        Ok(loaded.map(|all| self.proven(all)))
-    }
-
-    fn cost(&self, work: &WorkDir) -> Result<Cost> {
-        let measured = match self.subjects()? {
-            Some(subjects) => subjects.iter().filter(|s| s.load(work).is_some()).count(),
-            None => self.presets().iter().filter(|c| !c.is_missing).count(),
-        };
-        let all = self.allocation.files.len() + self.allocation.open_files();
-        let files = (all + self.presets().len()).saturating_sub(measured);
-        let Numbers {
-            evaluation,
-            width,
-            largest,
-            output,
-            ..
-        } = *self.numbers;
-        let model = self.numbers.forward(evaluation) + self.numbers.logits(evaluation / 2.0);
-        let together = 1.0 + files.min(TOGETHER) as f64;
-        let cost = Cost {
-            operations: (1.0 + files as f64) * model,
-            // An upper bound: files are smaller than the base.
-            read: self.numbers.model_bytes * (1 + files as u64),
-            ..Cost::default()
-        };
-        let memory = Memory {
-            activations: (together / 2.0 + 1.0) * evaluation * width * 4.0,
-            work: (largest + together * output) * 4.0
-                + self.numbers.working(1.0).max(self.numbers.working_logits()),
-            feedback: 0.0,
-        };
-        Ok(self.numbers.with_memory(cost, memory))
-    }
-
-    fn run(&self, session: &Session<'_>) -> Result<Proven> {
-        let subjects = self.subjects()?.unwrap_or_default();
-        let mut all: Vec<_> = subjects.iter().map(|s| s.load(session.work)).collect();
-        let missing: Vec<_> = (0..all.len()).filter(|i| all[*i].is_none()).collect();
-        let windows = self.model.texts.evaluation()?;
-        let base = Measured::new(
-            "the base".into(),
-            self.model.engine,
-            &windows,
-            session.progress,
-        )?;
-        let base = Base::Model(base);
-        for group in missing.chunks(TOGETHER) {
-            let subjects: Vec<_> = group.iter().map(|i| &subjects[*i]).collect();
-            let measured = self.measure(session, &base, &subjects)?;
-            for (i, divergence) in group.iter().zip(measured) {
-                all[*i] = Some(divergence);
-            }
-        }
-        Ok(self.proven(all.into_iter().flatten().collect()))
     }
 }
 

@@ -13,20 +13,28 @@ use super::files::{self, FilesStage, Writer};
 use super::job::{Job, Model};
 use super::numbers::Numbers;
 use super::presets::Comparison;
-use super::proof::{Proof, Proven};
+use super::proof::{Meter, Proof, Proven};
 use super::refinement::Refinement;
 use super::stage::Walk;
 use super::{Result, targets};
 
+/// The model in the engine of this program.
+#[derive(Clone, Copy)]
+pub(super) struct Native<'p> {
+    pub(super) model: &'p Model<'p>,
+    pub(super) numbers: &'p Numbers,
+    /// Maximum number of swaps to measure for each file.
+    pub(super) refine: usize,
+}
+
 /// Writes and measures files.
 pub(super) struct Prover<'p> {
     pub(super) job: &'p Job<'p>,
-    pub(super) model: &'p Model<'p>,
-    pub(super) numbers: &'p Numbers,
+    pub(super) meter: &'p dyn Meter,
     pub(super) calibrated: &'p Calibrated,
     pub(super) writer: &'p Writer<'p>,
-    /// Maximum number of swaps to measure for each file.
-    pub(super) refine: usize,
+    /// For a refinement.
+    pub(super) native: Option<Native<'p>>,
 }
 
 impl Prover<'_> {
@@ -40,7 +48,7 @@ impl Prover<'_> {
     ) -> Result<Option<Proven>> {
         let work = walk.work();
         let imatrix = self.calibrated.file.as_deref();
-        let comparison = Comparison::new(self.job, self.model, allocation, imatrix, work)?;
+        let comparison = Comparison::new(self.job, self.meter, allocation, imatrix, work)?;
         notes.extend_from_slice(&comparison.notes);
         let folder = match walk.session() {
             Some(_) => Some(comparison.make_folder()?),
@@ -86,8 +94,7 @@ impl Prover<'_> {
         walk.last(&Proof {
             name: proof,
             job: self.job,
-            model: self.model,
-            numbers: self.numbers,
+            meter: self.meter,
             allocation,
             comparison,
             are_written,
@@ -154,19 +161,22 @@ impl Prover<'_> {
         settled: &[bool],
         proven: &mut Proven,
     ) -> Result<bool> {
-        let files = (0..settled.len()).filter(|i| !settled[*i] && self.refine > 0);
+        let Some(native) = self.native.filter(|native| native.refine > 0) else {
+            return Ok(true);
+        };
+        let files = (0..settled.len()).filter(|i| !settled[*i]);
         let files: Vec<_> = files.collect();
         let before = files::paths(allocation);
         let mut continues = true;
         for file in &files {
             let refined = walk.last(&Refinement {
                 job: self.job,
-                model: self.model,
-                numbers: self.numbers,
+                model: native.model,
+                numbers: native.numbers,
                 calibrated: self.calibrated,
                 allocation,
                 file: *file,
-                most: self.refine,
+                most: native.refine,
             })?;
             match (refined, walk.session()) {
                 (Some(Some(refined)), Some(session)) => {

@@ -2,7 +2,7 @@
 
 use super::allocation::{Allocation, FilePlan};
 use super::fit::fit;
-use super::job::{GENERAL_NAME, Job, model_name};
+use super::job::{GENERAL_NAME, Job, JobEngine, model_name};
 use super::proof::Proven;
 use super::{Outcome, Result, write_text};
 use crate::arch::Catalog;
@@ -40,10 +40,7 @@ fn predicted(job: &Job<'_>, scores: &Scores, allocation: &Allocation) -> data::F
         generator: format!("quantier {}", env!("CARGO_PKG_VERSION")),
         model: model(job.input, allocation),
         scoring: data::Scoring {
-            texts: job
-                .model
-                .as_ref()
-                .map_or_else(Vec::new, |model| used(&model.texts.calibration_tokens)),
+            texts: used(&job.calibration_tokens()),
             sequences: scores.sequences as u64,
             context: job.context as u64,
             draws: settings.draws as u32,
@@ -52,6 +49,7 @@ fn predicted(job: &Job<'_>, scores: &Scores, allocation: &Allocation) -> data::F
                 Measure::Divergence => data::Score::PerToken,
                 Measure::Sweep => data::Score::Sweep,
                 Measure::Imatrix => data::Score::WeightedError,
+                Measure::Fitted => data::Score::FittedError,
             },
         },
         evaluation: None,
@@ -74,6 +72,7 @@ fn predicted(job: &Job<'_>, scores: &Scores, allocation: &Allocation) -> data::F
                 measured: None,
             })
             .collect(),
+        correction: None,
         fit: None,
         files: allocation.files.iter().map(file).collect(),
         stages: Vec::new(),
@@ -282,19 +281,18 @@ fn commands(job: &Job<'_>, allocation: &Allocation) -> Vec<data::Command> {
 }
 
 /// Adds divergences of files and presets, and fits the predictions of the files to them.
-fn measured(report: &mut data::Frontier, job: &Job<'_>, proven: &Proven) {
+fn measured(report: &mut data::Frontier, proven: &Proven) {
     for (preset, divergence) in &proven.presets {
         let mut presets = report.presets.iter_mut();
         if let Some(preset) = presets.find(|p| p.name == preset.name()) {
             preset.measured = Some(divergence.measured.clone());
         }
     }
-    let evaluation = proven.files.first().zip(job.model.as_ref());
-    report.evaluation = evaluation.map(|(first, model)| data::Evaluation {
-        texts: used(&model.texts.evaluation_tokens),
+    report.evaluation = proven.files.first().map(|first| data::Evaluation {
+        texts: used(&proven.texts),
         context: report.scoring.context,
         tokens: first.rows,
-        tool: "quantier".into(),
+        tool: proven.tool.clone(),
     });
     for (file, divergence) in report.files.iter_mut().zip(&proven.files) {
         file.measured = Some(divergence.measured.clone());
@@ -324,10 +322,14 @@ pub(super) fn write(
     let allocation = &outcome.allocation;
     let mut report = predicted(job, &outcome.scores, allocation);
     if let Some(proven) = &outcome.proven {
-        measured(&mut report, job, proven);
+        measured(&mut report, proven);
     }
     if let Some(proved) = &outcome.proved {
         rounded(&mut report, job, proved);
+    }
+    if let (JobEngine::Outside(outside), Some(correction)) = (&job.engine, &outcome.correction) {
+        report.settings.extend(outside.settings(&correction));
+        report.correction = Some(correction.data());
     }
     if let Some(coverage) = &outcome.coverage {
         report.settings.push(data::Setting {

@@ -59,7 +59,7 @@ impl<'j> ScoringStage<'j> {
         numbers: Option<&'j Numbers>,
         calibrated: &'j Calibrated,
     ) -> Result<ScoringStage<'j>> {
-        let chunks = match &job.model {
+        let chunks = match job.model() {
             Some(model) if job.settings().measure != Measure::Imatrix => {
                 model.texts.score_chunks(job.options.scoring.chunks)?
             }
@@ -101,7 +101,7 @@ impl<'j> ScoringStage<'j> {
         let Job { input, options, .. } = self.job;
         let (settings, allowed) = (self.job.settings(), self.job.allowed());
         let knowledge = self.calibrated.knowledge(input);
-        let Some(model) = &self.job.model else {
+        let Some(model) = self.job.model() else {
             let pool = threads::pool(options.engine.threads).map_err(crate::model::Error::Model)?;
             let progress = session.progress;
             let scores = sensitivity::weighted(&knowledge, settings, &allowed, &pool, progress)?;
@@ -261,7 +261,7 @@ impl<'j> ScoringStage<'j> {
 
     /// Rows of the matrices whose output Hessians are to be summed.
     fn missing_rows(&self) -> Vec<u64> {
-        match (&self.job.model, self.loaded_hessians()) {
+        match (self.job.model(), self.loaded_hessians()) {
             (Some(model), None) => gradient_rows(model.engine),
             _ => Vec::new(),
         }
@@ -338,7 +338,7 @@ impl Stage for ScoringStage<'_> {
         cost += match self.job.settings().measure {
             Measure::Divergence => self.cost_of_divergence(numbers),
             Measure::Sweep => self.cost_of_sweep(numbers),
-            Measure::Imatrix => return Ok(cost),
+            Measure::Imatrix | Measure::Fitted => return Ok(cost),
         };
         Ok(numbers.with_memory(cost, self.memory(numbers)))
     }
@@ -346,7 +346,7 @@ impl Stage for ScoringStage<'_> {
     fn run(&self, session: &Session<'_>) -> Result<Sensitivities> {
         let loaded = self.loaded_hessians();
         let missing = self.output_hessians.as_ref().filter(|_| loaded.is_none());
-        if let (Some(missing), Some(model)) = (missing, &self.job.model) {
+        if let (Some(missing), Some(model)) = (missing, self.job.model()) {
             if hessian::holds_others(&missing.directory, &missing.key).unwrap_or(false) {
                 hessian::clear(&missing.directory)?;
             }
@@ -356,7 +356,7 @@ impl Stage for ScoringStage<'_> {
         }
         let scores = match self.scores(session.work) {
             Some(scores) => {
-                if let (Some(missing), Some(model)) = (missing, &self.job.model) {
+                if let (Some(missing), Some(model)) = (missing, self.job.model()) {
                     let run = self.run_of(model, Some(missing));
                     sensitivity::sum_output_hessians(&run, session.progress)?;
                 }
@@ -410,8 +410,7 @@ fn scores_key(job: &Job<'_>, chunks: &[Vec<u32>], calibrated: &Calibrated) -> Re
 /// Output Hessians of a run, if its files are rounded with them.
 fn output_hessians(job: &Job<'_>, chunks: &[Vec<u32>]) -> Result<Option<hessian::Job>> {
     let Some(model) = job
-        .model
-        .as_ref()
+        .model()
         .filter(|_| job.options.rounding.is_two_sided())
     else {
         return Ok(None);

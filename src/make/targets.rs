@@ -48,14 +48,16 @@ pub(super) fn apply(
     allocation: &mut Allocation,
     work: &WorkDir,
 ) -> Result<()> {
-    let (Some(model), Some(files)) = (&job.model, job.options.files()) else {
+    let Some(files) = job.options.files() else {
         return Ok(());
     };
     let scores = serde_json::to_vec(scores).unwrap_or_default();
     let key = KeyBuilder::new("make: adjusted")
-        .with_model(job.input)?
-        .with("tokens", model.texts.evaluation_bytes())
-        .with("calibration", model.texts.calibration_bytes())
+        .with_model(job.input)?;
+    let Some(key) = job.with_texts(key) else {
+        return Ok(());
+    };
+    let key = key
         .with("scores", &scores)
         .with("rounding", job.options.rounding.name().as_bytes())
         .with("refine", &files.refine.to_le_bytes())

@@ -115,6 +115,12 @@ impl WorkDir {
         self.read::<()>(name, key).is_some()
     }
 
+    /// Removes a result, if there is one.
+    pub(super) fn remove(&self, name: &str) {
+        // A failure is harmless: results are looked up by key.
+        let _ = std::fs::remove_file(self.json(name));
+    }
+
     fn json(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.json"))
     }

@@ -123,6 +123,8 @@ pub enum Measure {
     /// Squared error of the weights relative to their squares, both weighted by importance: not
     /// nats, but correlated with them.
     Imatrix,
+    /// The same, times factors that were fitted to measured divergences of some files, in nats.
+    Fitted,
 }
 
 /// Settings of scoring.

@@ -33,6 +33,9 @@ pub struct Frontier {
     /// llama.cpp's presets on this model, by rising size.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub presets: Vec<Preset>,
+    /// Factors that turn weighted errors into nats; absent for other scores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correction: Option<Correction>,
     /// Fit of measured to predicted nats; absent with too few measurements.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fit: Option<Fit>,
@@ -218,6 +221,8 @@ pub enum Score {
     /// Squared error weighted by the importance matrix, without the downstream term: relative
     /// units, not nats.
     WeightedError,
+    /// The same, times factors that were fitted to measured divergences: see [`Correction`].
+    FittedError,
     /// Measured divergence of the model with only this tensor in this type.
     Sweep,
 }
@@ -229,6 +234,9 @@ impl Score {
             Score::PerToken => "second order, squares per token",
             Score::PerSequence => "second order, squares per sequence",
             Score::WeightedError => "importance-weighted error of the weights",
+            Score::FittedError => {
+                "importance-weighted error of the weights, times factors from measured files"
+            }
             Score::Sweep => "sweep: each tensor measured alone",
         }
     }
@@ -373,6 +381,40 @@ impl Fit {
     pub fn apply(&self, predicted: f64) -> f64 {
         self.scale * predicted.powf(self.exponent)
     }
+}
+
+/// Factors that turn weighted errors into nats, fitted to the measured divergences of some files:
+/// measured = sum over parts of factor x weighted errors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Correction {
+    /// The parts of the model.
+    pub parts: Vec<Part>,
+    /// The measured files, which are not kept.
+    pub probes: Vec<Probe>,
+    /// Root of the mean squared relative difference between fitted and measured.
+    pub residual: f64,
+}
+
+/// A part of a model with its factor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// Name: `queries and keys`.
+    pub name: String,
+    /// Nats per unit of weighted error.
+    pub factor: f64,
+}
+
+/// A file that was measured for the factors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Name: `queries and keys coarse`.
+    pub name: String,
+    /// Size of the whole file in bytes.
+    pub bytes: u64,
+    /// Mean KL divergence from the base model on a part of the calibration text, nats.
+    pub measured: f64,
+    /// The same by the factors, nats.
+    pub fitted: f64,
 }
 
 /// A written or planned file.

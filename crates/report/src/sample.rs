@@ -292,6 +292,7 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
         tensors,
         frontier: points,
         presets: presets(shape, weights, header),
+        correction: None,
         fit: Some(Fit {
             scale: 1.04,
             exponent: 0.985,
