@@ -53,7 +53,7 @@ use calibration::{Calibrated, Calibration};
 use files::{FilesStage, Writer};
 use job::JobEngine;
 use numbers::Numbers;
-use outside::{Correction, LogitsMeter, LogitsStage, Outside};
+use outside::{Correction, LogitsMeter, LogitsStage, Ready};
 use proof::{EngineMeter, Meter, Proven};
 use prover::{Native, Prover};
 use sensitivities::{ScoringStage, Sensitivities};
@@ -129,7 +129,7 @@ impl Job<'_> {
             JobEngine::Outside(outside) => Some((outside, self.base(walk)?)),
             JobEngine::None | JobEngine::Native(_) => None,
         };
-        let outside = outside.as_ref().map(|(outside, base)| (*outside, &**base));
+        let outside = outside.as_ref().map(|(outside, base)| Ready { outside, base });
         let calibrated = self.calibrated(walk, numbers, outside)?;
         if let Some(session) = walk.session() {
             let hessians = calibrated.hessians.as_ref();
@@ -144,7 +144,7 @@ impl Job<'_> {
         let scoring = ScoringStage::new(self, numbers, &calibrated)?;
         let mut sensitivities = walk.stage(&scoring)?;
         let correction = match outside {
-            Some(outside) => self.corrected(walk, outside, &calibrated, &mut sensitivities)?,
+            Some(ready) => self.corrected(walk, ready, &calibrated, &mut sensitivities)?,
             None => None,
         };
         let work = walk.work();
@@ -152,7 +152,7 @@ impl Job<'_> {
             Allocation::new(self, &calibrated, &sensitivities, work)
         })?;
         let mut notes = self.lossless.notes(self.input);
-        notes.extend(outside.iter().flat_map(|(outside, _)| outside::notes(outside)));
+        notes.extend(outside.iter().flat_map(|ready| outside::notes(ready.outside)));
         notes.extend(coverage.as_ref().and_then(calibration::unreached));
         notes.extend(allocation.notes.iter().cloned());
         if self.model().is_some_and(|model| model.engine.hyper.loops > 1) {
@@ -189,12 +189,12 @@ impl Job<'_> {
                     &mut notes,
                 )?;
             }
-            (Some(_), None, Some((outside, base))) => {
+            (Some(_), None, Some(ready)) => {
                 let of = outside::Of::Evaluation;
-                let logits = walk.stage(&LogitsStage::new(of, self, outside, base)?)?;
+                let logits = walk.stage(&LogitsStage::new(of, self, ready)?)?;
                 let meter = LogitsMeter {
                     job: self,
-                    outside,
+                    outside: ready.outside,
                     logits: &logits,
                 };
                 proven = prover(&meter as &dyn Meter, None).prove(
@@ -233,10 +233,10 @@ impl Job<'_> {
         &self,
         walk: &mut Walk<'_>,
         numbers: Option<&Numbers>,
-        outside: Option<(&Outside, &Path)>,
+        outside: Option<Ready<'_>>,
     ) -> Result<Calibrated> {
-        if let (Some((outside, base)), None) = (outside, &self.options.imatrix) {
-            return walk.stage(&outside::PartsStage::new(self, outside, base)?);
+        if let (Some(ready), None) = (outside, &self.options.imatrix) {
+            return walk.stage(&outside::PartsStage::new(self, ready)?);
         }
         let calibration = match self.model().zip(numbers) {
             Some((model, numbers)) => Calibration::new(self, model, numbers)?,
@@ -260,13 +260,13 @@ impl Job<'_> {
     fn corrected(
         &self,
         walk: &mut Walk<'_>,
-        (outside, base): (&Outside, &Path),
+        ready: Ready<'_>,
         calibrated: &Calibrated,
         sensitivities: &mut Sensitivities,
     ) -> Result<Option<Correction>> {
         let of = outside::Of::Probing;
-        let logits = walk.stage(&LogitsStage::new(of, self, outside, base)?)?;
-        let probing = outside::Probing::new(self, outside, &logits, calibrated, &sensitivities.scores)?;
+        let logits = walk.stage(&LogitsStage::new(of, self, ready)?)?;
+        let probing = outside::Probing::new(self, ready.outside, &logits, calibrated, &sensitivities.scores)?;
         let correction = walk.stage(&probing)?;
         match &correction {
             Some(correction) => correction.apply(self, &mut sensitivities.scores),

@@ -114,6 +114,7 @@ fn values(data: &Frontier, files: &[Published<'_>], facts: &Facts, imatrix: bool
             texts => names(&e.texts),
             tokens => count(e.tokens),
             context => e.context,
+            tool => clean(&e.tool),
         }),
         dominated,
         dominated_predicted,

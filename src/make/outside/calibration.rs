@@ -6,12 +6,12 @@ use super::super::cost::Cost;
 use super::super::stage::{Foreseeable, Session, Stage};
 use super::super::workdir::WorkDir;
 use super::super::{Job, Result, write_text};
-use super::{Error, Invocation, Outside, outside_cost};
+use super::{Error, Invocation, Ready, outside_cost};
 use crate::format::imatrix::{Format, Imatrix};
 use crate::format::snapshot::Key;
 use crate::imatrix::sums::Sums;
 use crate::resume::KeyBuilder;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Name of the importance matrix in the work directory.
 const MARK: &str = "imatrix";
@@ -19,8 +19,7 @@ const MARK: &str = "imatrix";
 /// The stage.
 pub(in super::super) struct PartsStage<'j> {
     job: &'j Job<'j>,
-    outside: &'j Outside,
-    base: &'j Path,
+    ready: Ready<'j>,
     /// The importance matrix.
     file: PathBuf,
     /// Keys of the parts.
@@ -29,11 +28,8 @@ pub(in super::super) struct PartsStage<'j> {
 }
 
 impl<'j> PartsStage<'j> {
-    pub(in super::super) fn new(
-        job: &'j Job<'j>,
-        outside: &'j Outside,
-        base: &'j Path,
-    ) -> Result<PartsStage<'j>> {
+    pub(in super::super) fn new(job: &'j Job<'j>, ready: Ready<'j>) -> Result<PartsStage<'j>> {
+        let outside = ready.outside;
         let mut parts = Vec::new();
         let mut whole = KeyBuilder::new("outside: imatrix");
         for (index, part) in outside.texts.calibration.iter().enumerate() {
@@ -45,8 +41,7 @@ impl<'j> PartsStage<'j> {
         let names = outside.texts.calibration_names.join("\n");
         Ok(PartsStage {
             job,
-            outside,
-            base,
+            ready,
             file: job.imatrix_file(),
             parts,
             key: whole.with("names", names.as_bytes()).key(),
@@ -83,16 +78,16 @@ impl<'j> PartsStage<'j> {
             let _ = std::fs::remove_file(&made);
         };
         removed();
-        write_text(&text, &self.outside.texts.calibration[part])?;
-        let mut arguments = self.outside.arguments(self.base);
+        write_text(&text, &self.ready.outside.texts.calibration[part])?;
+        let mut arguments = self.ready.outside.arguments(self.ready.base);
         arguments.extend(["-f".into(), text.clone().into(), "-o".into()]);
         arguments.extend([made.clone().into(), "--process-output".into()]);
-        let tokens = self.outside.texts.calibration_tokens / self.parts.len() as u64;
+        let tokens = self.ready.outside.texts.calibration_tokens / self.parts.len() as u64;
         let invocation = Invocation {
-            program: &self.outside.tools.imatrix,
+            program: &self.ready.outside.tools.imatrix,
             arguments,
             log: work.path(&format!("{name}.log")),
-            chunks: tokens / self.outside.context as u64,
+            chunks: tokens / self.ready.outside.context as u64,
         };
         let run = || -> Result<Imatrix> {
             let finished = invocation.run(session.progress)?;
@@ -176,7 +171,7 @@ impl Stage for PartsStage<'_> {
             }
         }
         let mut sums = sums.unwrap_or_default();
-        sums.datasets = self.outside.texts.calibration_names.clone();
+        sums.datasets = self.ready.outside.texts.calibration_names.clone();
         let imatrix = sums.to_file(self.job.context as u32);
         imatrix.write(&self.file, Format::Gguf, &self.job.input.paths())?;
         let calibrated = Calibrated::read(self.job, &self.file, None)?;

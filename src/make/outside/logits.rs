@@ -5,7 +5,7 @@ use super::super::stage::{Foreseeable, Session, Stage};
 use super::super::workdir::WorkDir;
 use super::super::{Job, Result, write_text};
 use super::texts::Measured;
-use super::{Invocation, Outside, outside_cost};
+use super::{Invocation, Outside, Ready, outside_cost};
 use crate::format;
 use crate::format::logits::{Logits, Shape};
 use crate::format::output::Output;
@@ -37,8 +37,7 @@ pub(in super::super) enum Of {
 pub(in super::super) struct LogitsStage<'j> {
     of: Of,
     job: &'j Job<'j>,
-    outside: &'j Outside,
-    base: &'j Path,
+    ready: Ready<'j>,
     key: Key,
 }
 
@@ -46,9 +45,9 @@ impl<'j> LogitsStage<'j> {
     pub(in super::super) fn new(
         of: Of,
         job: &'j Job<'j>,
-        outside: &'j Outside,
-        base: &'j Path,
+        ready: Ready<'j>,
     ) -> Result<LogitsStage<'j>> {
+        let outside = ready.outside;
         let text = text_of(of, outside);
         let key = KeyBuilder::new("outside: logits").with_model(job.input)?;
         let key = outside
@@ -58,14 +57,13 @@ impl<'j> LogitsStage<'j> {
         Ok(LogitsStage {
             of,
             job,
-            outside,
-            base,
+            ready,
             key: key.key(),
         })
     }
 
     fn text(&self) -> &'j Measured {
-        text_of(self.of, self.outside)
+        text_of(self.of, self.ready.outside)
     }
 
     /// Name in the work directory.
@@ -79,10 +77,10 @@ impl<'j> LogitsStage<'j> {
     /// Size of the file, as far as the number of tokens is known.
     fn bytes(&self) -> u64 {
         let tokens = self.text().tokens;
-        let chunks = tokens / (self.outside.context as u64).max(1);
+        let chunks = tokens / (self.ready.outside.context as u64).max(1);
         let shape = Shape {
-            n_ctx: self.outside.context as u32,
-            n_vocab: self.outside.vocabulary as u32,
+            n_ctx: self.ready.outside.context as u32,
+            n_vocab: self.ready.outside.vocabulary as u32,
             n_chunk: 1,
         };
         tokens * size_of::<u32>() as u64 + chunks * (shape.rows() * shape.row_bytes()) as u64
@@ -161,17 +159,17 @@ impl Stage for LogitsStage<'_> {
         // Refuses a disk without room; the programs would fail in silence.
         drop(Output::create(&made, self.bytes(), &self.job.input.paths())?);
         write_text(&text, &self.text().content)?;
-        let mut arguments = self.outside.arguments(self.base);
+        let mut arguments = self.ready.outside.arguments(self.ready.base);
         arguments.extend(["-f".into(), text.clone().into()]);
         arguments.extend(["--kl-divergence-base".into(), made.clone().into()]);
         if let Some(chunks) = self.text().most_chunks {
             arguments.extend(["--chunks".into(), chunks.to_string().into()]);
         }
         let invocation = Invocation {
-            program: &self.outside.tools.perplexity,
+            program: &self.ready.outside.tools.perplexity,
             arguments,
             log: work.path(&format!("{name}.log")),
-            chunks: self.text().tokens / self.outside.context as u64,
+            chunks: self.text().tokens / self.ready.outside.context as u64,
         };
         let run = || -> Result<()> {
             let finished = invocation.run(session.progress)?;

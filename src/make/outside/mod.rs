@@ -376,6 +376,13 @@ impl Outside {
     }
 }
 
+/// The programs with the GGUF that they read.
+#[derive(Clone, Copy)]
+pub(super) struct Ready<'o> {
+    pub(super) outside: &'o Outside,
+    pub(super) base: &'o Path,
+}
+
 /// Notes for the user.
 pub(super) fn notes(outside: &Outside) -> Vec<String> {
     vec![format!(

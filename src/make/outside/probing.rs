@@ -82,6 +82,8 @@ pub(in super::super) struct Correction {
     parts: Vec<Part>,
     fitted: Fitted,
     probes: Vec<(String, u64, f64)>,
+    /// Chunks and scored positions of the text.
+    text: [u64; 2],
 }
 
 impl Correction {
@@ -98,6 +100,7 @@ impl Correction {
             }
         }
         scores.measure = Measure::Fitted;
+        [scores.sequences, scores.positions] = self.text.map(|n| n as usize);
     }
 
     /// For the report.
@@ -270,6 +273,7 @@ impl<'j> Probing<'j> {
         Some(Correction {
             parts: self.parts.clone(),
             fitted: factors::fit(&errors, &nats)?,
+            text: [self.meter.logits.chunks, self.meter.logits.rows],
             probes: probes
                 .map(|(probe, (bytes, d))| (probe.name.clone(), *bytes, d.measured.kld))
                 .collect(),

@@ -13,6 +13,8 @@ mod lossless;
 mod make;
 mod make_proof;
 #[cfg(unix)]
+mod outside;
+#[cfg(unix)]
 mod publish;
 #[cfg(unix)]
 mod sequential;
