@@ -155,9 +155,11 @@ fn engine(text: &str) -> Result<EngineArg, String> {
         (_, Some(("llama.cpp", directory))) if !directory.is_empty() => {
             Ok(EngineArg::LlamaCpp(directory.into()))
         }
-        _ => Err("engines are native and llama.cpp=DIR, with DIR the directory of llama-imatrix and \
+        _ => Err(
+            "engines are native and llama.cpp=DIR, with DIR the directory of llama-imatrix and \
                   llama-perplexity"
-            .into()),
+                .into(),
+        ),
     }
 }
 
@@ -252,14 +254,24 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let options = args
         .common
         .options("make", &args.output, Goal::Files(files));
-    go(&args.common, args.common.llama_cpp("make"), options, publication)
+    go(
+        &args.common,
+        args.common.llama_cpp("make"),
+        options,
+        publication,
+    )
 }
 
 pub fn frontier(args: &FrontierArgs) -> anyhow::Result<ExitCode> {
     let options = args
         .common
         .options("frontier", &args.output, Goal::Frontier);
-    go(&args.common, args.common.llama_cpp("frontier"), options, None)
+    go(
+        &args.common,
+        args.common.llama_cpp("frontier"),
+        options,
+        None,
+    )
 }
 
 impl Args {
@@ -321,11 +333,17 @@ impl Common {
     fn llama_cpp(&self, command: &str) -> Option<LlamaCpp> {
         let EngineArg::LlamaCpp(directory) = &self.engine else {
             if self.rpc.is_some() || self.engine_args.is_some() {
-                wrong_usage(command, "--rpc and --engine-args require --engine llama.cpp=DIR");
+                wrong_usage(
+                    command,
+                    "--rpc and --engine-args require --engine llama.cpp=DIR",
+                );
             }
             return None;
         };
-        let arguments = self.engine_args.iter().flat_map(|args| args.split_whitespace());
+        let arguments = self
+            .engine_args
+            .iter()
+            .flat_map(|args| args.split_whitespace());
         Some(LlamaCpp {
             directory: directory.clone(),
             rpc: self.rpc.clone(),

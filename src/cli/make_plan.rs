@@ -39,7 +39,10 @@ pub fn text(e: &DryRun) -> String {
         "(an estimate from short trials on this machine: {:.1} GFLOP/s in a product, and a row of every type)",
         e.flops_per_second / 1e9
     ));
-    if e.stages.iter().any(|stage| stage.cost.is_outside && !stage.done) {
+    if e.stages
+        .iter()
+        .any(|stage| stage.cost.is_outside && !stage.done)
+    {
         lines.push("?: the time of llama.cpp's programs, which they print once they run".into());
     }
     lines.push(String::new());

@@ -54,7 +54,11 @@ impl Calibrated {
     }
 
     /// Reads an importance matrix and checks it against the model.
-    pub(super) fn read(job: &Job<'_>, file: &Path, hessians: Option<InputHessians>) -> Result<Calibrated> {
+    pub(super) fn read(
+        job: &Job<'_>,
+        file: &Path,
+        hessians: Option<InputHessians>,
+    ) -> Result<Calibrated> {
         let imatrix = Imatrix::read(file)?;
         sensitivity::importance(job.input, &imatrix)?;
         Ok(Calibrated {
@@ -67,14 +71,18 @@ impl Calibrated {
 }
 
 /// A note on the experts that the calibration text does not reach.
-pub(super) fn unreached(coverage: &Coverage) -> Option<String> {
+pub(super) fn unreached(job: &Job<'_>, coverage: &Coverage) -> Option<String> {
+    let remedy = match job.model() {
+        Some(_) => "use a longer or more varied text, or --all-experts",
+        None => "use a longer or more varied text",
+    };
     let experts = coverage.unreached();
     let layers = coverage.never.iter();
     let listed = layers.map(|(layer, experts)| format!("{layer} ({experts})"));
     (experts > 0).then(|| {
         format!(
             "no token of the calibration text reaches {experts} of {} experts, in layers {}: they are rounded with the \
-             statistics of their layer's other experts; use a longer or more varied text, or --all-experts",
+             statistics of their layer's other experts; {remedy}",
             coverage.experts,
             coverage::some(listed)
         )

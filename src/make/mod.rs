@@ -129,7 +129,9 @@ impl Job<'_> {
             JobEngine::Outside(outside) => Some((outside, self.base(walk)?)),
             JobEngine::None | JobEngine::Native(_) => None,
         };
-        let outside = outside.as_ref().map(|(outside, base)| Ready { outside, base });
+        let outside = outside
+            .as_ref()
+            .map(|(outside, base)| Ready { outside, base });
         let calibrated = self.calibrated(walk, numbers, outside)?;
         if let Some(session) = walk.session() {
             let hessians = calibrated.hessians.as_ref();
@@ -152,10 +154,18 @@ impl Job<'_> {
             Allocation::new(self, &calibrated, &sensitivities, work)
         })?;
         let mut notes = self.lossless.notes(self.input);
-        notes.extend(outside.iter().flat_map(|ready| outside::notes(ready.outside)));
-        notes.extend(coverage.as_ref().and_then(calibration::unreached));
+        notes.extend(
+            outside
+                .iter()
+                .flat_map(|ready| outside::notes(ready.outside)),
+        );
+        let unreached = |coverage: &Coverage| calibration::unreached(self, coverage);
+        notes.extend(coverage.as_ref().and_then(unreached));
         notes.extend(allocation.notes.iter().cloned());
-        if self.model().is_some_and(|model| model.engine.hyper.loops > 1) {
+        if self
+            .model()
+            .is_some_and(|model| model.engine.hyper.loops > 1)
+        {
             notes.push(
                 "the layers run several times, so they are rounded without error feedback".into(),
             );
@@ -197,11 +207,8 @@ impl Job<'_> {
                     outside: ready.outside,
                     logits: &logits,
                 };
-                proven = prover(&meter as &dyn Meter, None).prove(
-                    walk,
-                    &mut allocation,
-                    &mut notes,
-                )?;
+                proven =
+                    prover(&meter as &dyn Meter, None).prove(walk, &mut allocation, &mut notes)?;
             }
             (Some(_), None, None) => {
                 walk.stage(&FilesStage {
@@ -236,7 +243,13 @@ impl Job<'_> {
         outside: Option<Ready<'_>>,
     ) -> Result<Calibrated> {
         if let (Some(ready), None) = (outside, &self.options.imatrix) {
-            return walk.stage(&outside::PartsStage::new(self, ready)?);
+            let parts = outside::PartsStage::new(self, ready)?;
+            let calibrated = walk.stage(&parts)?;
+            // Also those of a run that was killed just before.
+            if let Some(session) = walk.session() {
+                parts.remove_parts(session.work);
+            }
+            return Ok(calibrated);
         }
         let calibration = match self.model().zip(numbers) {
             Some((model, numbers)) => Calibration::new(self, model, numbers)?,
@@ -266,7 +279,13 @@ impl Job<'_> {
     ) -> Result<Option<Correction>> {
         let of = outside::Of::Probing;
         let logits = walk.stage(&LogitsStage::new(of, self, ready)?)?;
-        let probing = outside::Probing::new(self, ready.outside, &logits, calibrated, &sensitivities.scores)?;
+        let probing = outside::Probing::new(
+            self,
+            ready.outside,
+            &logits,
+            calibrated,
+            &sensitivities.scores,
+        )?;
         let correction = walk.stage(&probing)?;
         match &correction {
             Some(correction) => correction.apply(self, &mut sensitivities.scores),

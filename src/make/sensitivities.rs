@@ -409,10 +409,7 @@ fn scores_key(job: &Job<'_>, chunks: &[Vec<u32>], calibrated: &Calibrated) -> Re
 
 /// Output Hessians of a run, if its files are rounded with them.
 fn output_hessians(job: &Job<'_>, chunks: &[Vec<u32>]) -> Result<Option<hessian::Job>> {
-    let Some(model) = job
-        .model()
-        .filter(|_| job.options.rounding.is_two_sided())
-    else {
+    let Some(model) = job.model().filter(|_| job.options.rounding.is_two_sided()) else {
         return Ok(None);
     };
     let Settings {

@@ -52,8 +52,7 @@ pub(super) fn apply(
         return Ok(());
     };
     let scores = serde_json::to_vec(scores).unwrap_or_default();
-    let key = KeyBuilder::new("make: adjusted")
-        .with_model(job.input)?;
+    let key = KeyBuilder::new("make: adjusted").with_model(job.input)?;
     let Some(key) = job.with_texts(key) else {
         return Ok(());
     };

@@ -67,6 +67,15 @@ impl<'j> PartsStage<'j> {
         self.file.exists() && work.is_marked(MARK, &self.key)
     }
 
+    /// Removes the parts, once they are summed.
+    pub(in super::super) fn remove_parts(&self, work: &WorkDir) {
+        for part in 0..self.parts.len() {
+            work.remove(&PartsStage::name_of(part));
+            // A failure is harmless: nothing refers to the file.
+            let _ = std::fs::remove_file(PartsStage::part_file(work, part));
+        }
+    }
+
     /// Runs llama-imatrix on a part.
     fn run_part(&self, session: &Session<'_>, part: usize) -> Result<Imatrix> {
         let work = session.work;
@@ -95,8 +104,9 @@ impl<'j> PartsStage<'j> {
             if !made.is_file() {
                 return Err(finished.error("wrote no importance matrix").into());
             }
-            let imatrix = Imatrix::read(&made)
-                .map_err(|error| finished.error(format!("wrote a bad importance matrix: {error}")))?;
+            let imatrix = Imatrix::read(&made).map_err(|error| {
+                finished.error(format!("wrote a bad importance matrix: {error}"))
+            })?;
             check(&imatrix, begun(&finished.text)).map_err(|what| finished.error(what))?;
             finished.accept();
             Ok(imatrix)
@@ -146,12 +156,21 @@ impl Stage for PartsStage<'_> {
 
     fn cost(&self, work: &WorkDir) -> Result<Cost> {
         let parts = 0..self.parts.len();
-        let missing = parts.filter(|part| self.loaded(work, *part).is_none()).count() as u64;
+        let missing = parts
+            .filter(|part| self.loaded(work, *part).is_none())
+            .count() as u64;
         let imatrix = calibration::imatrix_bytes(self.job);
         Ok(outside_cost(Cost {
             written: imatrix,
             scratch: imatrix * self.parts.len() as u64,
-            read: missing * self.job.input.tensors.iter().map(|t| t.info.bytes()).sum::<u64>(),
+            read: missing
+                * self
+                    .job
+                    .input
+                    .tensors
+                    .iter()
+                    .map(|t| t.info.bytes())
+                    .sum::<u64>(),
             ..Cost::default()
         }))
     }
@@ -176,10 +195,6 @@ impl Stage for PartsStage<'_> {
         imatrix.write(&self.file, Format::Gguf, &self.job.input.paths())?;
         let calibrated = Calibrated::read(self.job, &self.file, None)?;
         work.mark(MARK, &self.key)?;
-        for part in 0..self.parts.len() {
-            work.remove(&PartsStage::name_of(part));
-            let _ = std::fs::remove_file(PartsStage::part_file(work, part));
-        }
         Ok(calibrated)
     }
 }

@@ -55,7 +55,10 @@ pub(super) fn fit(errors: &[Vec<f64>], measured: &[f64]) -> Option<Fitted> {
         for part in 0..parts {
             let (mut over, mut under) = (DRAW, DRAW);
             for row in &rows {
-                let others: f64 = (0..parts).filter(|i| *i != part).map(|i| row[i] * x[i]).sum();
+                let others: f64 = (0..parts)
+                    .filter(|i| *i != part)
+                    .map(|i| row[i] * x[i])
+                    .sum();
                 over += row[part] * (1.0 - others);
                 under += row[part] * row[part];
             }

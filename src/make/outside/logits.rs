@@ -130,7 +130,9 @@ impl Stage for LogitsStage<'_> {
 
     fn load(&self, work: &WorkDir) -> Result<Option<BaseLogits>> {
         let is_made = work.is_marked(self.file_name(), &self.key);
-        Ok(is_made.then(|| self.opened(&work.path(self.file_name())).ok()).flatten())
+        Ok(is_made
+            .then(|| self.opened(&work.path(self.file_name())).ok())
+            .flatten())
     }
 
     fn cost(&self, _: &WorkDir) -> Result<Cost> {
@@ -157,7 +159,11 @@ impl Stage for LogitsStage<'_> {
         let _ = std::fs::remove_file(&kept);
         removed();
         // Refuses a disk without room; the programs would fail in silence.
-        drop(Output::create(&made, self.bytes(), &self.job.input.paths())?);
+        drop(Output::create(
+            &made,
+            self.bytes(),
+            &self.job.input.paths(),
+        )?);
         write_text(&text, &self.text().content)?;
         let mut arguments = self.ready.outside.arguments(self.ready.base);
         arguments.extend(["-f".into(), text.clone().into()]);

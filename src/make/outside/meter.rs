@@ -11,10 +11,16 @@ use super::{Invocation, Outside, outside_cost};
 use crate::report::data;
 use crate::resume::KeyBuilder;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Maximum number of runs of one measurement. The programs exit without waiting for the thread that
-/// prints, so that the last lines are sometimes lost.
+/// prints, so that the last lines are sometimes lost: the mean divergence with five decimals, more
+/// often the statistics behind it.
 const TRIES: usize = 4;
+const TRIES_FOR_STATISTICS: usize = 2;
+/// Small models end most abruptly: more runs, within this time.
+const PATIENCE: Duration = Duration::from_secs(40);
+const MOST_TRIES: usize = 24;
 /// Number of positions below which the program states no statistics.
 const FEWEST: u64 = 100;
 
@@ -71,14 +77,22 @@ impl LogitsMeter<'_> {
             log: session.work.path("divergence.log"),
             chunks: self.logits.chunks,
         };
-        let (mut stated, mut tries) = (Stated::default(), 0);
+        let (mut stated, mut tries, begun) = (Stated::default(), 0, Instant::now());
         loop {
             let finished = invocation.run(session.progress)?;
             stated.read(&finished.text);
             tries += 1;
             let has_statistics = self.logits.rows >= FEWEST;
-            let again = has_statistics && !stated.is_complete() && !is_failed(&finished.text);
-            if !again || tries == TRIES {
+            let has_mean = stated
+                .row
+                .is_some_and(|row| row.chunk == self.logits.chunks);
+            let most = match has_mean {
+                true => TRIES_FOR_STATISTICS,
+                false => TRIES,
+            };
+            let is_complete = has_mean && (stated.is_complete() || !has_statistics);
+            let is_late = tries >= most && begun.elapsed() > PATIENCE;
+            if is_complete || is_late || tries == MOST_TRIES || is_failed(&finished.text) {
                 let measured = self.checked(&stated, &finished)?;
                 finished.accept();
                 return Ok(measured);
@@ -143,7 +157,9 @@ impl Stated {
     /// Adds the figures of an output.
     fn read(&mut self, output: &str) {
         for line in output.lines() {
-            self.row = row(line).filter(|new| self.row.is_none_or(|old| new.chunk >= old.chunk)).or(self.row);
+            self.row = row(line)
+                .filter(|new| self.row.is_none_or(|old| new.chunk >= old.chunk))
+                .or(self.row);
             let after = |mark: &str| line.split_once(mark).map(|(_, rest)| numbers(rest));
             match after("Mean    KLD:").as_deref() {
                 Some([mean, error, ..]) => self.kld = Some([*mean, *error]),
@@ -163,18 +179,25 @@ impl Stated {
 /// True if an output reports a failure, which another run would repeat.
 fn is_failed(output: &str) -> bool {
     const SIGNS: [&str; 3] = ["failed", "inconsistent vocabulary", "does not look like"];
-    output.lines().any(|line| SIGNS.iter().any(|sign| line.contains(sign)))
+    output
+        .lines()
+        .any(|line| SIGNS.iter().any(|sign| line.contains(sign)))
 }
 
 /// The numbers of a text.
 fn numbers(text: &str) -> Vec<f64> {
-    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+    text.split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect()
 }
 
 /// The figures in a chunk's line: `chunk  PPL ± x  ln ratio ± x  KLD ± x  RMS ± x %  same top ± x %`.
 fn row(line: &str) -> Option<Row> {
     const FIGURES: usize = 11;
-    let words: Vec<&str> = line.split_whitespace().filter(|w| !["±", "%"].contains(w)).collect();
+    let words: Vec<&str> = line
+        .split_whitespace()
+        .filter(|w| !["±", "%"].contains(w))
+        .collect();
     if words.len() != FIGURES || !line.contains('±') {
         return None;
     }
@@ -223,7 +246,10 @@ Same top p: 92.941 ± 1.135 %
         assert_eq!((row.chunk, row.ppl, row.ratio), (2, 9.9034, 0.00211));
         assert_eq!((row.kld, row.same_top), ([0.01043, 0.00067], 92.941));
         assert_eq!(stated.kld, Some([0.010433, 0.000672]));
-        assert_eq!((stated.median, stated.p999), (Some(0.006128), Some(0.171203)));
+        assert_eq!(
+            (stated.median, stated.p999),
+            (Some(0.006128), Some(0.171203))
+        );
     }
 
     #[test]

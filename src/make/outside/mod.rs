@@ -48,7 +48,8 @@ pub(super) use meter::LogitsMeter;
 pub(super) use probing::{Correction, Probing};
 
 /// All that needs the engine of this program.
-const NOT_MEASURED: &str = "sensitivities by gradients; error feedback, sequential and two-sided rounding; refinement";
+const NOT_MEASURED: &str =
+    "sensitivities by gradients; error feedback, sequential and two-sided rounding; refinement";
 /// Metadata key of the vocabulary.
 const TOKENS: &str = "tokenizer.ggml.tokens";
 /// Names of the programs.
@@ -226,9 +227,19 @@ fn content(programs: [&Path; 2]) -> MakeResult<Key> {
     let mut files = BTreeSet::new();
     for program in programs {
         let program = program.canonicalize().map_err(|e| io(program, e))?;
-        let beside = program.parent().map(std::fs::read_dir).into_iter().flatten();
-        let beside = beside.flatten().filter_map(|entry| Some(entry.ok()?.path()));
-        files.extend(beside.filter(is_library).filter_map(|p| p.canonicalize().ok()));
+        let beside = program
+            .parent()
+            .map(std::fs::read_dir)
+            .into_iter()
+            .flatten();
+        let beside = beside
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()));
+        files.extend(
+            beside
+                .filter(is_library)
+                .filter_map(|p| p.canonicalize().ok()),
+        );
         files.insert(program);
     }
     let mut key = KeyBuilder::new("outside: programs");
@@ -332,14 +343,20 @@ impl Outside {
             name: name.into(),
             value,
         };
-        let factors = data.parts.iter().map(|part| format!("{} {:.3}", part.name, part.factor));
+        let factors = data
+            .parts
+            .iter()
+            .map(|part| format!("{} {:.3}", part.name, part.factor));
         let probes = data.probes.iter().map(|probe| {
             let [measured, fitted] = [probe.measured, probe.fitted];
             format!("{} {measured:.6} (fitted {fitted:.6})", probe.name)
         });
         vec![
             setting("importance matrix", self.imatrix_name()),
-            setting("nats per unit of weighted error", factors.collect::<Vec<_>>().join(", ")),
+            setting(
+                "nats per unit of weighted error",
+                factors.collect::<Vec<_>>().join(", "),
+            ),
             setting(
                 "probing files, measured nats",
                 format!(

@@ -165,7 +165,11 @@ impl<'j> Probing<'j> {
         calibrated: &'j Calibrated,
         scores: &Scores,
     ) -> Result<Probing<'j>> {
-        let tensors: Vec<&Scored> = scores.tensors.iter().filter(|t| t.choices.len() > 1).collect();
+        let tensors: Vec<&Scored> = scores
+            .tensors
+            .iter()
+            .filter(|t| t.choices.len() > 1)
+            .collect();
         let has = |part: &Part| tensors.iter().any(|tensor| part_of(job, tensor) == *part);
         let parts: Vec<Part> = Part::ALL.into_iter().filter(has).collect();
         let imatrix = content(calibrated.file.as_deref())?;
@@ -261,13 +265,19 @@ impl<'j> Probing<'j> {
         let measured = measure();
         removed();
         let measured = measured?;
-        session.work.write(&Probe::entry(index), &probe.key, &measured)?;
+        session
+            .work
+            .write(&Probe::entry(index), &probe.key, &measured)?;
         Ok(measured)
     }
 
     /// The factors, from the results of all files.
     fn corrected(&self, measured: &[(u64, Divergence)]) -> Option<Correction> {
-        let errors: Vec<Vec<f64>> = self.probes.iter().map(|probe| probe.errors.clone()).collect();
+        let errors: Vec<Vec<f64>> = self
+            .probes
+            .iter()
+            .map(|probe| probe.errors.clone())
+            .collect();
         let nats: Vec<f64> = measured.iter().map(|(_, d)| d.measured.kld).collect();
         let probes = self.probes.iter().zip(measured);
         Some(Correction {

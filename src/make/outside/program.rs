@@ -240,7 +240,12 @@ const SIGNS: [&[&str]; 3] = [
         "error: ",
         "invalid argument",
     ],
-    &["GGML_ASSERT", "terminate called", "what():", "No space left"],
+    &[
+        "GGML_ASSERT",
+        "terminate called",
+        "what():",
+        "No space left",
+    ],
     &["failed", "error", "unable", "cannot"],
 ];
 

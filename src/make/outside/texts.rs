@@ -196,13 +196,20 @@ mod tests {
     use super::*;
 
     fn text(pieces: usize) -> String {
-        (0..pieces).map(|i| format!("piece {i:05} of it\n\n")).collect()
+        (0..pieces)
+            .map(|i| format!("piece {i:05} of it\n\n"))
+            .collect()
     }
 
     #[test]
     fn parts_hold_all_of_the_text() {
         let text = text(1000);
-        for (least, count) in [(usize::MAX / 2, 1), (9_000, 2), (3_000, 6), (100, MOST_PARTS)] {
+        for (least, count) in [
+            (usize::MAX / 2, 1),
+            (9_000, 2),
+            (3_000, 6),
+            (100, MOST_PARTS),
+        ] {
             let parts = parts(&text, least);
             assert_eq!(parts.len(), count, "{least}");
             assert_eq!(parts.concat(), text);
@@ -218,7 +225,10 @@ mod tests {
         let text = text(1000);
         let some = spread(&text, 4_800);
         assert!((4_000..7_000).contains(&some.len()), "{}", some.len());
-        assert!(some.starts_with("piece 00000") && some.contains("piece 00960"), "{some}");
+        assert!(
+            some.starts_with("piece 00000") && some.contains("piece 00960"),
+            "{some}"
+        );
         assert_eq!(spread(&text, 1 << 20), text);
     }
 }
