@@ -39,7 +39,7 @@ const RUN: [&str; 10] = [
 const CARGO_RUN: &str = "cargo run --release -- ";
 
 /// Prefixes of commands that are not run, with reasons.
-const NOT_RUN: [(&str, &str); 5] = [
+const NOT_RUN: [(&str, &str); 6] = [
     (
         "cargo build",
         "the program is the one that cargo has built for this test",
@@ -51,6 +51,10 @@ const NOT_RUN: [(&str, &str); 5] = [
     ),
     (
         "quantier make kimi-k3.gguf",
+        "it needs llama.cpp; slow::outside runs it with a small one",
+    ),
+    (
+        "quantier make testdata/refmodel-f16.gguf --engine",
         "it needs llama.cpp; slow::outside runs it with a small one",
     ),
     ("hf upload", "it needs the Hub and an account"),

@@ -615,7 +615,7 @@ fn the_real_programs_measure_and_refuse() {
     assert!((measured / kld - 1.0).abs() < 0.3, "{measured} and {kld}");
     succeeds(
         dir.path(),
-        "quantize --override-kv general.architecture=str:nonesuch m.gguf x.gguf COPY",
+        "quantize --override-kv general.architecture=str:nonesuch --override-kv nonesuch.block_count=int:1 m.gguf x.gguf COPY",
     );
     let parts = ["unknown model architecture: 'nonesuch'", "use a newer one"];
     fails_saying(dir.path(), &with("x.gguf", "--bpw 4 -o none"), &parts);
