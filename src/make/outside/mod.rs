@@ -286,6 +286,8 @@ pub(super) struct Outside {
     context: usize,
     /// Number of tokens in the vocabulary; 0 if unknown.
     vocabulary: usize,
+    /// True if the importance matrix is that of the user.
+    has_imatrix: bool,
     pub(super) texts: Prepared,
 }
 
@@ -314,6 +316,7 @@ impl Outside {
             threads: options.engine.threads,
             context: texts.context,
             vocabulary: tokens.map_or(0, |tokens| tokens.len()),
+            has_imatrix: options.imatrix.is_some(),
             texts: Prepared::new(input, options, texts)?,
         })
     }
@@ -323,9 +326,9 @@ impl Outside {
         self.tools.shown(PERPLEXITY)
     }
 
-    /// Name and version of the program for importance matrices.
-    pub(super) fn imatrix_name(&self) -> String {
-        self.tools.shown(IMATRIX)
+    /// Name and version of the program for importance matrices; none if it was not run.
+    fn imatrix_name(&self) -> Option<String> {
+        (!self.has_imatrix).then(|| self.tools.shown(IMATRIX))
     }
 
     /// Adds the programs and their options, except for those without influence on results.
@@ -352,7 +355,10 @@ impl Outside {
             format!("{} {measured:.6} (fitted {fitted:.6})", probe.name)
         });
         vec![
-            setting("importance matrix", self.imatrix_name()),
+            setting(
+                "importance matrix",
+                self.imatrix_name().unwrap_or_else(|| "given".into()),
+            ),
             setting(
                 "nats per unit of weighted error",
                 factors.collect::<Vec<_>>().join(", "),
@@ -402,10 +408,14 @@ pub(super) struct Ready<'o> {
 
 /// Notes for the user.
 pub(super) fn notes(outside: &Outside) -> Vec<String> {
+    let programs = outside
+        .imatrix_name()
+        .into_iter()
+        .chain([outside.meter_name()]);
+    let programs: Vec<String> = programs.collect();
     vec![format!(
-        "the model was run by {} and {}; not available there: {NOT_MEASURED}",
-        outside.imatrix_name(),
-        outside.meter_name(),
+        "the model was run by {}; not available there: {NOT_MEASURED}",
+        programs.join(" and ")
     )]
 }
 

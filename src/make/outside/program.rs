@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time between two looks at a running program.
 const POLL: Duration = Duration::from_millis(50);
+/// Time between two looks at its output.
+const SHOW: Duration = Duration::from_millis(500);
 /// Time for a Ctrl-C, which ends the program too, to be noticed here.
 const GRACE: Duration = Duration::from_millis(300);
 /// Maximum number of kept bytes of each stream; older ones are in the log only.
@@ -87,7 +89,7 @@ impl Invocation<'_> {
         readers.extend(child.0.stderr.take().map(|s| reader(s, &errors, &log)));
         progress.begin(self.chunks, Unit::Steps);
         progress.at(&program);
-        let mut done = 0;
+        let (mut done, mut shown) = (0, Instant::now());
         let status = loop {
             if let Some(status) = child.0.try_wait().map_err(start)? {
                 break status;
@@ -95,9 +97,11 @@ impl Invocation<'_> {
             if progress.cancelled() {
                 return Err(Error::Cancelled);
             }
-            let now = chunks(&text(&kept)).min(self.chunks);
-            progress.advance(now.saturating_sub(done));
-            done = done.max(now);
+            if shown.elapsed() > SHOW {
+                let now = chunks(&text(&kept)).min(self.chunks);
+                progress.advance(now.saturating_sub(done));
+                (done, shown) = (done.max(now), Instant::now());
+            }
             thread::sleep(POLL);
         };
         readers.into_iter().for_each(|reader: JoinHandle<()>| {

@@ -96,12 +96,15 @@ impl Prepared {
         let evaluation = joined(&texts.evaluation);
         let most = texts.evaluation_chunks;
         let least = LEAST_BYTES.max(LEAST_CHUNKS * context * BYTES_PER_TOKEN);
+        let calibration = parts(&whole.content, least);
+        // Each part ends with its last whole chunk.
+        let of_part = |part: &String| tokens(part) / context * context;
         Ok(Prepared {
-            calibration: parts(&whole.content, least),
+            calibration_tokens: calibration.iter().map(of_part).sum::<usize>() as u64,
+            calibration,
             probing: measured("calibration", &texts.calibration, probing, Some(chunks))?,
             evaluation: measured("evaluation", &texts.evaluation, evaluation, most)?,
             calibration_names: whole.names,
-            calibration_tokens: whole.tokens,
             are_estimates: tokenizer.is_none(),
         })
     }
@@ -164,7 +167,7 @@ fn parts(text: &str, least: usize) -> Vec<String> {
     let mut whole: Vec<String> = Vec::new();
     for part in parts {
         match whole.last_mut() {
-            Some(last) if last.len().min(part.len()) < least / 2 => last.push_str(&part),
+            Some(last) if last.len().min(part.len()) < least.div_ceil(2) => last.push_str(&part),
             _ => whole.push(part),
         }
     }
