@@ -2281,11 +2281,22 @@ def enliven(name, tensors):
         if name == "gemma4-moe" and key.endswith("post_feedforward_layernorm.weight"):
             # The reference's table of GELU in f16 must not lead tokens to other experts in later layers.
             w32 = 0.03 * (w32 + 1.0)
+        elif name.startswith("gemma3n") and key.endswith(("q_norm.weight", "k_norm.weight")):
+            # Scores are not divided. Sharper ones would enlarge differences of the reference's table of GELU in every layer.
+            w32 += 0.3
+        elif name.startswith("gemma3n") and "post_" in key and key.endswith("norm.weight"):
+            # For the same reason: 22 layers with a few large gates.
+            w32 = 0.03 * (w32 + 1.0)
         elif w.dim() == 1 and key.endswith((".weight", "_scale", "layer_scalar")) and not plus_one:
             w32 += 1.0
         elif key.endswith("router.scale"):
             # Its products are divided by the square root of their length.
             w32 = 20.0 * w32 + 8.0
+        elif key.endswith("modality_router.weight"):
+            # Its products are divided by their length.
+            w32 *= 250.0
+        elif key.endswith(("correction_coefs.weight", "prediction_coefs.weight")):
+            w32 *= 2.0
         elif key.endswith("A_log"):
             # States that decay over few or many tokens.
             w32 = 20.0 * w32 - 2.0

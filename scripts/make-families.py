@@ -38,6 +38,8 @@ OTHER_BPW |= {name: 6.5 for name in ("deepseek32", "deepseek32-dense", "glm-dsa"
 OTHER_BPW |= {name: 9.0 for name in (
     "rwkv6", "rwkv6-f16", "rwkv6-halved", "rwkv6qwen2", "rwkv6qwen2-plain", "rwkv7", "rwkv7-blocks", "rwkv7-fla",
     "rwkv7-fla-together", "arwkv7", "arwkv7-plain")}
+# Matrices of streams and low-rank branches, and the projection of per-layer embeddings, stay in f32.
+OTHER_BPW |= {name: 6.5 for name in ("gemma3n", "gemma3n-causal")}
 # Rows of their down matrices fit no block type: these matrices stay in f32.
 UNBLOCKED = {name: 16.0 for name in ("qwen2", "internvl", "qwen2vl", "qwen25vl", "qwen2-bin-tied")}
 # Not causal, or not text models: converted, but not measured.

@@ -630,6 +630,12 @@ fn divergence(
         keep(&backward, &nats)?;
     }
     recorder.map(Recorder::finish).transpose()?;
+    for name in engine.hyper.unread(engine.catalog()) {
+        if let Some(candidate) = candidates.get(name) {
+            let free = Costs::of(vec![0.0; candidate.types.len()]);
+            add(&mut nats, name, free, positions)?;
+        }
+    }
     let tables = engine.catalog().tensors().iter();
     let tables = tables.filter(|entry| entry.is_table);
     if tables

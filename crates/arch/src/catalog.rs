@@ -152,6 +152,8 @@ enum Slot {
 
 /// Linears of a layer in the order of the forward pass, by the part of their names after the layer.
 const ORDER: &[(&str, Slot)] = &[
+    ("altup_router", Slot::Own),
+    ("altup_predict_coef", Slot::Own),
     ("attn_q", Slot::Attention),
     ("attn_k", Slot::Attention),
     ("attn_v", Slot::Attention),
@@ -198,6 +200,8 @@ const ORDER: &[(&str, Slot)] = &[
     ("channel_mix_receptance", Slot::Own),
     ("channel_mix_key", Slot::Own),
     ("channel_mix_value", Slot::Own),
+    ("laurel_l", Slot::Own),
+    ("laurel_r", Slot::Own),
     ("ffn_gate", Slot::Ffn),
     ("ffn_up", Slot::Ffn),
     ("ffn_down", Slot::Own),
@@ -215,6 +219,7 @@ const ORDER: &[(&str, Slot)] = &[
     ("ffn_gate_shexp", Slot::Router),
     ("ffn_up_shexp", Slot::Router),
     ("ffn_down_shexp", Slot::Own),
+    ("altup_correct_coef", Slot::Own),
 ];
 
 /// The short name of routers.

@@ -57,6 +57,10 @@ pub struct Decoder {
     pub keys_as_values: bool,
     /// Last layers that read the keys and values of earlier ones.
     pub shared_kv: SharedKv,
+    /// Residual streams of a token.
+    pub streams: Streams,
+    /// Sparse activations of the first feed-forward networks; None without any.
+    pub sparse_gates: Option<SparseGates>,
     /// True if QK norms come after RoPE.
     pub norms_rotated: bool,
     /// Epsilon of post-norms, if different from that of the other norms.
@@ -304,6 +308,30 @@ pub enum SharedKv {
     None,
     /// As many as the metadata says.
     Listed,
+    /// All after this many, whatever the metadata says. They have matrices of keys and values, which
+    /// nothing reads.
+    After(u32),
+}
+
+/// Residual streams of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streams {
+    /// One.
+    One,
+    /// Several; each layer computes one of them, the first, and predicts and corrects the others
+    /// from it (AltUp, Baykal et al. 2023). Beside attention, a layer has a low-rank branch (LAuReL,
+    /// Menghani et al. 2025).
+    Predicted(u32),
+}
+
+/// Sparse activations: of the gates of a token's feed-forward network, only what exceeds their mean
+/// by a multiple of their standard deviation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SparseGates {
+    /// Number of leading layers with sparse activations, whatever the metadata says.
+    pub layers: u32,
+    /// Standard deviations above the mean.
+    pub deviations: f32,
 }
 
 /// Scaling of queries with their position, to keep attention sharp over long contexts.
@@ -690,6 +718,8 @@ impl Decoder {
         unit_values: false,
         keys_as_values: false,
         shared_kv: SharedKv::None,
+        streams: Streams::One,
+        sparse_gates: None,
         norms_rotated: false,
         post_norm_epsilon: None,
         post_norms: [&["post_attention_norm"], &["post_ffw_norm"]],

@@ -2,7 +2,9 @@
 //! beside attention (Laurel), sparse activations in the first layers, per-layer embeddings.
 
 use super::config::{Config, Result, wrong_kind};
-use super::decoder::{Decoder, Listed, Window};
+use super::decoder::{
+    Decoder, Listed, Scales, ScoreDivisor, SharedKv, SparseGates, Streams, Window,
+};
 use super::gemma::{GEMMA, gemma3};
 use super::gemma4::{NORMS, PER_LAYER_EMBEDDINGS};
 use super::llama::{BUFFERS, LISTED_FFN, PLAIN_ATTENTION};
@@ -41,13 +43,30 @@ pub(super) static GEMMA3N: Architecture = Architecture {
             rope_base: Some(10_000.0),
             ..Listed::THREE_OF_FOUR
         }),
-        refused: Some("its layers predict and correct four residual streams"),
+        score_divisor: ScoreDivisor::One,
+        scales: Scales {
+            logit_cap: Some(30.0),
+            ..Scales::NONE
+        },
+        unit_values: true,
+        shared_kv: SharedKv::After(OWN_KEYS),
+        streams: Streams::Predicted(ALTUP as u32),
+        sparse_gates: Some(SPARSE_GATES),
         ..GEMMA
     },
 };
 
 /// Number of streams.
 const ALTUP: u64 = 4;
+/// The quantile of 0.95 of the normal distribution, in f32 as PyTorch computes it.
+const BOUND: f32 = 1.644_853_6;
+/// Leading layers with keys and values of their own, in llama.cpp.
+const OWN_KEYS: u32 = 20;
+/// In llama.cpp.
+const SPARSE_GATES: SparseGates = SparseGates {
+    layers: 10,
+    deviations: BOUND,
+};
 /// The fields of the config.
 const STREAMS_FIELD: &str = "altup_num_inputs";
 const WIDTHS: &str = "intermediate_size";
@@ -65,7 +84,7 @@ const PARAMETERS: &[Parameter] = &[
         "embedding_length_per_layer_input",
         &["hidden_size_per_layer_input"],
     ),
-    Parameter::U32("attention.shared_kv_layers", &["num_kv_shared_layers"]),
+    Parameter::Computed(shared_layers),
     Parameter::Computed(sparsity),
     Parameter::Computed(|config, keys| {
         let windows = config.sliding_layers();
@@ -162,11 +181,23 @@ fn streams(config: &Config, _: &mut Keys) -> Result<()> {
     }
 }
 
+fn shared_layers(config: &Config, keys: &mut Keys) -> Result<()> {
+    const FIELD: &str = "num_kv_shared_layers";
+    let shared = config.u32(&[FIELD])?;
+    keys.set("attention.shared_kv_layers", Value::U32(shared));
+    let run = config.layers()?.saturating_sub(OWN_KEYS);
+    if shared != run {
+        keys.note(format!(
+            "'{FIELD}' is {shared}, but llama.cpp shares keys and values in the last {run} layers, after {OWN_KEYS} \
+             of their own: the file computes something else than the checkpoint"
+        ));
+    }
+    Ok(())
+}
+
 /// The bounds of sparse activations in standard deviations above the mean: quantiles of the normal
 /// distribution.
 fn sparsity(config: &Config, keys: &mut Keys) -> Result<()> {
-    /// The quantile of 0.95, in f32 as PyTorch computes it.
-    const BOUND: f32 = 1.644_853_6;
     let bound = |share: &Json| match share.as_f64() {
         Some(0.0) => Ok(Value::F32(f32::NEG_INFINITY)),
         Some(0.95) => Ok(Value::F32(BOUND)),
@@ -176,6 +207,15 @@ fn sparsity(config: &Config, keys: &mut Keys) -> Result<()> {
     };
     let bounds = listed(config, SPARSITY)?.iter().map(bound);
     let bounds: Vec<_> = bounds.collect::<Result<_>>()?;
+    let SparseGates { layers, .. } = SPARSE_GATES;
+    let is_sparse = |bound: &Value<'_>| *bound == Value::F32(BOUND);
+    let mut differs = (0..).zip(&bounds);
+    if differs.any(|(layer, bound)| is_sparse(bound) != (layer < layers)) {
+        keys.note(format!(
+            "'{SPARSITY}' is another list than 0.95 in the first {layers} layers and 0 in the others, which llama.cpp \
+             runs: the file computes something else than the checkpoint"
+        ));
+    }
     let bounds = Array::of_values(ValueType::F32, bounds);
     keys.set("activation_sparsity_scale", Value::Array(bounds));
     Ok(())
@@ -311,6 +351,30 @@ mod tests {
             .filter(|bound| *bound != Value::F32(f32::NEG_INFINITY));
         assert_eq!(sparse.count(), 10);
         assert_eq!(list("gemma3n.feed_forward_length").values().count(), 12);
+    }
+
+    #[test]
+    fn settings_that_llama_cpp_ignores_are_noted() {
+        let notes = |fields: Json| {
+            let config = Config::new(fields.as_object().unwrap().clone()).unwrap();
+            let mut keys = Keys::new("gemma3n", 0);
+            shared_layers(&config, &mut keys).unwrap();
+            sparsity(&config, &mut keys).unwrap();
+            keys.notes().join(" ")
+        };
+        let model = |layers: usize, sparse: usize, shared: u32| {
+            let share = |layer: usize| if layer < sparse { 0.95 } else { 0.0 };
+            let shares: Vec<_> = (0..layers).map(share).collect();
+            notes(
+                json!({ "num_hidden_layers": layers, "num_kv_shared_layers": shared,
+                "activation_sparsity_pattern": shares }),
+            )
+        };
+        assert_eq!(model(30, 10, 10), "");
+        let both = model(12, 0, 2);
+        assert!(both.contains("'num_kv_shared_layers' is 2"), "{both}");
+        assert!(both.contains("first 10 layers"), "{both}");
+        assert!(!model(22, 10, 1).contains("first 10 layers"));
     }
 
     #[test]

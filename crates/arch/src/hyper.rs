@@ -2,8 +2,8 @@
 
 use crate::{
     Activation, Alibi, Architecture, Cap, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Ranking,
-    Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, SharedKv, Tempering,
-    UnitHeads, Unrotated, Window, Wkv, Xielu, YarnKeys,
+    Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, SharedKv, Streams,
+    Tempering, UnitHeads, Unrotated, Window, Wkv, Xielu, YarnKeys,
 };
 use quantier_gguf::gguf::{Metadata, Value, keys};
 use std::ops::Range;
@@ -34,6 +34,8 @@ pub struct Hyper {
     pub attention: Vec<Option<AttentionNumbers>>,
     /// Length of a per-layer embedding; None without such embeddings.
     pub per_layer: Option<usize>,
+    /// Number of residual streams.
+    pub streams: usize,
     /// Attention of the multi-token prediction block; None without a supported block.
     pub nextn: Option<AttentionNumbers>,
     /// True for layers with one matrix in place of attention.
@@ -1201,7 +1203,11 @@ impl Keys<'_> {
         let count = match shared {
             SharedKv::None => return Ok(()),
             SharedKv::Listed => self.optional(SHARED)?.unwrap_or(0),
+            SharedKv::After(own) => layers.saturating_sub(own as usize),
         };
+        if count == 0 {
+            return Ok(());
+        }
         let own = layers.checked_sub(count).filter(|own| *own >= SOURCES);
         let own = own.ok_or_else(|| {
             let what = format!("is {count}; of {layers} layers {SOURCES} keep keys and values");
@@ -1694,6 +1700,13 @@ impl Hyper {
         let mut attention: Vec<_> = attention.collect();
         const PER_LAYER: &str = "embedding_length_per_layer_input";
         let per_layer = keys.optional(PER_LAYER)?.filter(|length| *length > 0);
+        let streams = match decoder.streams {
+            Streams::One => 1,
+            Streams::Predicted(_) if per_layer.is_none() => {
+                return Err(keys.bad(PER_LAYER, "is missing or 0"));
+            }
+            Streams::Predicted(count) => count as usize,
+        };
         let first = per_layer.map_or(0, |length| length * layers);
         keys.share(decoder.shared_kv, first, &mut attention)?;
         let scale = match decoder.score_divisor {
@@ -1777,6 +1790,7 @@ impl Hyper {
             hidden,
             attention,
             per_layer,
+            streams,
             nextn,
             is_linear,
             activations: keys.activations(decoder.activation, layers)?,
@@ -1840,12 +1854,17 @@ impl Hyper {
         }
     }
 
-    /// Numbers per position between layers: the stream and the carried columns.
-    pub fn width(&self) -> usize {
-        self.hidden + self.carried()
+    /// Numbers per position in all residual streams.
+    pub fn stream_width(&self) -> usize {
+        self.streams * self.hidden
     }
 
-    /// Numbers per position that layers carry beside the stream: RWKV 7's values of the first layer,
+    /// Numbers per position between layers: the streams and the carried columns.
+    pub fn width(&self) -> usize {
+        self.stream_width() + self.carried()
+    }
+
+    /// Numbers per position that layers carry beside the streams: RWKV 7's values of the first layer,
     /// which all others read; the inputs of all layers from per-layer embeddings, then keys and values
     /// that later layers read.
     pub fn carried(&self) -> usize {
@@ -1861,11 +1880,11 @@ impl Hyper {
         values + self.per_layer.map_or(0, |length| length * self.layers) + kept
     }
 
-    /// The columns of stream and carried columns side by side that no layer changes: inputs from
+    /// The columns of streams and carried columns side by side that no layer changes: inputs from
     /// per-layer embeddings.
     pub fn constant(&self) -> Columns {
         Columns {
-            first: self.hidden,
+            first: self.stream_width(),
             count: self.per_layer.map_or(0, |length| length * self.layers),
         }
     }
@@ -2782,6 +2801,48 @@ mod tests {
         ];
         let plain = gemma4(&plain, &[1, 1, 0, 1, 0]).unwrap();
         assert_eq!((plain.carried(), plain.per_layer), (0, None));
+    }
+
+    #[test]
+    fn gemma_3n_has_four_streams_and_shares_keys_after_twenty_layers() {
+        let hyper = |layers: u32, per_layer: u32| {
+            let all = [
+                ("block_count", layers),
+                ("embedding_length", 64),
+                ("attention.head_count", 4),
+                ("attention.head_count_kv", 2),
+                ("attention.key_length", 16),
+                ("attention.value_length", 16),
+                ("attention.sliding_window", 8),
+                // llama.cpp ignores it.
+                ("attention.shared_kv_layers", 1),
+                ("embedding_length_per_layer_input", per_layer),
+            ];
+            Hyper::new(&of("gemma3n", &all, &[]))
+        };
+        let deep = hyper(25, 6).unwrap();
+        assert_eq!((deep.streams, deep.stream_width()), (4, 4 * 64));
+        assert_eq!((deep.score_scale, deep.logit_cap), (1.0, Some(30.0)));
+        // Layers 20 to 23 have a window, layer 24 has none.
+        let caches: Vec<_> = deep.attention.iter().map(|a| a.unwrap().cache).collect();
+        let columns = |first: usize| Columns {
+            first,
+            count: 2 * 2 * 16,
+        };
+        let (windowed, full) = (columns(25 * 6), columns(25 * 6 + 64));
+        assert_eq!(caches[17..19], [Cache::Own, Cache::Kept(windowed)]);
+        assert_eq!(caches[19..21], [Cache::Kept(full), Cache::Shared(windowed)]);
+        assert_eq!(caches[23..], [Cache::Shared(windowed), Cache::Shared(full)]);
+        assert_eq!(deep.carried(), 25 * 6 + 2 * 64);
+        assert_eq!(deep.width(), 4 * 64 + deep.carried());
+        assert_eq!(deep.constant().first, 4 * 64);
+        let flat = hyper(6, 6).unwrap();
+        assert_eq!(flat.carried(), 6 * 6);
+        let error = hyper(6, 0).unwrap_err();
+        assert!(
+            error.contains("'gemma3n.embedding_length_per_layer_input'"),
+            "{error}"
+        );
     }
 
     #[test]

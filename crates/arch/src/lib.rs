@@ -104,7 +104,8 @@ pub use config::{Config, Pooling};
 pub use decoder::{
     Activation, Alibi, Cap, Decoder, DeltaHeads, Dense, Gating, IndexerKind, Layout, Limit, Listed,
     Mamba2Layers, Needs, Norm, Ranking, Recurrence, Rope, Router, Scales, ScoreDivisor, ScoreYarn,
-    Sections, Setting, SharedKv, Tempering, UnitHeads, Unrotated, Window, Wkv, Xielu, YarnKeys,
+    Sections, Setting, SharedKv, SparseGates, Streams, Tempering, UnitHeads, Unrotated, Window,
+    Wkv, Xielu, YarnKeys,
 };
 pub use input::Input;
 pub use mimo::fused_rows;

@@ -176,13 +176,33 @@ impl Hyper {
                 attention.is_some_and(|numbers| matches!(numbers.cache, Cache::Shared(_)))
             });
             let is_key = |stem: &&str| name.ends_with(&format!(".{stem}.weight"));
+            let lacks_keys = reads_others && self.decoder.shared_kv == SharedKv::Listed;
             no_attention && !is_mixed && name.contains(".attn_")
                 || no_ffn && name.contains(".ffn_")
-                || reads_others && KEYS.iter().any(is_key)
+                || lacks_keys && KEYS.iter().any(is_key)
         };
         let missing = architecture.missing(&layers, None, &has).into_iter();
         let names = missing.map(|tensor| tensor.name);
         names.filter(|name| !is_of_missing_part(name)).collect()
+    }
+}
+
+impl Hyper {
+    /// Weights that no layer reads, though llama.cpp loads them: matrices of keys and values in layers
+    /// that read those of earlier ones.
+    pub fn unread<'c>(&self, catalog: &'c Catalog) -> Vec<&'c str> {
+        let reads_others = |layer: usize| {
+            let attention = self.attention.get(layer).copied().flatten();
+            attention.is_some_and(|numbers| matches!(numbers.cache, Cache::Shared(_)))
+        };
+        let linears = catalog.linears().iter();
+        let of_readers =
+            linears.filter(|linear| linear.layer.is_some_and(|id| reads_others(id.index())));
+        let weights = of_readers.map(|linear| catalog.weight(linear.id));
+        weights
+            .filter(|weight| KEYS.contains(&weight.label()))
+            .map(|weight| &*weight.name)
+            .collect()
     }
 }
 
@@ -240,7 +260,7 @@ impl Architecture {
         let first_nextn = config.and_then(|config| config.layers().ok());
         let first_nextn = first_nextn.unwrap_or(u32::MAX);
         let of_layers: Vec<&Weight> = weights.iter().filter(|w| w.is_of_layers()).collect();
-        let shared = config.filter(|_| self.decoder.shared_kv != SharedKv::None);
+        let shared = config.filter(|_| self.decoder.shared_kv == SharedKv::Listed);
         let shared = shared.and_then(|config| config.optional_u32(&[SHARED_LAYERS]).ok()?);
         let first_shared = first_nextn.saturating_sub(shared.unwrap_or(0));
         let recurrence = self.decoder.recurrence;

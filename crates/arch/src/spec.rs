@@ -11,7 +11,10 @@ use crate::hyper::{
     Routing, Temperature, WkvNumbers,
 };
 use crate::role::PER_LAYER_EMBEDDING;
-use crate::{Activation, Catalog, DeltaHeads, Dense, Layout, Limit, Norm, Rope, Tempering, Wkv};
+use crate::{
+    Activation, Catalog, DeltaHeads, Dense, Layout, Limit, Norm, Rope, Streams, Tempering, Wkv,
+};
+use std::f32::consts::FRAC_1_SQRT_2;
 
 /// The position table of models that add positions to their embeddings.
 const POSITIONS: &str = "position_embd.weight";
@@ -37,6 +40,8 @@ pub struct ModelSpec {
     pub embedding_norm: Option<NormSpec>,
     /// Per-layer embeddings, inputs of every layer.
     pub per_layer: Option<PerLayerInputsSpec>,
+    /// The matrices between embedding, residual streams and output; None with one stream.
+    pub streams: Option<StreamsSpec>,
     /// The norm before the output matrix.
     pub output_norm: Option<NormSpec>,
     /// The output matrix.
@@ -90,6 +95,7 @@ impl ModelSpec {
             },
             per_layer: PerLayerInputsSpec::new(hyper),
             nextn: NextnSpec::new(hyper, catalog, output_norm.as_ref()),
+            streams: StreamsSpec::new(hyper),
             output_norm,
             output: LinearSpec {
                 stem: output_name.trim_end_matches(".weight").into(),
@@ -211,7 +217,35 @@ impl PerLayerInputsSpec {
     }
 }
 
-/// A layer: a sequence of blocks on the residual stream.
+/// Residual streams besides the first, from the embedding and to the output: a square matrix for
+/// each, whose products are scaled to the length of the first stream (AltUp, Baykal et al. 2023).
+#[derive(Clone, Debug, PartialEq)]
+pub struct StreamsSpec {
+    /// Number of streams.
+    pub count: usize,
+    /// The tensor of the matrices that multiply the embedding: `[count - 1, hidden, hidden]`.
+    pub expansion: &'static str,
+    /// The tensor of the matrices that multiply the last layer's streams before the mean of all:
+    /// `[count - 1, hidden, hidden]`.
+    pub merging: &'static str,
+}
+
+impl StreamsSpec {
+    fn new(hyper: &Hyper) -> Option<StreamsSpec> {
+        match hyper.decoder.streams {
+            Streams::One => None,
+            Streams::Predicted(_) => Some(StreamsSpec {
+                count: hyper.streams,
+                expansion: "altup_proj.weight",
+                merging: "altup_unembd_proj.weight",
+            }),
+        }
+    }
+}
+
+/// A layer: a sequence of blocks on the residual stream. With several streams, consecutive blocks
+/// form sections: an opening computes the stream that the section's blocks work on, a closing
+/// brings it back to all streams.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
     /// In order.
@@ -235,6 +269,46 @@ pub struct BlockSpec {
     pub residual_scale: f32,
     /// The residual.
     pub residual: Residual,
+    /// The opening of a section, before the block.
+    pub opening: Option<OpeningSpec>,
+    /// The closing of a section, after the block.
+    pub closing: Option<ClosingSpec>,
+}
+
+/// From all residual streams to the one that a section works on.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OpeningSpec {
+    /// To every stream, a mean of all is added, weighted by the first one's modalities; the section
+    /// works on the first of these predictions.
+    Predict(ModalitiesSpec),
+    /// The first stream, times numbers.
+    First {
+        /// The tensor of the numbers.
+        scale: String,
+        /// Length of a stream.
+        hidden: usize,
+    },
+}
+
+/// From the stream that a section worked on to all residual streams.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ClosingSpec {
+    /// To every prediction, the difference of the stream from its own prediction is added, times 1
+    /// plus a weight from the stream's modalities.
+    Correct(ModalitiesSpec),
+    /// The stream is added to all streams but the first.
+    AddToOthers,
+}
+
+/// `coefficients(tanh(router(norm(x))))`: weights of residual streams (AltUp).
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModalitiesSpec {
+    /// The norm before the router.
+    pub norm: ScaledNormSpec,
+    /// The matrix of modalities, one per stream.
+    pub router: LinearSpec,
+    /// The matrix from modalities to weights.
+    pub coefficients: LinearSpec,
 }
 
 /// The residual of a block.
@@ -244,6 +318,8 @@ pub enum Residual {
     Stream,
     /// The normalized input of the first branch's mixer, times this.
     Normalized(f32),
+    /// The stream, times this.
+    Scaled(f32),
 }
 
 /// `post_norm(mixer(norm(source)))`.
@@ -306,6 +382,8 @@ pub enum MixerSpec {
     Moe(MoeSpec),
     /// A gate of the layer's input from per-layer embeddings.
     PerLayer(PerLayerSpec),
+    /// A low-rank branch beside attention.
+    Laurel(LaurelSpec),
 }
 
 /// A mixer's use of the columns that layers carry beside the stream.
@@ -379,6 +457,15 @@ pub struct PerLayerSpec {
     pub inputs: Columns,
     /// The matrix after the product.
     pub output: LinearSpec,
+}
+
+/// `x + norm(second(first(x)))` (LAuReL, Menghani et al. 2025).
+#[derive(Clone, Debug, PartialEq)]
+pub struct LaurelSpec {
+    /// Both factors of the matrix.
+    pub factors: [LinearSpec; 2],
+    /// The norm of its product.
+    pub norm: NormSpec,
 }
 
 /// A weight matrix that multiplies activations, or one matrix per expert or head.
@@ -817,6 +904,9 @@ pub struct FfnSpec {
     pub activation: Activation,
     /// Limits of gate and up.
     pub limit: Option<Limit>,
+    /// Only gates this many standard deviations above their mean are kept, less that bound; all if
+    /// None.
+    pub sparsity: Option<f32>,
 }
 
 /// The matrices of a feed-forward network before its activation.
@@ -974,6 +1064,9 @@ impl LayerSpec {
         };
         let is_halved = |every: usize| (number + 1).is_multiple_of(every);
         let mut blocks: Vec<BlockSpec> = blocks;
+        if hyper.streams > 1 {
+            known.divide(&mut blocks);
+        }
         blocks.extend(known.per_layer());
         let scalar = known.stem("layer_output_scale.weight");
         LayerSpec {
@@ -1005,6 +1098,7 @@ impl LayerSpec {
             | MixerSpec::Mamba(_)
             | MixerSpec::Lightning(_)
             | MixerSpec::PerLayer(_)
+            | MixerSpec::Laurel(_)
             | MixerSpec::Ffn(_) => 2,
             // The token shift, one per matrix after it, and one for the states.
             MixerSpec::Wkv6(_) => 7,
@@ -1151,10 +1245,66 @@ impl Known<'_> {
             mixer,
             post_norm: None,
         };
-        Some(self.block(
+        let block = self.block(
             vec![branch],
             Some("post_norm").filter(|name| self.has_weight(name)),
-        ))
+        );
+        Some(match self.hyper.streams {
+            1 => block,
+            _ => BlockSpec {
+                residual: Residual::Scaled(0.0),
+                opening: Some(OpeningSpec::First {
+                    scale: self.stem("altup_correct_scale.weight"),
+                    hidden,
+                }),
+                closing: Some(ClosingSpec::AddToOthers),
+                ..block
+            },
+        })
+    }
+
+    /// Makes the blocks of a layer a section on a predicted stream, with a low-rank branch beside
+    /// attention.
+    fn divide(&self, blocks: &mut [BlockSpec]) {
+        if let Some(attention) = blocks.first_mut() {
+            // The sum of stream, attention and branch is divided by the root of 2.
+            let post_norm = attention.post_norm.take();
+            if let Some(branch) = attention.branches.first_mut() {
+                branch.post_norm = post_norm;
+            }
+            let laurel = self.branch("attn_norm", MixerSpec::Laurel(self.laurel()));
+            attention.branches.push(laurel);
+            attention.residual = Residual::Scaled(FRAC_1_SQRT_2);
+            attention.residual_scale = FRAC_1_SQRT_2;
+            let streams = self.hyper.streams;
+            let predict = self.modalities("altup_predict_coef", streams * streams);
+            attention.opening = Some(OpeningSpec::Predict(predict));
+        }
+        if let Some(last) = blocks.last_mut() {
+            let correct = self.modalities("altup_correct_coef", self.hyper.streams);
+            last.closing = Some(ClosingSpec::Correct(correct));
+        }
+    }
+
+    fn laurel(&self) -> LaurelSpec {
+        LaurelSpec {
+            factors: self.ranks(["laurel_l", "laurel_r"]),
+            norm: self.rms_norm("laurel_post_norm", self.hyper.hidden),
+        }
+    }
+
+    fn modalities(&self, coefficients: &str, count: usize) -> ModalitiesSpec {
+        let Hyper {
+            hidden, streams, ..
+        } = *self.hyper;
+        ModalitiesSpec {
+            norm: ScaledNormSpec {
+                norm: self.rms_norm("altup_router_norm", hidden),
+                factor: 1.0 / hidden as f32,
+            },
+            router: self.linear("altup_router", streams, hidden),
+            coefficients: self.linear(coefficients, count, streams),
+        }
     }
 
     fn block(&self, branches: Vec<BranchSpec>, post_norm: Option<&str>) -> BlockSpec {
@@ -1174,6 +1324,8 @@ impl Known<'_> {
                 true => Residual::Normalized(self.hyper.residual_scale),
                 false => Residual::Stream,
             },
+            opening: None,
+            closing: None,
         }
     }
 
@@ -1335,7 +1487,7 @@ impl Known<'_> {
             attention,
             query: self.latent_query(heads * key_length),
             compression: self.linear("attn_kv_a_mqa", rank + rotated, hyper.hidden),
-            norm: self.latent_norm("attn_kv_a_norm", rank),
+            norm: self.rms_norm("attn_kv_a_norm", rank),
             key: of_heads("attn_k_b", rank, key_length - rotated),
             value: of_heads("attn_v_b", value_length, rank),
             gate: match self.has("attn_gate") {
@@ -1365,7 +1517,7 @@ impl Known<'_> {
             attention,
             query: self.latent_query(heads * key_length),
             compression: self.linear("attn_kv_a_mqa", rank + rotated, hyper.hidden),
-            norm: self.latent_norm("attn_kv_a_norm", rank),
+            norm: self.rms_norm("attn_kv_a_norm", rank),
             expansion: self.linear("attn_kv_b", expanded, rank),
             output: self.linear("attn_output", hyper.hidden, heads * value_length),
             rope: hyper.decoder.rope,
@@ -1381,7 +1533,7 @@ impl Known<'_> {
                 let length = self.dim("attn_q_a", 1);
                 Factored::LowRank {
                     first: self.linear("attn_q_a", length, hidden),
-                    norm: Some(self.latent_norm("attn_q_a_norm", length)),
+                    norm: Some(self.rms_norm("attn_q_a_norm", length)),
                     second: self.linear("attn_q_b", rows, length),
                 }
             }
@@ -1390,7 +1542,7 @@ impl Known<'_> {
     }
 
     /// An RMS norm with weights, even in families with another kind of norm.
-    fn latent_norm(&self, name: &str, len: usize) -> NormSpec {
+    fn rms_norm(&self, name: &str, len: usize) -> NormSpec {
         NormSpec {
             stem: self.stem(name),
             kind: Norm::Rms,
@@ -1773,7 +1925,14 @@ impl Known<'_> {
             down: linear(&down, columns, length),
             activation: self.activation(),
             limit: self.limit(experts.is_some()),
+            sparsity: self.sparsity().filter(|_| experts.is_none()),
         }
+    }
+
+    /// Bound of sparse gates in the layer.
+    fn sparsity(&self) -> Option<f32> {
+        let sparse = self.hyper.decoder.sparse_gates?;
+        (self.number < sparse.layers as usize).then_some(sparse.deviations)
     }
 
     fn moe(&self) -> MoeSpec {

@@ -204,7 +204,7 @@ impl<'a> Engine<'a> {
         'a: 'e,
     {
         let (chunks, positions, layers) = (trace.chunks.len(), trace.positions, self.hyper.runs());
-        let width = self.hyper.hidden;
+        let width = self.hyper.stream_width();
         let gradients = self.gradients(trace, labels.draws)?;
         let head = self.head()?;
         progress.begin((layers + 1) as u64 * chunks as u64, Unit::Steps);
@@ -434,13 +434,13 @@ impl Backward<'_, '_> {
 }
 
 impl Trace<'_> {
-    /// Input of the head for a chunk: `[positions, hidden]`.
+    /// Input of the head for a chunk: `[positions, streams * hidden]`.
     ///
     /// # Errors
     /// If the temporary file cannot be read.
     pub fn output(&self, engine: &Engine<'_>, chunk: usize) -> Result<Rows> {
         let hidden = engine.stream_of(self.input(engine.hyper.runs(), chunk)?);
-        Ok(Rows::new(hidden, engine.hyper.hidden))
+        Ok(Rows::new(hidden, engine.hyper.stream_width()))
     }
 
     /// Input of a layer for a chunk, or after the last layer its output: `[positions * hidden]`.

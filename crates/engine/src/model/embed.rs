@@ -1,7 +1,7 @@
 //! From tokens to the first layer's input, and back.
 //!
 //! ```text
-//! stream     embedding * scale + position -> norm
+//! stream     embedding * scale + position -> norm -> all streams, in models with several
 //! carried    (norm(projection of the stream) + per-layer embedding * scale) / sqrt(2), for every layer;
 //!            zeros for what layers write
 //! ```
@@ -12,6 +12,8 @@ use super::linear::Norm;
 use super::ops::elementwise::{add, add_scaled, scale};
 use super::ops::product::{product, product_derivative};
 use super::rows::Rows;
+use super::streams::Expansion;
+use super::weights::Weights;
 use super::{Engine, Error, Result};
 use quantier_arch::spec::PerLayerInputsSpec;
 use std::f32::consts::FRAC_1_SQRT_2;
@@ -22,6 +24,7 @@ pub(super) struct Embedder<'e> {
     /// The norm after the embeddings.
     norm: Option<Norm>,
     per_layer: Option<PerLayerInputs<'e>>,
+    expansion: Option<Expansion>,
 }
 
 /// The projection of per-layer embeddings, and its norm.
@@ -94,7 +97,14 @@ impl Engine<'_> {
             engine: self,
             norm: norm.map(|norm| self.weights.norm(norm)).transpose()?,
             per_layer,
+            expansion: self.expansion(&self.weights)?,
         })
+    }
+
+    fn expansion(&self, weights: &Weights<'_>) -> Result<Option<Expansion>> {
+        let streams = self.spec.streams.as_ref();
+        let expansion = streams.map(|spec| Expansion::load(weights, spec, self.hyper.hidden));
+        expansion.transpose()
     }
 
     /// Checks presence and shapes of the tensors of [`Engine::embedder`], and of the tables.
@@ -108,6 +118,7 @@ impl Engine<'_> {
             weights.tensor(spec.projection, &[spec.columns(), self.hyper.hidden])?;
             weights.norm(&spec.norm)?;
         }
+        self.expansion(&weights)?;
         Ok(())
     }
 }
@@ -127,6 +138,9 @@ impl Embedder<'_> {
             let mut rows = self.engine.weights.rows(table, tokens, columns)?;
             change(table, tokens, &mut rows)?;
             carried.set_columns(0, &inputs.inputs(&bundle.stream, &rows));
+        }
+        if let Some(expansion) = &self.expansion {
+            bundle.stream = expansion.expand(&bundle.stream);
         }
         Ok(bundle)
     }
@@ -183,9 +197,9 @@ impl Embedder<'_> {
     /// layer's input, one for each draw.
     pub(super) fn derivative(&self, tokens: &[u32], draws: Vec<Bundle>) -> Result<Vec<Embedded>> {
         let unchanged = |_: &str, _: &[u32], _: &mut [f32]| Ok::<_, Error>(());
-        let stream = match self.per_layer {
-            Some(_) => self.stream(tokens, unchanged)?,
-            None => Rows::default(),
+        let stream = match self.per_layer.is_some() || self.expansion.is_some() {
+            true => self.stream(tokens, unchanged)?,
+            false => Rows::default(),
         };
         let unnormalized = match self.norm {
             Some(_) => self.unnormalized(tokens, unchanged)?,
@@ -205,6 +219,9 @@ impl Embedder<'_> {
             ..
         } in draws
         {
+            if let Some(expansion) = &self.expansion {
+                of_stream = expansion.derivative(&stream, &of_stream);
+            }
             if let (Some(inputs), Some(carried)) = (&self.per_layer, carried) {
                 let mut g = carried.columns_range(0..inputs.spec.columns());
                 inputs.derivative(&stream, &mut g, &mut of_stream);

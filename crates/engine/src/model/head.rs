@@ -5,21 +5,60 @@ use super::linear::{Linear, Norm, Pass};
 use super::ops::elementwise::{add, scale, soft_cap};
 use super::ops::product::product_derivative;
 use super::rows::Rows;
+use super::streams::Merging;
 use super::weights::Weights;
 use super::{Engine, LOGIT_ROWS, LinearInput, Result, Tap};
 use quantier_arch::LinearId;
 use quantier_core::progress::Silent;
 use quantier_round::matrix::{View, multiply};
+use std::borrow::Cow;
 
 /// Output head: from hidden activations to logits.
 pub struct Head<'e> {
     hyper: &'e Hyper,
-    norm: Option<Norm>,
+    input: HeadInput,
     output: Output<'e>,
     /// Factor of the products with the output matrix, if not 1.
     scale: Option<f32>,
     /// Bias of the logits.
     bias: Option<Vec<f32>>,
+}
+
+/// From the last layer's streams to the input of the output matrix.
+pub(super) struct HeadInput {
+    merging: Option<Merging>,
+    /// The norm before the output matrix, with the factor of that matrix's input.
+    norm: Option<Norm>,
+}
+
+impl HeadInput {
+    /// Merged streams before the norm.
+    fn merged<'h>(&self, hidden: &'h Rows) -> Cow<'h, Rows> {
+        match &self.merging {
+            Some(merging) => Cow::Owned(merging.merge(hidden)),
+            None => Cow::Borrowed(hidden),
+        }
+    }
+
+    /// Input of the output matrix: `[rows, hidden]`.
+    pub(super) fn of(&self, hidden: &Rows) -> Rows {
+        let merged = self.merged(hidden);
+        match &self.norm {
+            Some(norm) => norm.of(&merged),
+            None => merged.into_owned(),
+        }
+    }
+
+    /// Derivative of [`HeadInput::of`]: from the gradient of the input to that of the streams.
+    fn derivative(&self, hidden: &Rows, mut gradient: Rows) -> Rows {
+        if let Some(norm) = &self.norm {
+            norm.derivative(self.merged(hidden).numbers(), gradient.numbers_mut());
+        }
+        match &self.merging {
+            Some(merging) => merging.derivative(hidden, gradient),
+            None => gradient,
+        }
+    }
 }
 
 enum Output<'e> {
@@ -71,6 +110,23 @@ impl Engine<'_> {
         Some((rows as usize).max(LEAST_BAND))
     }
 
+    /// Loads what precedes the output matrix.
+    pub(super) fn head_input(&self, weights: &Weights<'_>) -> Result<HeadInput> {
+        let (hyper, spec) = (&self.hyper, &self.spec);
+        let norm = spec.output_norm.as_ref();
+        let mut norm = norm.map(|norm| weights.norm(norm)).transpose()?;
+        if let Some(norm) = norm.as_mut().filter(|_| hyper.output_scale != 1.0) {
+            let numbers = norm.weight.iter_mut().chain(&mut norm.bias);
+            numbers.for_each(|x| *x *= hyper.output_scale);
+        }
+        let streams = spec.streams.as_ref();
+        let merging = streams.map(|streams| Merging::load(weights, streams, hyper.hidden));
+        Ok(HeadInput {
+            merging: merging.transpose()?,
+            norm,
+        })
+    }
+
     /// Widens the final norm and the output matrix, or only the norm if the matrix exceeds its
     /// share of the memory.
     ///
@@ -97,7 +153,7 @@ impl Engine<'_> {
             };
             Ok(Head {
                 hyper,
-                norm: self.output_norm()?,
+                input: self.head_input(&self.weights)?,
                 output,
                 scale,
                 bias,
@@ -107,11 +163,10 @@ impl Engine<'_> {
 }
 
 impl Head<'_> {
-    /// Input of the output matrix: normalized hidden activations `[rows, hidden]`.
+    /// Input of the output matrix, `[rows, hidden]`: merged and normalized hidden activations `[rows,
+    /// streams * hidden]`.
     pub fn normalized(&self, hidden: &Rows) -> Rows {
-        self.norm
-            .as_ref()
-            .map_or_else(|| hidden.clone(), |norm| norm.of(hidden))
+        self.input.of(hidden)
     }
 
     /// The logit of a product with a row of the output matrix, and its derivative.
@@ -129,7 +184,7 @@ impl Head<'_> {
         }
     }
 
-    /// The gradient of hidden activations `[rows, hidden]`, given the logits and their gradient:
+    /// The gradient of hidden activations `[rows, streams * hidden]`, given the logits and their gradient:
     /// `[rows, vocabulary]` each.
     pub(super) fn derivative(
         &self,
@@ -146,12 +201,13 @@ impl Head<'_> {
         }
         let factor = self.scale.unwrap_or(1.0);
         scale(gradient.numbers_mut(), factor * self.hyper.logit_scale);
-        let mut of_input = match &self.output {
+        let of_input = match &self.output {
             Output::Whole(linear) => product_derivative(&gradient, &linear.of_expert(0, None)?, 1),
             Output::Bands { .. } => {
-                let mut sum = Rows::zeros(hidden.len(), hidden.columns());
+                let columns = self.hyper.hidden;
+                let mut sum = Rows::zeros(hidden.len(), columns);
                 self.bands(|start, table| {
-                    let rows = table.len() / hidden.columns();
+                    let rows = table.len() / columns;
                     let part = gradient.columns_range(start..start + rows);
                     add(
                         sum.numbers_mut(),
@@ -161,13 +217,10 @@ impl Head<'_> {
                 sum
             }
         };
-        if let Some(norm) = &self.norm {
-            norm.derivative(hidden.numbers(), of_input.numbers_mut());
-        }
-        Ok(of_input)
+        Ok(self.input.derivative(hidden, of_input))
     }
 
-    /// Logits `[rows, vocabulary]` of a chunk's hidden activations `[rows, hidden]`, computed on
+    /// Logits `[rows, vocabulary]` of a chunk's hidden activations `[rows, streams * hidden]`, computed on
     /// the calling thread.
     ///
     /// # Errors

@@ -3,23 +3,24 @@
 use super::linear::{Linear, Norm, Pass};
 use super::mixer::{
     Adjugates, AnyMixer, Apart, Attention, ChannelMix, Decay, DeltaNet, ExpandedAttention,
-    Factored, Factors, Ffn, First, Gate, Indexer, KeysValues, Latent, LatentAttention, Lightning,
-    LowRank, Mamba, Mamba2, Moe, PerLayer, Projections, QueryKeyValue, Rank, Rates, Receptance,
-    Shared, ShortConv, Single, Sparse, Stage, Tape, Wkv6, Wkv7,
+    Factored, Factors, Ffn, First, Gate, Indexer, KeysValues, Latent, LatentAttention, Laurel,
+    Lightning, LowRank, Mamba, Mamba2, Moe, PerLayer, Projections, QueryKeyValue, Rank, Rates,
+    Receptance, Shared, ShortConv, Single, Sparse, Stage, Tape, Wkv6, Wkv7,
 };
 use super::ops::attention::{Scores, alibi_slopes};
 use super::ops::elementwise::{add, add_scaled, scale};
 use super::ops::rope::Angles;
 use super::ops::router::Router;
 use super::rows::Rows;
+use super::streams::{Closed, Closing, Opening};
 use super::weights::Weights;
 use super::{Error, Replaced, Result};
 use quantier_arch::hyper::{Cache, Columns};
 use quantier_arch::spec::{
     self, AttentionSpec, BlockSpec, BranchSpec, Carry, ChannelMixSpec, DeltaSpec, ExpandedSpec,
-    FactorsSpec, FfnSpec, IndexerSpec, LatentSpec, LayerSpec, LightningSpec, LinearSpec,
-    Mamba2Spec, MambaSpec, MixerSpec, MoeSpec, PerLayerSpec, RankSpec, Residual, ShortConvSpec,
-    Source, SparseSpec, Wkv6Spec, Wkv7Spec,
+    FactorsSpec, FfnSpec, IndexerSpec, LatentSpec, LaurelSpec, LayerSpec, LightningSpec,
+    LinearSpec, Mamba2Spec, MambaSpec, MixerSpec, MoeSpec, PerLayerSpec, RankSpec, Residual,
+    ShortConvSpec, Source, SparseSpec, Wkv6Spec, Wkv7Spec,
 };
 use quantier_arch::{Activation, Norm as NormKind};
 use std::borrow::Cow;
@@ -28,8 +29,11 @@ use std::sync::Arc;
 /// Activations of one chunk between layers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Bundle {
-    /// The residual stream: `[positions, hidden]`.
+    /// The residual streams side by side: `[positions, streams * hidden]`; within a section of a
+    /// layer, the one that its blocks work on: `[positions, hidden]`.
     pub stream: Rows,
+    /// Within a section, all streams: `[positions, streams * hidden]`. None outside.
+    pub beside: Option<Rows>,
     /// What later layers read of earlier ones, and of the tokens: `[positions, columns]`; None in
     /// most models.
     pub carried: Option<Rows>,
@@ -39,7 +43,7 @@ pub(super) struct Bundle {
 }
 
 impl Bundle {
-    /// A bundle with the stream only.
+    /// A bundle with streams only.
     pub(super) fn of(stream: Rows) -> Bundle {
         Bundle {
             stream,
@@ -47,19 +51,30 @@ impl Bundle {
         }
     }
 
-    /// Splits rows into the stream, `hidden` columns, and the carried columns after it.
-    pub(super) fn new(rows: Rows, hidden: usize) -> Bundle {
-        if rows.columns() == hidden {
+    /// Splits rows into the streams, `width` columns, and the carried columns after them.
+    pub(super) fn new(rows: Rows, width: usize) -> Bundle {
+        if rows.columns() == width {
             return Bundle::of(rows);
         }
         Bundle {
-            stream: rows.columns_range(0..hidden),
-            carried: Some(rows.columns_range(hidden..rows.columns())),
-            entry: None,
+            carried: Some(rows.columns_range(width..rows.columns())),
+            ..Bundle::of(rows.columns_range(0..width))
         }
     }
 
-    /// Stream and carried columns side by side.
+    /// Puts all streams in the place of a section's stream, which it returns; None outside of
+    /// sections.
+    pub(super) fn leave_section(&mut self) -> Option<Rows> {
+        let streams = self.beside.take()?;
+        Some(std::mem::replace(&mut self.stream, streams))
+    }
+
+    /// Opposite of [`Bundle::leave_section`].
+    pub(super) fn enter_section(&mut self, stream: Rows) {
+        self.beside = Some(std::mem::replace(&mut self.stream, stream));
+    }
+
+    /// Streams and carried columns side by side, outside of sections.
     pub(super) fn into_rows(self) -> Rows {
         match &self.carried {
             Some(carried) => Rows::beside(&[&self.stream, carried]),
@@ -99,6 +114,8 @@ struct Block {
     post_norm: Option<Norm>,
     residual_scale: f32,
     residual: Residual,
+    opening: Option<Opening>,
+    closing: Option<Closing>,
 }
 
 #[derive(Clone)]
@@ -140,8 +157,12 @@ pub(super) struct LayerTape<'l> {
 
 struct BlockTape<'l> {
     block: &'l Block,
+    /// The streams before the block's opening, if it has one.
+    streams: Option<Rows>,
     /// The stream before the block.
     stream: Rows,
+    /// Stream and streams before the block's closing, if it has one.
+    closed: Option<Closed>,
     branches: Vec<BranchTape<'l>>,
     /// Sum of the branches' outputs, if a norm follows.
     mixed: Option<Rows>,
@@ -175,12 +196,22 @@ impl Layer {
     /// From the bundle before the layer to the bundle after it.
     pub(super) fn forward(&self, mut bundle: Bundle, pass: &Pass<'_>) -> Result<Bundle> {
         for (number, block) in self.blocks.iter().enumerate() {
+            block.open(&mut bundle, pass)?;
             let y = block.mix(&mut bundle, pass, None)?;
             self.enter(number, &mut bundle);
             block.add_to(&mut bundle.stream, y);
+            block.close(&mut bundle, pass)?;
         }
         self.leave(&mut bundle);
         Ok(bundle)
+    }
+
+    /// True if a section is open before this block, or before its opening.
+    pub(super) fn is_within_section(&self, block: usize) -> bool {
+        let before = self.blocks.iter().take(block);
+        before.fold(false, |is_open, block| {
+            block.closing.is_none() && (is_open || block.opening.is_some())
+        })
     }
 
     /// True if a block behind the first reads the stream before the layer.
@@ -220,16 +251,26 @@ impl Layer {
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for (number, block) in self.blocks.iter().enumerate() {
             let mut branches = Vec::new();
+            let streams = block.opening.is_some().then(|| bundle.stream.clone());
+            block.open(&mut bundle, pass)?;
             let stream = bundle.stream.clone();
             let y = block.mix(&mut bundle, pass, Some(&mut branches))?;
-            blocks.push(BlockTape {
-                block,
-                stream,
-                branches,
-                mixed: block.post_norm.is_some().then(|| y.clone()),
-            });
+            let mixed = block.post_norm.is_some().then(|| y.clone());
             self.enter(number, &mut bundle);
             block.add_to(&mut bundle.stream, y);
+            blocks.push(BlockTape {
+                block,
+                streams,
+                stream,
+                closed: block
+                    .closing
+                    .is_some()
+                    .then(|| Closed::of(&bundle))
+                    .flatten(),
+                branches,
+                mixed,
+            });
+            block.close(&mut bundle, pass)?;
         }
         let unnormalized = self.norm.is_some().then(|| bundle.stream.clone());
         self.leave(&mut bundle);
@@ -307,14 +348,20 @@ impl Layer {
     }
 
     /// Input of a stage's linears.
-    pub(super) fn input_of_linears(&self, place: Place, at: &Between) -> Rows {
-        let input = self.input(place, at);
-        match self.linears(place).linears.first() {
+    pub(super) fn input_of_linears(
+        &self,
+        place: Place,
+        mut at: Between,
+        pass: &Pass<'_>,
+    ) -> Result<Rows> {
+        self.blocks[place.block].open(&mut at.bundle, pass)?;
+        let input = self.input(place, &at);
+        Ok(match self.linears(place).linears.first() {
             Some(linear) if linear.columns < input.columns() => {
                 input.columns_range(0..linear.columns)
             }
             _ => input.into_owned(),
-        }
+        })
     }
 
     /// Row length of a stage's input.
@@ -326,6 +373,7 @@ impl Layer {
     /// Runs one stage on a chunk.
     pub(super) fn step(&self, place: Place, mut at: Between, pass: &Pass<'_>) -> Result<Between> {
         let block = &self.blocks[place.block];
+        block.open(&mut at.bundle, pass)?;
         let mixer = &block.branches[place.branch].mixer;
         let (mut y, _) = mixer.run_stage(place.stage, &self.input(place, &at), pass)?;
         at.input = None;
@@ -351,6 +399,7 @@ impl Layer {
             false => {
                 self.enter(place.block, &mut at.bundle);
                 block.add_to(&mut at.bundle.stream, mixed);
+                block.close(&mut at.bundle, pass)?;
                 if place.block + 1 == self.blocks.len() {
                     self.leave(&mut at.bundle);
                 }
@@ -364,12 +413,34 @@ impl Block {
     fn load(weights: &Weights<'_>, spec: &BlockSpec, angles: &[Arc<Angles>]) -> Result<Block> {
         let branches = spec.branches.iter();
         let branches = branches.map(|branch| Branch::load(weights, branch, angles));
+        let opening = spec.opening.as_ref();
+        let closing = spec.closing.as_ref();
         Ok(Block {
             branches: branches.collect::<Result<_>>()?,
             post_norm: norm(weights, &spec.post_norm)?,
             residual_scale: spec.residual_scale,
             residual: spec.residual,
+            opening: opening
+                .map(|spec| Opening::load(weights, spec))
+                .transpose()?,
+            closing: closing
+                .map(|spec| Closing::load(weights, spec))
+                .transpose()?,
         })
+    }
+
+    /// Opens the block's section, if it has an opening and the section is not open.
+    fn open(&self, bundle: &mut Bundle, pass: &Pass<'_>) -> Result<()> {
+        match &self.opening {
+            Some(opening) if bundle.beside.is_none() => opening.open(bundle, pass),
+            _ => Ok(()),
+        }
+    }
+
+    /// Closes the section, if the block has a closing.
+    fn close(&self, bundle: &mut Bundle, pass: &Pass<'_>) -> Result<()> {
+        let mut closing = self.closing.iter();
+        closing.try_for_each(|closing| closing.close(bundle, pass))
     }
 
     /// The sum of the branches' outputs. Stores the carried columns if a branch writes them.
@@ -417,11 +488,15 @@ impl Block {
         if let Some(norm) = &self.post_norm {
             norm.apply(mixed.numbers_mut());
         }
-        if let Residual::Normalized(factor) = self.residual {
-            if let Some(norm) = self.first_norm() {
-                norm.apply(stream.numbers_mut());
+        match self.residual {
+            Residual::Stream => {}
+            Residual::Scaled(factor) => scale(stream.numbers_mut(), factor),
+            Residual::Normalized(factor) => {
+                if let Some(norm) = self.first_norm() {
+                    norm.apply(stream.numbers_mut());
+                }
+                scale(stream.numbers_mut(), factor);
             }
-            scale(stream.numbers_mut(), factor);
         }
         add_scaled(stream.numbers_mut(), mixed.numbers(), self.residual_scale);
     }
@@ -432,7 +507,11 @@ impl Branch {
         Ok(Branch {
             norm: norm(weights, &spec.norm)?,
             source: spec.source,
-            router_norm: scaled_norm(weights, &spec.router_norm)?,
+            router_norm: spec
+                .router_norm
+                .as_ref()
+                .map(|norm| weights.scaled_norm(norm))
+                .transpose()?,
             mixer: match &spec.mixer {
                 MixerSpec::Attention(spec) => {
                     AnyMixer::Attention(attention(weights, spec, angles)?)
@@ -455,6 +534,7 @@ impl Branch {
                 MixerSpec::Ffn(spec) => AnyMixer::Ffn(ffn(weights, spec)?),
                 MixerSpec::Moe(spec) => AnyMixer::Moe(moe(weights, spec)?),
                 MixerSpec::PerLayer(spec) => AnyMixer::PerLayer(per_layer(weights, spec)?),
+                MixerSpec::Laurel(spec) => AnyMixer::Laurel(laurel(weights, spec)?),
             },
             post_norm: norm(weights, &spec.post_norm)?,
             carry: spec.mixer.carry(),
@@ -495,6 +575,9 @@ impl BlockTape<'_> {
     fn backward(&self, gradient: Bundle, entry: &Rows, pass: &Pass<'_>) -> Result<Bundle> {
         let block = self.block;
         let mut gradient = gradient;
+        if let (Some(closing), Some(before)) = (&block.closing, &self.closed) {
+            closing.derivative(before, &mut gradient, pass)?;
+        }
         let mut of_entry = gradient.entry.take();
         let mut of_mixed = gradient.stream.clone();
         scale(of_mixed.numbers_mut(), block.residual_scale);
@@ -502,10 +585,14 @@ impl BlockTape<'_> {
             norm.derivative(mixed.numbers(), of_mixed.numbers_mut());
         }
         let mut of_stream = gradient.stream.clone();
-        if let Residual::Normalized(factor) = block.residual {
-            scale(of_stream.numbers_mut(), factor);
-            if let Some(norm) = block.first_norm() {
-                norm.derivative(self.stream.numbers(), of_stream.numbers_mut());
+        match block.residual {
+            Residual::Stream => {}
+            Residual::Scaled(factor) => scale(of_stream.numbers_mut(), factor),
+            Residual::Normalized(factor) => {
+                scale(of_stream.numbers_mut(), factor);
+                if let Some(norm) = block.first_norm() {
+                    norm.derivative(self.stream.numbers(), of_stream.numbers_mut());
+                }
             }
         }
         for (branch, tape) in block.branches.iter().zip(&self.branches).rev() {
@@ -564,22 +651,15 @@ impl BlockTape<'_> {
         }
         gradient.stream = of_stream;
         gradient.entry = of_entry;
+        if let (Some(opening), Some(streams)) = (&block.opening, &self.streams) {
+            opening.derivative(streams, &mut gradient, pass)?;
+        }
         Ok(gradient)
     }
 }
 
 fn norm(weights: &Weights<'_>, spec: &Option<spec::NormSpec>) -> Result<Option<Norm>> {
     spec.as_ref().map(|spec| weights.norm(spec)).transpose()
-}
-
-/// A norm whose weights are multiplied by a factor.
-fn scaled_norm(weights: &Weights<'_>, spec: &Option<spec::ScaledNormSpec>) -> Result<Option<Norm>> {
-    let Some(spec) = spec else {
-        return Ok(None);
-    };
-    let mut norm = weights.norm(&spec.norm)?;
-    scale(&mut norm.weight, spec.factor);
-    Ok(Some(norm))
 }
 
 /// The layer's own factor of the stream; 1 without one.
@@ -596,6 +676,15 @@ fn per_layer(weights: &Weights<'_>, spec: &PerLayerSpec) -> Result<PerLayer> {
         gate: weights.linear(&spec.gate)?,
         activation: spec.activation,
         output: weights.linear(&spec.output)?,
+    })
+}
+
+fn laurel(weights: &Weights<'_>, spec: &LaurelSpec) -> Result<Laurel> {
+    let [first, second] = &spec.factors;
+    Ok(Laurel {
+        first: weights.linear(first)?,
+        second: weights.linear(second)?,
+        norm: weights.norm(&spec.norm)?,
     })
 }
 
@@ -1027,6 +1116,7 @@ fn ffn(weights: &Weights<'_>, spec: &FfnSpec) -> Result<Ffn> {
         down: weights.linear(&spec.down)?,
         activation: spec.activation,
         limit: spec.limit,
+        sparsity: spec.sparsity,
     })
 }
 
@@ -1082,15 +1172,16 @@ fn moe(weights: &Weights<'_>, spec: &MoeSpec) -> Result<Moe> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::model::ops::tests::{check_gradients, random};
+    use crate::model::streams::Modalities;
     use quantier_arch::LinearId;
     use quantier_core::progress::Silent;
 
-    const HIDDEN: usize = 6;
+    pub(in crate::model) const HIDDEN: usize = 6;
 
-    fn norm(seed: u32) -> Norm {
+    pub(in crate::model) fn norm(seed: u32) -> Norm {
         Norm {
             kind: NormKind::Rms,
             epsilon: 1e-2,
@@ -1118,6 +1209,8 @@ mod tests {
             post_norm: None,
             residual_scale: 0.7,
             residual,
+            opening: None,
+            closing: None,
         }
     }
 
@@ -1130,7 +1223,7 @@ mod tests {
         }
     }
 
-    fn pass<'p>() -> Pass<'p> {
+    pub(in crate::model) fn pass<'p>() -> Pass<'p> {
         Pass {
             chunk: 0,
             tap: None,
@@ -1174,7 +1267,7 @@ mod tests {
         check(&layer());
     }
 
-    fn linear(rows: usize, columns: usize, seed: u32) -> Linear {
+    pub(in crate::model) fn linear(rows: usize, columns: usize, seed: u32) -> Linear {
         Linear {
             id: LinearId(seed),
             name: "linear".into(),
@@ -1255,29 +1348,36 @@ mod tests {
             scale: 0.5,
         };
         let bundle = |x: &[Vec<f32>]| Bundle {
-            stream: Rows::new(x[0].clone(), HIDDEN),
             carried: Some(Rows::new(x[1].clone(), CARRIED)),
-            entry: None,
+            ..Bundle::of(Rows::new(x[0].clone(), HIDDEN))
         };
+        let at = [random(3 * HIDDEN, 4), random(3 * CARRIED, 5)];
+        check_bundles(&layer, &at, &bundle);
+    }
+
+    /// Compares the derivative of a layer by streams and carried columns with finite differences, and
+    /// its forward pass with its stages.
+    fn check_bundles(layer: &Layer, at: &[Vec<f32>; 2], bundle: &dyn Fn(&[Vec<f32>]) -> Bundle) {
         let numbers = |bundle: Bundle| bundle.into_rows().into_numbers();
         let forward = |x: &[Vec<f32>]| numbers(layer.forward(bundle(x), &pass()).unwrap());
+        let width = bundle(at).stream.columns();
+        let columns = width + at[1].len() * width / at[0].len();
         let backward = |x: &[Vec<f32>], g: &[f32]| {
             let (_, tape) = layer.record(bundle(x), &pass()).unwrap();
-            let g = Bundle::new(Rows::new(g.to_vec(), HIDDEN + CARRIED), HIDDEN);
+            let g = Bundle::new(Rows::new(g.to_vec(), columns), width);
             let gradient = layer.backward(&tape, g, &pass()).unwrap();
             let carried = gradient.carried.unwrap();
             vec![gradient.stream.into_numbers(), carried.into_numbers()]
         };
-        let at = [random(3 * HIDDEN, 4), random(3 * CARRIED, 5)];
-        check_gradients("layer", &at, &forward, &backward);
+        check_gradients("layer", at, &forward, &backward);
         let mut between = Between {
-            bundle: bundle(&at),
+            bundle: bundle(at),
             ..Between::default()
         };
         for place in layer.places() {
             between = layer.step(place, between, &pass()).unwrap();
         }
-        assert_eq!(numbers(between.bundle), forward(&at));
+        assert_eq!(numbers(between.bundle), forward(at));
     }
 
     #[test]
@@ -1303,7 +1403,11 @@ mod tests {
 
     #[test]
     fn residuals_add_to_the_stream_or_to_the_first_mixers_input() {
-        for residual in [Residual::Stream, Residual::Normalized(1.6)] {
+        for residual in [
+            Residual::Stream,
+            Residual::Normalized(1.6),
+            Residual::Scaled(0.4),
+        ] {
             let two = || vec![branch(1), branch(11)];
             check(&Layer {
                 blocks: vec![block(two(), residual), block(two(), residual)],
@@ -1311,5 +1415,71 @@ mod tests {
                 scale: 1.0,
             });
         }
+    }
+
+    #[test]
+    fn sections_work_on_one_of_several_streams() {
+        const STREAMS: usize = 3;
+        const CARRIED: usize = 2;
+        let modalities = |count: usize, seed: u32| Modalities {
+            norm: norm(seed),
+            router: linear(STREAMS, HIDDEN, seed + 1),
+            coefficients: linear(count, STREAMS, seed + 2),
+        };
+        let gate = Branch {
+            mixer: AnyMixer::PerLayer(PerLayer {
+                gate: linear(CARRIED, HIDDEN, 35),
+                activation: Activation::Gelu,
+                output: linear(HIDDEN, CARRIED, 36),
+            }),
+            norm: None,
+            carry: Carry::Reads(Columns {
+                first: 0,
+                count: CARRIED,
+            }),
+            ..branch(41)
+        };
+        let two = vec![branch(1), branch(11)];
+        let opening = Opening::Predict(modalities(STREAMS * STREAMS, 61));
+        let layer = Layer {
+            blocks: vec![
+                Block {
+                    opening: Some(opening),
+                    ..block(two, Residual::Scaled(0.7))
+                },
+                Block {
+                    closing: Some(Closing::Correct(modalities(STREAMS, 71))),
+                    ..block(vec![branch(21)], Residual::Stream)
+                },
+                Block {
+                    opening: Some(Opening::First(random(HIDDEN, 81))),
+                    closing: Some(Closing::AddToOthers),
+                    ..block(vec![gate], Residual::Scaled(0.0))
+                },
+            ],
+            norm: None,
+            scale: 1.0,
+        };
+        let inside = [0, 1, 2].map(|block| layer.is_within_section(block));
+        assert_eq!(inside, [false, true, false]);
+        let bundle = |x: &[Vec<f32>]| Bundle {
+            carried: Some(Rows::new(x[1].clone(), CARRIED)),
+            ..Bundle::of(Rows::new(x[0].clone(), STREAMS * HIDDEN))
+        };
+        let at = [random(3 * STREAMS * HIDDEN, 4), random(3 * CARRIED, 5)];
+        check_bundles(&layer, &at, &bundle);
+        // A section's stream can be stored apart from the bundle between two of its blocks.
+        let mut between = Between {
+            bundle: bundle(&at),
+            ..Between::default()
+        };
+        for place in layer.places() {
+            between = layer.step(place, between, &pass()).unwrap();
+            if let Some(stream) = between.bundle.leave_section() {
+                between.bundle.enter_section(stream);
+            }
+        }
+        let behind = layer.forward(bundle(&at), &pass()).unwrap();
+        assert_eq!(between.bundle.stream, behind.stream);
     }
 }

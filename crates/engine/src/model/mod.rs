@@ -27,10 +27,11 @@ mod rerun;
 mod rows;
 mod sequential;
 mod states;
+mod streams;
 mod weights;
 
 use layer::{Bundle, Layer};
-use linear::{Norm, Pass};
+use linear::Pass;
 use ops::rope::Angles;
 use quantier_arch::Input;
 use quantier_arch::spec::ModelSpec;
@@ -285,21 +286,8 @@ impl<'a> Engine<'a> {
             weights.linear(&spec.projection)?;
             Layer::load(&weights, &spec.layer, &[])?;
         }
-        if let Some(norm) = &self.spec.output_norm {
-            weights.norm(norm)?;
-        }
+        self.head_input(&weights)?;
         Ok(())
-    }
-
-    /// The norm before the output matrix, with the factor of that matrix's input.
-    fn output_norm(&self) -> Result<Option<Norm>> {
-        let norm = self.spec.output_norm.as_ref();
-        let mut norm = norm.map(|norm| self.weights.norm(norm)).transpose()?;
-        if let Some(norm) = norm.as_mut().filter(|_| self.hyper.output_scale != 1.0) {
-            let numbers = norm.weight.iter_mut().chain(&mut norm.bias);
-            numbers.for_each(|x| *x *= self.hyper.output_scale);
-        }
-        Ok(norm)
     }
 
     /// The thread pool of the runs.
@@ -348,7 +336,7 @@ impl<'a> Engine<'a> {
         if chunks.iter().any(|c| c.len() != positions) || keep.end > positions {
             return Err(Error::Model("chunks differ in length".into()));
         }
-        let (width, all) = (self.hyper.hidden, self.hyper.width());
+        let (width, all) = (self.hyper.stream_width(), self.hyper.width());
         let budget = self.layer_budget(positions);
         let states = Slots::new(self.slots([1, chunks.len()], positions), budget)?;
         self.stream(chunks, &states, false, observer, progress)?;
@@ -467,10 +455,11 @@ impl<'a> Engine<'a> {
 
     /// The bundle stored in a slot.
     fn bundle(&self, numbers: Vec<f32>) -> Bundle {
-        Bundle::new(Rows::new(numbers, self.hyper.width()), self.hyper.hidden)
+        let rows = Rows::new(numbers, self.hyper.width());
+        Bundle::new(rows, self.hyper.stream_width())
     }
 
-    /// The bundle of a stream, with zeros in the carried columns.
+    /// The bundle of streams, with zeros in the carried columns.
     fn with_carried(&self, stream: Rows) -> Bundle {
         let carried = self.hyper.carried();
         Bundle {
@@ -479,7 +468,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// The stream stored in a slot.
+    /// The streams stored in a slot.
     fn stream_of(&self, numbers: Vec<f32>) -> Vec<f32> {
         self.bundle(numbers).stream.into_numbers()
     }
@@ -502,7 +491,9 @@ impl<'a> Engine<'a> {
 
     /// Memory for activations between layers, in bytes.
     fn layer_budget(&self, positions: usize) -> u64 {
-        let working = self.weights.working_bytes(positions, self.hyper.hidden);
+        let working = self
+            .weights
+            .working_bytes(positions, self.hyper.stream_width());
         let working = working * self.pool.current_num_threads() as u64;
         self.budget(self.weights.largest_layer() + working)
     }
@@ -563,7 +554,7 @@ impl Hidden {
         self.states.memory_bytes()
     }
 
-    /// Rows of a chunk: `[rows, hidden]`.
+    /// Rows of a chunk: `[rows, streams * hidden]`.
     ///
     /// # Errors
     /// If the temporary file cannot be read.

@@ -96,11 +96,12 @@ struct AsideColumns {
     input: Option<usize>,
     mixed: Option<usize>,
     entry: Option<usize>,
+    section: Option<usize>,
 }
 
 impl AsideColumns {
     fn all(&self) -> usize {
-        let parts = [self.input, self.mixed, self.entry];
+        let parts = [self.input, self.mixed, self.entry, self.section];
         parts.into_iter().flatten().sum()
     }
 }
@@ -159,7 +160,9 @@ impl Engine<'_> {
                 for (i, &place) in places.iter().enumerate() {
                     let names = stage_names(&original, place);
                     if rounder.wants(&names[0]) {
-                        both.show(rounder, |at| original.input_of_linears(place, at))?;
+                        both.show(rounder, |at, pass| {
+                            original.input_of_linears(place, at, pass)
+                        })?;
                     }
                     rounded.replace(place, rounder.round(&names[0], &names[1])?);
                     let layer = Layers {
@@ -173,12 +176,8 @@ impl Engine<'_> {
             let output = [self.output_name().to_owned()];
             if rounder.wants(&output) {
                 progress.at("output");
-                let norm = self.output_norm()?;
-                both.show(rounder, |at| {
-                    let stream = &at.bundle.stream;
-                    norm.as_ref()
-                        .map_or_else(|| stream.clone(), |norm| norm.of(stream))
-                })?;
+                let input = self.head_input(&self.weights)?;
+                both.show(rounder, |at, _| Ok(input.of(&at.bundle.stream)))?;
             }
             rounder.round(&output, &[])?;
             Ok(())
@@ -250,7 +249,10 @@ impl Both<'_> {
             };
             between.input = columns.input.map(&mut part);
             between.mixed = columns.mixed.map(&mut part);
-            between.bundle.entry = columns.entry.map(part);
+            between.bundle.entry = columns.entry.map(&mut part);
+            if let Some(stream) = columns.section.map(part) {
+                between.bundle.enter_section(stream);
+            }
         }
         Ok(between)
     }
@@ -260,16 +262,28 @@ impl Both<'_> {
     fn show<R: SequentialRounder>(
         &self,
         rounder: &R,
-        input: impl Fn(&Between) -> Rows + Sync,
+        input: impl Fn(Between, &Pass<'_>) -> super::Result<Rows> + Sync,
     ) -> Result<(), R::Error> {
         in_order(self.chunks, |chunk| {
             if self.progress.cancelled() {
                 return Err(Error::Cancelled.into());
             }
-            let original = input(&self.between(2 * chunk)?);
-            rounder.input(chunk, original, input(&self.between(2 * chunk + 1)?));
+            let pass = self.pass(chunk);
+            let original = input(self.between(2 * chunk)?, &pass)?;
+            rounder.input(chunk, original, input(self.between(2 * chunk + 1)?, &pass)?);
             Ok(())
         })
+    }
+
+    fn pass(&self, chunk: usize) -> Pass<'_> {
+        Pass {
+            chunk,
+            tap: None,
+            recording: false,
+            split: self.engine.split(self.chunks),
+            stored: Some(&self.engine.weights),
+            progress: self.progress,
+        }
     }
 
     /// Runs every chunk through a stage, in both models. `next` is the layer's next stage.
@@ -283,6 +297,9 @@ impl Both<'_> {
                 input: columns.filter(|_| next.stage > 0),
                 mixed: (next.branch > 0).then_some(hidden),
                 entry: keeps_entry.then_some(hidden),
+                section: layer.models[0]
+                    .is_within_section(next.block)
+                    .then_some(hidden),
             }
         });
         let columns = columns.filter(|columns| columns.all() > 0);
@@ -293,29 +310,25 @@ impl Both<'_> {
             Ok(Aside { states, columns })
         };
         let aside = columns.map(room).transpose()?;
-        let split = self.engine.split(self.chunks);
         in_order(self.chunks, |chunk| {
             for (model, model_layer) in layer.models.into_iter().enumerate() {
                 if self.progress.cancelled() {
                     return Err(Error::Cancelled);
                 }
                 let slot = 2 * chunk + model;
-                let pass = Pass {
-                    chunk,
-                    tap: None,
-                    recording: false,
-                    split,
-                    stored: Some(&self.engine.weights),
-                    progress: self.progress,
-                };
+                let pass = self.pass(chunk);
                 let Between {
                     mut bundle,
                     input,
                     mixed,
                 } = model_layer.step(place, self.between(slot)?, &pass)?;
                 let entry = bundle.entry.take();
+                // Between a block's own opening and its end, the section is opened again instead.
+                let section = bundle.leave_section();
+                let section = section.filter(|_| columns.is_some_and(|c| c.section.is_some()));
                 if let Some(aside) = &aside {
-                    let parts: Vec<&Rows> = input.iter().chain(&mixed).chain(&entry).collect();
+                    let parts = input.iter().chain(&mixed).chain(&entry).chain(&section);
+                    let parts: Vec<&Rows> = parts.collect();
                     aside
                         .states
                         .put(slot, Rows::beside(&parts).into_numbers())?;

@@ -2,10 +2,11 @@
 
 use super::device::Device;
 use super::linear::{Linear, LinearWeights, Norm};
+use super::ops::elementwise::scale;
 use super::{Error, Options, Result};
 use quantier_arch::Input;
 use quantier_arch::catalog;
-use quantier_arch::spec::{LinearSpec, NormSpec};
+use quantier_arch::spec::{LinearSpec, NormSpec, ScaledNormSpec};
 use quantier_arch::{Catalog, Entry};
 use quantier_gguf as format;
 use quantier_gguf::reader::Tensor as Stored;
@@ -333,6 +334,16 @@ impl<'a> Weights<'a> {
             bias: bias.unwrap_or_else(|| vec![0.0; all]),
             len: spec.len,
         })
+    }
+
+    /// A norm whose weights are multiplied by a factor.
+    ///
+    /// # Errors
+    /// If a tensor has other dimensions.
+    pub(super) fn scaled_norm(&self, spec: &ScaledNormSpec) -> Result<Norm> {
+        let mut norm = self.norm(&spec.norm)?;
+        scale(&mut norm.weight, spec.factor);
+        Ok(norm)
     }
 
     /// Selected rows of a table: `[numbers, columns]`.

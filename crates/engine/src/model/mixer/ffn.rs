@@ -4,9 +4,11 @@ use super::{BoxedTape, Mixer, Stage, StageTape, run_linear};
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::activation::{activate, activate_derivative, gate, gate_derivative};
 use crate::model::ops::elementwise::{clamp, clamp_derivative, scale_groups};
+use crate::model::ops::sparse::{keep_above, keep_above_derivative};
 use crate::model::rows::Rows;
 use crate::model::{Result, Routed};
 use quantier_arch::{Activation, Limit};
+use std::borrow::Cow;
 
 /// ```text
 /// stage 0    input -> gate and up -> activation(gate) * up -> norm
@@ -23,6 +25,9 @@ pub(in crate::model) struct Ffn {
     pub activation: Activation,
     /// Bounds of gate and up.
     pub limit: Option<Limit>,
+    /// Only gates this many standard deviations above their mean are kept, less that bound; all if
+    /// None.
+    pub sparsity: Option<f32>,
 }
 
 /// The matrices of the first stage.
@@ -112,8 +117,19 @@ fn at_most_derivative(xs: &[f32], g: &mut [f32], limit: f32) {
 }
 
 impl Ffn {
-    /// The gated product of `gate` and `up`, with the limits.
+    /// The gates that the activation sees.
+    fn kept<'g>(&self, gate: &'g Rows) -> Cow<'g, Rows> {
+        let Some(deviations) = self.sparsity else {
+            return Cow::Borrowed(gate);
+        };
+        let mut gate = gate.clone();
+        keep_above(&mut gate, deviations);
+        Cow::Owned(gate)
+    }
+
+    /// The gated product of `gate` and `up`, with sparsity and limits.
     fn gated(&self, gate: &Rows, up: &Rows) -> Rows {
+        let gate = &*self.kept(gate);
         match self.limit {
             None => gated(gate, up, self.activation),
             Some(Limit::Behind(limit)) => {
@@ -132,6 +148,15 @@ impl Ffn {
 
     /// Derivatives of [`Ffn::gated`] with respect to gate and up.
     fn gated_derivative(&self, gate: &Rows, up: &Rows, g: &Rows) -> [Rows; 2] {
+        let [mut of_gate, of_up] = self.bounded_derivative(&self.kept(gate), up, g);
+        if let Some(deviations) = self.sparsity {
+            keep_above_derivative(gate, &mut of_gate, deviations);
+        }
+        [of_gate, of_up]
+    }
+
+    /// Derivatives of [`Ffn::gated`] with respect to the kept gates and up.
+    fn bounded_derivative(&self, gate: &Rows, up: &Rows, g: &Rows) -> [Rows; 2] {
         match self.limit {
             None => gated_derivative(gate, up, g, self.activation),
             Some(Limit::Behind(limit)) => {

@@ -17,6 +17,7 @@ mod ffn;
 mod front;
 mod indexer;
 mod latent;
+mod laurel;
 mod lightning;
 mod mamba;
 mod mamba2;
@@ -37,6 +38,7 @@ pub(super) use factored::{Factored, LowRank};
 pub(super) use ffn::{Ffn, First};
 pub(super) use indexer::{Indexer, Sparse};
 pub(super) use latent::LatentAttention;
+pub(super) use laurel::Laurel;
 pub(super) use lightning::Lightning;
 pub(super) use mamba::Mamba;
 pub(super) use mamba2::{Factors, Mamba2};
@@ -183,8 +185,9 @@ pub(super) enum AnyMixer {
     DeltaNet(DeltaNet),
     ExpandedAttention(ExpandedAttention),
     Ffn(Ffn),
-    Lightning(Lightning),
     LatentAttention(LatentAttention),
+    Laurel(Laurel),
+    Lightning(Lightning),
     Mamba2(Mamba2),
     Mamba(Mamba),
     Moe(Moe),
@@ -205,6 +208,7 @@ impl Deref for AnyMixer {
             AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::ExpandedAttention(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
+            AnyMixer::Laurel(mixer) => mixer,
             AnyMixer::Lightning(mixer) => mixer,
             AnyMixer::LatentAttention(mixer) => mixer,
             AnyMixer::Mamba2(mixer) => mixer,
@@ -227,6 +231,7 @@ impl DerefMut for AnyMixer {
             AnyMixer::DeltaNet(mixer) => mixer,
             AnyMixer::ExpandedAttention(mixer) => mixer,
             AnyMixer::Ffn(mixer) => mixer,
+            AnyMixer::Laurel(mixer) => mixer,
             AnyMixer::Lightning(mixer) => mixer,
             AnyMixer::LatentAttention(mixer) => mixer,
             AnyMixer::Mamba2(mixer) => mixer,

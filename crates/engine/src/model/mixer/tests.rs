@@ -3,9 +3,9 @@
 
 use super::{
     Adjugates, AnyMixer, Apart, Attention, ChannelMix, Decay, DeltaNet, ExpandedAttention,
-    Factored, Factors, Ffn, First, Gate, Indexer, KeysValues, Latent, LatentAttention, Lightning,
-    LowRank, Mamba, Mamba2, Moe, PerLayer, Projections, QueryKeyValue, Rank, Rates, Receptance,
-    Shared, ShortConv, Single, Sparse, Tape, Wkv6, Wkv7,
+    Factored, Factors, Ffn, First, Gate, Indexer, KeysValues, Latent, LatentAttention, Laurel,
+    Lightning, LowRank, Mamba, Mamba2, Moe, PerLayer, Projections, QueryKeyValue, Rank, Rates,
+    Receptance, Shared, ShortConv, Single, Sparse, Tape, Wkv6, Wkv7,
 };
 use crate::model::linear::{Linear, Norm, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
@@ -58,6 +58,7 @@ fn ffn(first: First) -> Ffn {
         down: linear(1, HIDDEN, 6, 3),
         activation: Activation::Silu,
         limit: None,
+        sparsity: None,
     }
 }
 
@@ -871,6 +872,29 @@ fn mixers() -> Vec<(&'static str, AnyMixer)> {
                 // No value is near the limit, where the derivative is discontinuous.
                 limit: Some(Limit::Behind(0.9)),
                 ..gated_ffn()
+            }),
+        ),
+        (
+            "of few gates",
+            AnyMixer::Ffn(Ffn {
+                activation: Activation::Gelu,
+                sparsity: Some(-0.25),
+                ..gated_ffn()
+            }),
+        ),
+        (
+            "of few gates in one matrix",
+            AnyMixer::Ffn(Ffn {
+                sparsity: Some(0.2),
+                ..ffn(First::Fused(linear(1, 12, HIDDEN, 4)))
+            }),
+        ),
+        (
+            "low-rank branch",
+            AnyMixer::Laurel(Laurel {
+                first: linear(1, 3, HIDDEN, 7),
+                second: linear(1, HIDDEN, 3, 8),
+                norm: norm(HIDDEN, 27),
             }),
         ),
         (

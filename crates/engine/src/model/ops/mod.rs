@@ -8,6 +8,8 @@ pub(super) mod attention;
 pub(super) mod convolution;
 pub(super) mod delta;
 pub(super) mod elementwise;
+pub(super) mod length;
+pub(super) mod mixing;
 pub(super) mod norm;
 mod order;
 pub(super) mod product;
@@ -16,6 +18,7 @@ pub(super) mod router;
 mod scan;
 pub(super) mod selective;
 pub(super) mod shift;
+pub(super) mod sparse;
 pub(super) mod ssd;
 #[cfg(test)]
 pub(super) mod tests;

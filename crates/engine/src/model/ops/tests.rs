@@ -8,12 +8,15 @@ use super::elementwise::{
     add_bias, add_scaled, clamp, clamp_derivative, dots, multiply, scale, scale_groups, sigmoid,
     sigmoid_slope, softplus,
 };
+use super::length::{match_lengths, match_lengths_derivative};
+use super::mixing::{mix, mix_derivative};
 use super::norm::{self, layer_norm, rms_norm};
 use super::product::{product, product_derivative, row_derivative};
 use super::rope::{Angles, Direction};
 use super::router::Router;
 use super::selective::Selective;
 use super::shift;
+use super::sparse::{keep_above, keep_above_derivative};
 use super::ssd;
 use super::wkv::Wkv;
 use crate::model::rows::Rows;
@@ -109,6 +112,10 @@ fn rows(x: &[f32]) -> Rows {
     Rows::new(x.to_vec(), 7)
 }
 
+fn of_columns(x: &[f32], columns: usize) -> Rows {
+    Rows::new(x.to_vec(), columns)
+}
+
 const N: usize = 3 * 7;
 
 fn cases_of_rows<'c>(weight: &'c [f32], bias: &'c [f32]) -> Vec<Case<'c>> {
@@ -170,6 +177,45 @@ fn cases_of_rows<'c>(weight: &'c [f32], bias: &'c [f32]) -> Vec<Case<'c>> {
             &[N],
             |x| changed(&x[0], |x| clamp(x, 0.413)),
             |x, g| vec![changed(g, |g| clamp_derivative(&x[0], g, 0.413))],
+        ),
+        case(
+            "match_lengths",
+            &[N, N],
+            |x| {
+                let mut y = rows(&x[0]);
+                match_lengths(&mut y, &rows(&x[1]));
+                y.into_numbers()
+            },
+            |x, g| {
+                let mut of_rows = rows(g);
+                let of_target = match_lengths_derivative(&rows(&x[0]), &rows(&x[1]), &mut of_rows);
+                vec![of_rows.into_numbers(), of_target.into_numbers()]
+            },
+        ),
+        case(
+            "mix",
+            &[3 * 2 * 7, 3 * 4],
+            |x| mix(&of_columns(&x[0], 14), &of_columns(&x[1], 4)).into_numbers(),
+            |x, g| {
+                let (streams, weights) = (of_columns(&x[0], 14), of_columns(&x[1], 4));
+                mix_derivative(&streams, &weights, &of_columns(g, 14))
+                    .map(Rows::into_numbers)
+                    .into()
+            },
+        ),
+        case(
+            "keep_above",
+            &[N],
+            |x| {
+                let mut y = rows(&x[0]);
+                keep_above(&mut y, -0.5);
+                y.into_numbers()
+            },
+            |x, g| {
+                let mut g = rows(g);
+                keep_above_derivative(&rows(&x[0]), &mut g, -0.5);
+                vec![g.into_numbers()]
+            },
         ),
         case(
             "sigmoid",
