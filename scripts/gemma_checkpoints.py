@@ -22,10 +22,10 @@ TOKENS = [*SPECIAL, *TURNS, *(f"<0x{b:02X}>" for b in range(256)), "\u2581", "\n
 VOCAB = len(TOKENS)
 
 
-def write_tokenizer(folder):
+def write_tokenizer(folder, tokens=TOKENS, merges=MERGES):
     """Byte-pair encoding with byte fallback, spaces as U+2581, no words."""
     added = [{"id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-              "special": True} for i, t in enumerate(TOKENS[:len(SPECIAL) + len(TURNS)])]
+              "special": True} for i, t in enumerate(tokens[:len(SPECIAL) + len(TURNS)])]
     first = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
     texts = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
     begin = {"type": "TemplateProcessing", "single": [first, texts[0]], "pair": [first, *texts],
@@ -33,8 +33,8 @@ def write_tokenizer(folder):
     space = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
     decoders = [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
     model = {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None, "end_of_word_suffix": None,
-             "fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "vocab": {t: i for i, t in enumerate(TOKENS)},
-             "merges": [list(m) for m in MERGES]}
+             "fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "vocab": {t: i for i, t in enumerate(tokens)},
+             "merges": [list(m) for m in merges]}
     tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": space,
                  "pre_tokenizer": None, "post_processor": begin, "decoder": {"type": "Sequence", "decoders": decoders},
                  "model": model}

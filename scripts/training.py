@@ -37,29 +37,35 @@ class Muon:
             w.add_(x, alpha=-rate * max(1, w.shape[0] / w.shape[1]) ** 0.5)
 
 
-def vocabulary(texts, size):
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    return tokenizer
+class ByteLevel:
+    """A byte-level vocabulary learned from texts."""
+
+    def __init__(self, texts, size):
+        self.tokenizer = Tokenizer(models.BPE())
+        self.tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        self.tokenizer.decoder = decoders.ByteLevel()
+        special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+        self.tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+            vocab_size=size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+
+    def write(self, folder):
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps(
+            {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "add_bos_token": False}, indent=2))
 
 
-def save(tensors, config, tokenizer, out):
+def save(tensors, config, vocabulary, out):
     out.mkdir(parents=True, exist_ok=True)
     save_file({n: w.detach().contiguous() for n, w in tensors.items()}, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config, indent=2))
-    tokenizer.save(str(out / "tokenizer.json"))
-    (out / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "add_bos_token": False}, indent=2))
+    vocabulary.write(out)
 
 
-def train(new_model, config, default_steps):
+def train(new_model, config, default_steps, new_vocabulary=ByteLevel):
     """Trains on the texts of the command line. `new_model` makes a model with `weights` (name -> parameter), `muon(name,
     weight)` (true for matrices of Muon), `ahead` (tokens after a sequence that its loss needs), `loss(tokens)` -> (the loss,
-    a text of its parts), `end_step(rate)`, and `tensors()`, those of the checkpoint.
+    a text of its parts), `end_step(rate)`, and `tensors()`, those of the checkpoint. `new_vocabulary(texts, size)` makes one
+    with `tokenizer` and `write(folder)`.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
@@ -72,9 +78,9 @@ def train(new_model, config, default_steps):
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     texts = [path.read_bytes()[options.skip:].decode(errors="ignore") for path in options.texts]
-    tokenizer = vocabulary(texts, config["vocab_size"])
+    vocabulary = new_vocabulary(texts, config["vocab_size"])
     pieces = [text[at:at + 20000] for text in texts for at in range(0, len(text), 20000)]
-    tokens = torch.tensor([t for e in tokenizer.encode_batch(pieces) for t in e.ids])
+    tokens = torch.tensor([t for e in vocabulary.tokenizer.encode_batch(pieces) for t in e.ids])
     model = new_model()
     muon = Muon([w for n, w in model.weights.items() if model.muon(n, w)])
     rest = [w for n, w in model.weights.items() if not model.muon(n, w)]
@@ -102,4 +108,4 @@ def train(new_model, config, default_steps):
         model.end_step(rate)
         if step % 20 == 0 or step + 1 == options.steps:
             print(f"step {step}, {time.time() - begin:.0f} s: {parts}", flush=True)
-    save(model.tensors(), config, tokenizer, options.out)
+    save(model.tensors(), config, vocabulary, options.out)
