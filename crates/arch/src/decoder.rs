@@ -222,6 +222,8 @@ pub struct Scales {
 pub enum Cap {
     /// None, whatever the metadata lists.
     None,
+    /// This one, whatever the metadata lists.
+    Always(f32),
     /// That of the metadata; none if it is 0 or not listed.
     Listed,
     /// That of the metadata; none if it is 0, this one if it is not listed.

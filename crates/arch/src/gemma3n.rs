@@ -3,7 +3,7 @@
 
 use super::config::{Config, Result, wrong_kind};
 use super::decoder::{
-    Decoder, Listed, Scales, ScoreDivisor, SharedKv, SparseGates, Streams, Window,
+    Cap, Decoder, Listed, Scales, ScoreDivisor, SharedKv, SparseGates, Streams, Window,
 };
 use super::gemma::{GEMMA, gemma3};
 use super::gemma4::{NORMS, PER_LAYER_EMBEDDINGS};
@@ -45,7 +45,7 @@ pub(super) static GEMMA3N: Architecture = Architecture {
         }),
         score_divisor: ScoreDivisor::One,
         scales: Scales {
-            logit_cap: Some(30.0),
+            logit_cap: Cap::Always(30.0),
             ..Scales::NONE
         },
         unit_values: true,

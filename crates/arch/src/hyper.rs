@@ -778,6 +778,7 @@ impl Keys<'_> {
     fn cap(&self, key: &str, cap: Cap) -> Result<Option<f32>> {
         let default = match cap {
             Cap::None => return Ok(None),
+            Cap::Always(cap) => return Ok(Some(cap)),
             Cap::Listed => None,
             Cap::ListedOr(default) => Some(default),
         };
@@ -2560,6 +2561,7 @@ mod tests {
             ("gemma", (None, None), (None, None)),
             ("gemma2", (Some(20.0), Some(10.0)), (Some(50.0), Some(30.0))),
             ("gemma3", (None, Some(10.0)), (None, None)),
+            ("gemma3n", (None, Some(30.0)), (None, Some(30.0))),
             ("grok", (Some(20.0), Some(10.0)), (Some(30.0), None)),
             ("muse-glimmer", (None, Some(10.0)), (None, Some(30.0))),
         ] {
