@@ -33,6 +33,12 @@ pub const KINDS: &[Kind] = &[
     Kind::BitNet,
 ];
 
+/// Types of safetensors.
+pub const DTYPES: &[&str] = &[
+    "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "I64", "I32", "I16", "I8", "U8",
+    "BOOL",
+];
+
 /// Bytes of a number of a type.
 fn width(dtype: &str) -> u64 {
     match dtype {

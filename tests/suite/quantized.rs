@@ -10,12 +10,6 @@ fn sound(i: usize) -> u8 {
     0x20 + (i * 37 % 31) as u8
 }
 
-/// Types of safetensors.
-const DTYPES: &[&str] = &[
-    "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "I64", "I32", "I16", "I8", "U8",
-    "BOOL",
-];
-
 #[test]
 fn sound_checkpoints_are_read_in_any_part() {
     for kind in stored::KINDS {
@@ -71,7 +65,7 @@ fn torn_checkpoints_are_refused_and_never_read_beyond_their_tensors() {
             let at = random(model.tensors.len() as u64) as usize;
             let tensor = &mut model.tensors[at];
             match random(5) {
-                0 => tensor.dtype = DTYPES[random(DTYPES.len() as u64) as usize],
+                0 => tensor.dtype = stored::DTYPES[random(stored::DTYPES.len() as u64) as usize],
                 1 => tensor.shape.push(random(4)),
                 2 => drop(tensor.shape.pop()),
                 3 => drop(model.tensors.remove(at)),
