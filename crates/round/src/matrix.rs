@@ -1,9 +1,18 @@
 //! Dense matrices in slices, and their products.
 //!
-//! Each product runs on the calling thread or on several threads of its pool; results do not depend
-//! on their number.
+//! Each product runs on the calling thread or on several threads of its pool. Results do not depend
+//! on their number, nor on the vectors and caches of the processor: every number is a sum of fused
+//! products in the order of the inner dimension, in parts of at most [`INNER`].
 
 use gemm::Parallelism;
+
+/// Most terms of a sum before it is added to the destination. The `gemm` crate never divides sums of
+/// this length; it divides longer ones by the sizes of the processor's caches and vectors, and the
+/// results differ in the last bits.
+const INNER: usize = 512;
+
+/// Most numbers of a product for which the `gemm` crate adds up within vectors.
+const FEW: usize = 256;
 
 /// A strided matrix in a slice.
 #[derive(Clone, Copy)]
@@ -72,6 +81,18 @@ impl<'a, T> View<'a, T> {
     /// Number of columns.
     pub fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// `rows` rows, of which a single one is repeated.
+    fn with_rows(self, rows: usize) -> View<'a, T> {
+        match self.rows {
+            1 => View {
+                rows,
+                steps: (0, self.steps.1),
+                ..self
+            },
+            _ => self,
+        }
     }
 
     fn is_inside(&self) -> bool {
@@ -213,7 +234,7 @@ fn product<T: Number>(
         m == 0 || n == 0 || (step >= n && (m - 1) * step + n <= out.len()),
         "a product of {m} x {n} does not fit"
     );
-    let [zero, one, minus_one] = T::SIGNS;
+    let [zero, ..] = T::SIGNS;
     if m == 0 || n == 0 || k == 0 {
         if effect == Effect::Replace {
             out.chunks_mut(step.max(1))
@@ -222,40 +243,87 @@ fn product<T: Number>(
         }
         return;
     }
+    // For single rows, single columns and few numbers, `gemm` has routines whose order of additions
+    // depends on the width of vectors. So a row or column is taken twice, and few numbers are taken
+    // from `b` in rows.
+    let (rows, columns) = (m.max(2), n.max(2));
+    let are_few = rows * columns <= FEW;
+    if (rows, columns) == (m, n) && !are_few {
+        return in_parts(a, b, Place { out, step }, split, effect);
+    }
+    let (a, b) = (
+        a.with_rows(rows),
+        b.transposed().with_rows(columns).transposed(),
+    );
+    let copy = if are_few { b.to_vec() } else { Vec::new() };
+    let b = if are_few {
+        View::new(&copy, k, columns, columns)
+    } else {
+        b
+    };
+    let mut result = vec![zero; rows * columns];
+    for (at, number) in result.iter_mut().enumerate() {
+        *number = out[(at / columns).min(m - 1) * step + (at % columns).min(n - 1)];
+    }
+    let place = Place {
+        out: &mut result,
+        step: columns,
+    };
+    in_parts(a, b, place, split, effect);
+    for row in 0..m {
+        out[row * step..][..n].copy_from_slice(&result[row * columns..][..n]);
+    }
+}
+
+/// A product in parts of the inner dimension.
+fn in_parts<T: Number>(
+    a: View<'_, T>,
+    b: View<'_, T>,
+    place: Place<'_, T>,
+    split: usize,
+    effect: Effect,
+) {
+    let Place { out, step } = place;
+    let [zero, one, minus_one] = T::SIGNS;
+    let (m, k, n) = (a.rows, a.columns, b.columns);
     let parallelism = if split > 1 {
         Parallelism::Rayon(split)
     } else {
         Parallelism::None
     };
-    let (keep, factor) = match effect {
-        Effect::Replace => (zero, one),
-        Effect::Add => (one, one),
-        Effect::Subtract => (one, minus_one),
+    let factor = match effect {
+        Effect::Replace | Effect::Add => one,
+        Effect::Subtract => minus_one,
     };
-    // SAFETY: every number of the three matrices is inside its slice, as checked above, and `out`
-    // is borrowed exclusively.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            step as isize,
-            effect != Effect::Replace,
-            a.numbers.as_ptr(),
-            a.steps.1 as isize,
-            a.steps.0 as isize,
-            b.numbers.as_ptr(),
-            b.steps.1 as isize,
-            b.steps.0 as isize,
-            keep,
-            factor,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    let most = k.div_ceil(k.div_ceil(INNER));
+    for start in (0..k).step_by(most) {
+        let part = most.min(k - start);
+        let is_kept = effect != Effect::Replace || start > 0;
+        // SAFETY: every number of the three matrices is inside its slice, as checked in `product`,
+        // and `out` is borrowed exclusively.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                part,
+                out.as_mut_ptr(),
+                1,
+                step as isize,
+                is_kept,
+                a.numbers[start * a.steps.1..].as_ptr(),
+                a.steps.1 as isize,
+                a.steps.0 as isize,
+                b.numbers[start * b.steps.0..].as_ptr(),
+                b.steps.1 as isize,
+                b.steps.0 as isize,
+                if is_kept { one } else { zero },
+                factor,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
     }
 }
 
@@ -328,6 +396,53 @@ mod tests {
             &mut other,
         );
         assert_eq!(other, [2.0, 0.5, 4.0, 3.0, 4.0, 6.0]);
+    }
+
+    #[test]
+    fn sums_have_the_same_order_on_every_processor() {
+        // Fused multiplications and additions, one after the other, in equal parts of at most INNER.
+        let in_order = |a: &[f32], b: &[f32], start: f32| -> f32 {
+            let part = a.len().div_ceil(a.len().div_ceil(INNER));
+            let parts = a.chunks(part).zip(b.chunks(part));
+            parts.fold(start, |all, (a, b)| {
+                let pairs = a.iter().zip(b);
+                all + pairs.fold(0.0, |sum, (a, b)| a.mul_add(*b, sum))
+            })
+        };
+        if cfg!(target_arch = "x86_64") && !std::is_x86_feature_detected!("fma") {
+            return;
+        }
+        let numbers = |count: usize, step: usize| -> Vec<f32> {
+            (0..count)
+                .map(|i| ((i * step) % 1009) as f32 / 1009.0 - 0.5)
+                .collect()
+        };
+        for (m, n, k) in [
+            (1, 1, 3),
+            (1, 40, 300),
+            (40, 1, 700),
+            (2, 17, 513),
+            (33, 65, 1536),
+            (70, 5, 512),
+            (300, 1, 100),
+            (1, 500, 600),
+            (16, 16, 40),
+        ] {
+            let (a, b, before) = (
+                numbers(m * k, 7919),
+                numbers(n * k, 104_729),
+                numbers(m * n, 31),
+            );
+            let (a_view, b_view) = (View::new(&a, m, k, k), View::new(&b, n, k, k).transposed());
+            let [mut out, mut added] = [(); 2].map(|()| before.clone());
+            multiply(a_view, b_view, &mut out, n, 1);
+            add_product(a_view, b_view, &mut added, n, 1);
+            for (at, (out, added)) in out.iter().zip(added).enumerate() {
+                let (a, b) = (&a[at / n * k..][..k], &b[at % n * k..][..k]);
+                assert_eq!(*out, in_order(a, b, 0.0), "{m} x {n} x {k}");
+                assert_eq!(added, in_order(a, b, before[at]), "{m} x {n} x {k}, added");
+            }
+        }
     }
 
     #[test]
