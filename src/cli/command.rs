@@ -28,7 +28,7 @@ pub fn shown() -> String {
 
 fn line(arguments: impl Iterator<Item = String>) -> String {
     let mut line = String::from("quantier");
-    let (mut is_name, mut is_file) = (false, false);
+    let (mut is_name, mut is_file, mut is_host) = (false, false, false);
     for argument in arguments {
         // The configuration file's flags are written out instead.
         let skipped =
@@ -38,12 +38,13 @@ fn line(arguments: impl Iterator<Item = String>) -> String {
             continue;
         }
         line.push(' ');
-        line += &shell(&if is_name {
-            argument.clone()
-        } else {
-            without_path(&argument)
+        line += &shell(&match (is_name, is_host) {
+            (true, _) => argument.clone(),
+            (_, true) => SERVERS.into(),
+            _ => without_path(&argument),
         });
         is_name = NAMES.contains(&&*argument);
+        is_host = argument == RPC;
     }
     line
 }
@@ -51,7 +52,19 @@ fn line(arguments: impl Iterator<Item = String>) -> String {
 /// Options with names on the Hub, which look like paths.
 const NAMES: [&str; 2] = ["--base-model", "--repo"];
 
+/// The option with the addresses of servers, and the word in their place.
+const RPC: &str = "--rpc";
+const SERVERS: &str = "SERVERS";
+/// The outside engine, before its directory.
+const LLAMA_CPP: &str = "llama.cpp=";
+
 fn without_path(argument: &str) -> String {
+    if let Some((option, _)) = argument.split_once(LLAMA_CPP) {
+        return format!("{option}{LLAMA_CPP}DIR");
+    }
+    if argument.split('=').next() == Some(RPC) && argument.contains('=') {
+        return format!("{RPC}={SERVERS}");
+    }
     let (option, value) = match argument.split_once('=') {
         Some((option, value)) if option.starts_with("--") => (&argument[..option.len() + 1], value),
         // A short option with its value attached.
@@ -99,9 +112,13 @@ mod tests {
             "--config=d",
             "--no-config",
             "--seed=2",
+            "--engine",
+            "llama.cpp=/opt/llama.cpp/bin",
+            "--rpc",
+            "10.0.0.1:50052",
         ];
         let expected = "quantier make Model '-fa b.txt' --eval=c.txt --bpw 4.25 -o x hf://a/b --repo a/b --base-model=c/d \
-             --seed=2";
+             --seed=2 --engine llama.cpp=DIR --rpc SERVERS";
         assert_eq!(line(typed.iter().map(|s| s.to_string())), expected);
     }
 }
