@@ -28,7 +28,7 @@ TOGETHER = 6
 # Cases that Quantier refuses, but where llama.cpp runs a model other than the checkpoint's: pattern of names -> reason.
 STRICTER = {
     r"\.act_fn\.": "each becomes a number of a list, in which those of later layers move up",
-    r"^mtp\.layers\..*(\.[qkv]_proj\.weight|experts\.gate_up_proj)$|\.layers\.2\.self_attn\.[qkv]_proj\.weight$":
+    r"^mtp\.layers\..*(\.[qkv]_proj\.weight|experts\.gate_up_proj|fc2_latent_proj\.weight)$|\.layers\.2\.self_attn\.[qkv]_proj\.weight$":
         "a block for further tokens; llama.cpp looks for them only where it runs it",
     r"^model\.layers\.5\.eh_proj\.weight$":
         "of Ling 3: llama.cpp takes a file without it for one without the block",

@@ -134,9 +134,11 @@ def main():
         work = Path(work)
         source = (PyTorch if options.pytorch else Reference)(work)
         for checkpoint in options.checkpoints:
-            if not checkpoint.is_dir():
+            folder = checkpoint
+            if not folder.is_dir():
+                folder = work / checkpoint
                 run(python, HERE / "checkpoints.py", "--lively", work, checkpoint)
-            good = compare(work / checkpoint, source, options, work)
+            good = compare(folder, source, options, work)
             all_good &= good
             print(f"{'within' if good else 'not'} {checkpoint}", flush=True)
     sys.exit(0 if all_good else 1)
