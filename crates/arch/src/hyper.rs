@@ -1991,6 +1991,7 @@ impl Rotation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Catalog;
 
     /// A Qwen 3.5 with four layers and one multi-token prediction block.
     fn metadata(changes: &[(&str, u32)]) -> Metadata<'static> {
@@ -2838,6 +2839,17 @@ mod tests {
         assert_eq!(deep.carried(), 25 * 6 + 2 * 64);
         assert_eq!(deep.width(), 4 * 64 + deep.carried());
         assert_eq!(deep.constant().first, 4 * 64);
+        // Matrices of keys and values that nothing reads.
+        let weights = [
+            "blk.19.attn_k",
+            "blk.20.attn_q",
+            "blk.20.attn_k",
+            "blk.20.attn_v",
+        ];
+        let weights = weights.map(|stem| format!("{stem}.weight"));
+        let tensors = weights.iter().map(|name| (&**name, [64, 32, 1, 1]));
+        let catalog = Catalog::new("gemma3n", tensors);
+        assert_eq!(deep.unread(&catalog), [&*weights[2], &*weights[3]]);
         let flat = hyper(6, 6).unwrap();
         assert_eq!(flat.carried(), 6 * 6);
         let error = hyper(6, 0).unwrap_err();
