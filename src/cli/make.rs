@@ -462,7 +462,7 @@ fn go(
             engine: &opened.engine,
             tokenizer: &opened.tokenizer,
         }),
-        (None, None) => Runner::Nobody,
+        (None, None) => Runner::None,
     };
     let shown = || args.model.display().to_string();
     let job = Job::new(&input, runner, options, &texts).with_context(shown)?;

@@ -26,7 +26,7 @@ pub(super) use crate::sensitivity::gradient_rows;
 /// The program that runs the model.
 pub enum Runner<'m> {
     /// None: sensitivities are weighted errors of the weights, and files are not measured.
-    Nobody,
+    None,
     /// The engine of this program.
     Native(Runnable<'m>),
     /// llama.cpp's programs.
@@ -86,7 +86,7 @@ impl<'m> Job<'m> {
     ) -> Result<Job<'m>> {
         let model = match &runner {
             Runner::Native(model) => Some(*model),
-            Runner::Nobody | Runner::LlamaCpp(_) => None,
+            Runner::None | Runner::LlamaCpp(_) => None,
         };
         let is_outside = matches!(runner, Runner::LlamaCpp(_));
         if model.is_none() {
@@ -107,7 +107,7 @@ impl<'m> Job<'m> {
         if options.directory.exists() && !options.directory.is_dir() {
             return Err(Error::NoDirectory(options.directory));
         }
-        if matches!(runner, Runner::Nobody) && options.imatrix.is_none() {
+        if matches!(runner, Runner::None) && options.imatrix.is_none() {
             return Err(Error::NeedsImatrix);
         }
         let budgets = options.files().map_or(&[][..], |files| &files.budgets);
@@ -120,7 +120,7 @@ impl<'m> Job<'m> {
             return Err(Error::NoNats(budget.name.clone()));
         }
         let engine = match runner {
-            Runner::Nobody => JobEngine::None,
+            Runner::None => JobEngine::None,
             Runner::Native(model) => JobEngine::Native(Model {
                 engine: model.engine,
                 texts: texts::Cut::new(model.tokenizer, texts)?,
