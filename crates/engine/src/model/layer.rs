@@ -1440,7 +1440,7 @@ pub(super) mod tests {
             ..branch(41)
         };
         let two = vec![branch(1), branch(11)];
-        let opening = Opening::Predict(modalities(STREAMS * STREAMS, 61));
+        let opening = Opening::Predict(modalities(STREAMS * STREAMS, 61).into());
         let layer = Layer {
             blocks: vec![
                 Block {
@@ -1448,7 +1448,7 @@ pub(super) mod tests {
                     ..block(two, Residual::Scaled(0.7))
                 },
                 Block {
-                    closing: Some(Closing::Correct(modalities(STREAMS, 71))),
+                    closing: Some(Closing::Correct(modalities(STREAMS, 71).into())),
                     ..block(vec![branch(21)], Residual::Stream)
                 },
                 Block {

@@ -191,7 +191,7 @@ fn untapped<'p>(pass: &Pass<'p>) -> Pass<'p> {
 /// From the streams to the stream that a section works on ([`OpeningSpec`]).
 #[derive(Clone)]
 pub(super) enum Opening {
-    Predict(Modalities),
+    Predict(Box<Modalities>),
     /// Factors of the first stream.
     First(Vec<f32>),
 }
@@ -199,7 +199,9 @@ pub(super) enum Opening {
 impl Opening {
     pub(super) fn load(weights: &Weights<'_>, spec: &OpeningSpec) -> Result<Opening> {
         Ok(match spec {
-            OpeningSpec::Predict(spec) => Opening::Predict(Modalities::load(weights, spec)?),
+            OpeningSpec::Predict(spec) => {
+                Opening::Predict(Box::new(Modalities::load(weights, spec)?))
+            }
             OpeningSpec::First { scale, hidden } => {
                 Opening::First(weights.finite(scale, &[*hidden])?)
             }
@@ -269,14 +271,16 @@ fn scaled(mut rows: Rows, factors: &[f32]) -> Rows {
 /// From the stream that a section worked on to all streams ([`ClosingSpec`]).
 #[derive(Clone)]
 pub(super) enum Closing {
-    Correct(Modalities),
+    Correct(Box<Modalities>),
     AddToOthers,
 }
 
 impl Closing {
     pub(super) fn load(weights: &Weights<'_>, spec: &ClosingSpec) -> Result<Closing> {
         Ok(match spec {
-            ClosingSpec::Correct(spec) => Closing::Correct(Modalities::load(weights, spec)?),
+            ClosingSpec::Correct(spec) => {
+                Closing::Correct(Box::new(Modalities::load(weights, spec)?))
+            }
             ClosingSpec::AddToOthers => Closing::AddToOthers,
         })
     }
@@ -458,7 +462,7 @@ mod tests {
         modalities.coefficients.bias = Some((0..9).map(|x| x as f32).collect());
         let mut bundle = Bundle::of(streams(&random(STREAMS * HIDDEN, 5)));
         let before = bundle.stream.clone();
-        let opening = Opening::Predict(modalities);
+        let opening = Opening::Predict(modalities.into());
         opening.open(&mut bundle, &pass()).unwrap();
         let predicted = bundle.beside.unwrap();
         let at = |rows: &Rows, stream: usize, i: usize| rows.row(0)[stream * HIDDEN + i];
@@ -476,7 +480,7 @@ mod tests {
     #[test]
     fn openings_have_derivatives() {
         let openings = [
-            Opening::Predict(modalities(STREAMS * STREAMS)),
+            Opening::Predict(modalities(STREAMS * STREAMS).into()),
             Opening::First(random(HIDDEN, 6)),
         ];
         for opening in openings {
@@ -502,7 +506,10 @@ mod tests {
 
     #[test]
     fn closings_have_derivatives() {
-        for closing in [Closing::Correct(modalities(STREAMS)), Closing::AddToOthers] {
+        for closing in [
+            Closing::Correct(modalities(STREAMS).into()),
+            Closing::AddToOthers,
+        ] {
             let before = |x: &[Vec<f32>]| Bundle {
                 beside: Some(streams(&x[1])),
                 ..Bundle::of(Rows::new(x[0].clone(), HIDDEN))
