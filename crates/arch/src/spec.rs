@@ -379,7 +379,7 @@ pub enum MixerSpec {
     /// A feed-forward network.
     Ffn(FfnSpec),
     /// A mixture of experts.
-    Moe(MoeSpec),
+    Moe(Box<MoeSpec>),
     /// A gate of the layer's input from per-layer embeddings.
     PerLayer(PerLayerSpec),
     /// A low-rank branch beside attention.
@@ -1008,7 +1008,7 @@ impl LayerSpec {
             true => MixerSpec::Ffn(known.ffn("", hyper.hidden)),
             false => known.ffn_or_moe(),
         });
-        let experts = is_behind.then(|| MixerSpec::Moe(known.moe()));
+        let experts = is_behind.then(|| MixerSpec::Moe(Box::new(known.moe())));
         let layout = match hyper.decoder.layout {
             Layout::ParallelWithout(norm) if known.has(norm) => Layout::Sequential(norm),
             // Where each layer is one of the two, a multi-token prediction block has both in
@@ -1210,10 +1210,10 @@ impl Known<'_> {
             norm,
             factor: 1.0 / (hidden as f32).sqrt(),
         });
-        let experts = MixerSpec::Moe(MoeSpec {
+        let experts = MoeSpec {
             routes_first: router_norm.is_some(),
             ..self.moe()
-        });
+        };
         vec![
             BranchSpec {
                 post_norm: self.norm("post_ffw_norm_1", hidden),
@@ -1223,7 +1223,7 @@ impl Known<'_> {
                 source: Source::Block,
                 router_norm,
                 post_norm: self.norm("post_ffw_norm_2", hidden),
-                ..self.branch(SECOND, experts)
+                ..self.branch(SECOND, MixerSpec::Moe(Box::new(experts)))
             },
         ]
     }
@@ -1885,7 +1885,7 @@ impl Known<'_> {
             return MixerSpec::ChannelMix(self.channel_mix());
         }
         match self.has("ffn_gate_inp") {
-            true => MixerSpec::Moe(self.moe()),
+            true => MixerSpec::Moe(Box::new(self.moe())),
             false => MixerSpec::Ffn(self.ffn("", self.hyper.hidden)),
         }
     }
