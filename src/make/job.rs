@@ -60,7 +60,7 @@ pub struct Job<'m> {
 pub(super) enum JobEngine<'m> {
     None,
     Native(Model<'m>),
-    Outside(Outside),
+    Outside(Box<Outside>),
 }
 
 /// A runnable model with its texts in chunks.
@@ -126,7 +126,7 @@ impl<'m> Job<'m> {
                 texts: texts::Cut::new(model.tokenizer, texts)?,
             }),
             Runner::LlamaCpp(programs) => {
-                JobEngine::Outside(Outside::new(programs, input, &options, texts)?)
+                JobEngine::Outside(Box::new(Outside::new(programs, input, &options, texts)?))
             }
         };
         Ok(Job {

@@ -328,7 +328,7 @@ pub(super) fn write(
         rounded(&mut report, job, proved);
     }
     if let (JobEngine::Outside(outside), Some(correction)) = (&job.engine, &outcome.correction) {
-        report.settings.extend(outside.settings(&correction));
+        report.settings.extend(outside.settings(correction));
         report.correction = Some(correction.data());
     }
     if let Some(coverage) = &outcome.coverage {

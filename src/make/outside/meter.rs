@@ -161,9 +161,8 @@ impl Stated {
                 .filter(|new| self.row.is_none_or(|old| new.chunk >= old.chunk))
                 .or(self.row);
             let after = |mark: &str| line.split_once(mark).map(|(_, rest)| numbers(rest));
-            match after("Mean    KLD:").as_deref() {
-                Some([mean, error, ..]) => self.kld = Some([*mean, *error]),
-                _ => {}
+            if let Some([mean, error, ..]) = after("Mean    KLD:").as_deref() {
+                self.kld = Some([*mean, *error]);
             }
             let first = |numbers: Option<Vec<f64>>| numbers?.first().copied();
             self.median = first(after("Median  KLD:")).or(self.median);

@@ -260,7 +260,7 @@ fn explanation(text: &str) -> String {
     let lines = || text.lines().map(without_prefix).filter(|l| !l.is_empty());
     let with = |signs: &[&str]| lines().find(|line| signs.iter().any(|sign| line.contains(sign)));
     let found = SIGNS.iter().find_map(|signs| with(signs));
-    let line = found.or_else(|| lines().last()).unwrap_or("nothing");
+    let line = found.or_else(|| lines().next_back()).unwrap_or("nothing");
     line.chars().take(SHOWN).collect()
 }
 
