@@ -2,7 +2,7 @@
 //!
 //! Each product runs on the calling thread or on several threads of its pool. Results do not depend
 //! on their number, nor on the vectors and caches of the processor: every number is a sum of fused
-//! products in the order of the inner dimension, in parts of at most [`INNER`].
+//! products in the order of the inner dimension, in parts of at most 512.
 
 use gemm::Parallelism;
 
