@@ -2562,7 +2562,6 @@ mod tests {
             ("gemma", (None, None), (None, None)),
             ("gemma2", (Some(20.0), Some(10.0)), (Some(50.0), Some(30.0))),
             ("gemma3", (None, Some(10.0)), (None, None)),
-            ("gemma3n", (None, Some(30.0)), (None, Some(30.0))),
             ("grok", (Some(20.0), Some(10.0)), (Some(30.0), None)),
             ("muse-glimmer", (None, Some(10.0)), (None, Some(30.0))),
         ] {
@@ -2821,7 +2820,10 @@ mod tests {
                 ("attention.shared_kv_layers", 1),
                 ("embedding_length_per_layer_input", per_layer),
             ];
-            Hyper::new(&of("gemma3n", &all, &[]))
+            let mut metadata = of("gemma3n", &all, &[]);
+            // llama.cpp ignores it as well.
+            metadata.set("gemma3n.final_logit_softcapping", Value::F32(10.0));
+            Hyper::new(&metadata)
         };
         let deep = hyper(25, 6).unwrap();
         assert_eq!((deep.streams, deep.stream_width()), (4, 4 * 64));
