@@ -247,20 +247,18 @@ fn product<T: Number>(
     // depends on the width of vectors. So a row or column is taken twice, and few numbers are taken
     // from `b` in rows.
     let (rows, columns) = (m.max(2), n.max(2));
-    let are_few = rows * columns <= FEW;
-    if (rows, columns) == (m, n) && !are_few {
-        return in_parts(a, b, Place { out, step }, split, effect);
-    }
-    let (a, b) = (
-        a.with_rows(rows),
-        b.transposed().with_rows(columns).transposed(),
-    );
-    let copy = if are_few { b.to_vec() } else { Vec::new() };
-    let b = if are_few {
+    let a = a.with_rows(rows);
+    let b = b.transposed().with_rows(columns).transposed();
+    let copy;
+    let b = if rows * columns <= FEW {
+        copy = b.to_vec();
         View::new(&copy, k, columns, columns)
     } else {
         b
     };
+    if (rows, columns) == (m, n) {
+        return in_parts(a, b, Place { out, step }, split, effect);
+    }
     let mut result = vec![zero; rows * columns];
     for (at, number) in result.iter_mut().enumerate() {
         *number = out[(at / columns).min(m - 1) * step + (at % columns).min(n - 1)];
