@@ -76,13 +76,19 @@ impl Source {
 fn is_checkpoint_file(path: &Path) -> bool {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("safetensors") => true,
-        Some("bin") => {
-            let mut magic = [0; 4];
-            let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
-            path.is_file() && !(read.is_ok() && magic == *b"GGUF")
-        }
+        Some("bin") => path.is_file() && !is_gguf(path).unwrap_or(false),
         _ => false,
     }
+}
+
+/// True for GGUF files, by their first bytes.
+///
+/// # Errors
+/// If the file cannot be opened.
+pub(crate) fn is_gguf(path: &Path) -> std::io::Result<bool> {
+    let mut magic = [0; 4];
+    let read = File::open(path)?.read_exact(&mut magic);
+    Ok(read.is_ok() && magic == *b"GGUF")
 }
 
 /// The input from a conversion plan.

@@ -83,6 +83,35 @@ fn split(text: &str) -> (String, String) {
     (kept, held_out)
 }
 
+/// Checks the number of tokens of a chunk.
+pub(super) fn check_context(context: usize) -> Result<()> {
+    if context >= windows::MIN_CONTEXT {
+        return Ok(());
+    }
+    Err(Error::Text {
+        name: "--ctx-size".into(),
+        error: windows::Error::Context(context),
+        advice: "",
+    })
+}
+
+/// The error for texts with too few tokens for chunks of `context`.
+pub(super) fn too_short(which: &str, texts: &[Text], tokens: usize, context: usize) -> Error {
+    let names: Vec<_> = texts.iter().map(|text| &*text.name).collect();
+    Error::Text {
+        name: format!("the {which} text ({})", names.join(", ")),
+        error: windows::Error::TooShort {
+            tokens,
+            needed: context * windows::MIN_CHUNKS,
+            n_ctx: context,
+        },
+        advice: match names.iter().any(|name| name.ends_with(HELD_OUT)) {
+            true => OF_ITS_OWN,
+            false => "",
+        },
+    }
+}
+
 /// Names of texts with their numbers of used tokens.
 pub(super) type Used = Vec<(String, u64)>;
 
@@ -98,14 +127,7 @@ pub(super) struct Cut {
 
 impl Cut {
     pub(super) fn new(tokenizer: &Tokenizer, texts: &Texts) -> Result<Cut> {
-        if texts.context < windows::MIN_CONTEXT {
-            let error = windows::Error::Context(texts.context);
-            return Err(Error::Text {
-                name: "--ctx-size".into(),
-                error,
-                advice: "",
-            });
-        }
+        check_context(texts.context)?;
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         let cut = |which: &str, texts_of: &[Text]| -> Result<(Vec<u32>, Used)> {
             let (mut all, mut used, mut found) = (Vec::new(), Vec::new(), 0);
@@ -117,22 +139,7 @@ impl Cut {
                 used.push((text.name.clone(), whole as u64));
             }
             if all.len() < texts.context * windows::MIN_CHUNKS {
-                let error = windows::Error::TooShort {
-                    tokens: found,
-                    needed: texts.context * windows::MIN_CHUNKS,
-                    n_ctx: texts.context,
-                };
-                let names: Vec<_> = texts_of.iter().map(|text| &*text.name).collect();
-                let advice = if texts_of.iter().any(|t| t.name.ends_with(HELD_OUT)) {
-                    OF_ITS_OWN
-                } else {
-                    ""
-                };
-                return Err(Error::Text {
-                    name: format!("the {which} text ({})", names.join(", ")),
-                    error,
-                    advice,
-                });
+                return Err(too_short(which, texts_of, found, texts.context));
             }
             Ok((all, used))
         };

@@ -6,11 +6,10 @@ use super::super::workdir::WorkDir;
 use super::super::{Job, Result};
 use crate::format;
 use crate::format::snapshot::Key;
+use crate::input::is_gguf;
 use crate::quantize::{self, OutputRequest, Plan};
 use crate::resume::KeyBuilder;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Name in the work directory.
 const BASE: &str = "base.gguf";
@@ -36,10 +35,7 @@ pub(in super::super) fn given(job: &Job<'_>) -> Result<Option<BaseFile>> {
         action: "read",
         source,
     };
-    let mut magic = [0; 4];
-    let mut file = File::open(first).map_err(io)?;
-    let is_gguf = file.read_exact(&mut magic).is_ok() && &magic == b"GGUF";
-    Ok(is_gguf.then(|| first.to_path_buf()))
+    Ok(is_gguf(first).map_err(io)?.then(|| first.to_path_buf()))
 }
 
 impl<'j> BaseStage<'j> {
@@ -91,16 +87,12 @@ impl Stage for BaseStage<'_> {
     fn run(&self, session: &Session<'_>) -> Result<BaseFile> {
         (session.tell)(&format!(
             "llama.cpp reads GGUF files: the checkpoint is converted to {} first",
-            shown(&self.path)
+            self.path.display()
         ));
         Plan::new(self.job.input, &self.request())?.run(session.progress)?;
         session.work.mark(BASE, &self.key)?;
         Ok(self.path.clone())
     }
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
 }
 
 impl Foreseeable for BaseStage<'_> {

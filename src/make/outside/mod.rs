@@ -28,6 +28,7 @@ use super::{Error as MakeError, Result as MakeResult};
 use crate::format;
 use crate::format::gguf::Value;
 use crate::format::hex;
+use crate::format::map::Map;
 use crate::format::snapshot::Key;
 use crate::input::Input;
 use crate::report::data::Setting;
@@ -36,7 +37,6 @@ use program::Invocation;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use texts::Prepared;
@@ -243,18 +243,10 @@ fn content(programs: [&Path; 2]) -> MakeResult<Key> {
         files.insert(program);
     }
     let mut key = KeyBuilder::new("outside: programs");
-    let mut buffer = vec![0; 1 << 20];
     for path in files {
-        let mut file = std::fs::File::open(&path).map_err(|e| io(&path, e))?;
-        let mut hash = Sha256::new();
-        loop {
-            match file.read(&mut buffer).map_err(|e| io(&path, e))? {
-                0 => break,
-                n => hash.update(&buffer[..n]),
-            }
-        }
+        let hash = Sha256::digest(Map::open(&path)?.bytes());
         let name = path.file_name().unwrap_or_default();
-        key = key.with(&name.to_string_lossy(), &hash.finalize());
+        key = key.with(&name.to_string_lossy(), &hash);
     }
     Ok(key.key())
 }

@@ -1,9 +1,9 @@
 //! The texts of a run with an outside engine. Its programs cut a text into chunks themselves; here
 //! it is only divided into parts.
 
+use super::super::Result;
 use super::super::options::{Options, Texts};
-use super::super::texts::{Text, Used};
-use super::super::{Error, Result};
+use super::super::texts::{Text, Used, check_context, too_short};
 use crate::evaluate::windows;
 use crate::input::Input;
 use crate::tokenizer::Tokenizer;
@@ -55,13 +55,7 @@ impl Prepared {
     /// Texts and contexts that are too short, as far as the vocabulary is known here.
     pub(super) fn new(input: &Input<'_>, options: &Options, texts: &Texts) -> Result<Prepared> {
         let context = texts.context;
-        if context < windows::MIN_CONTEXT {
-            return Err(Error::Text {
-                name: "--ctx-size".into(),
-                error: windows::Error::Context(context),
-                advice: "",
-            });
-        }
+        check_context(context)?;
         let tokenizer = Tokenizer::from_gguf(input.metadata()).ok();
         let tokens = |text: &str| match &tokenizer {
             Some(tokenizer) => tokenizer.encode(text, true, false).len(),
@@ -69,17 +63,8 @@ impl Prepared {
         };
         let measured = |name: &str, of: &[Text], content: String, most_chunks: Option<usize>| {
             let found = tokens(&content);
-            let needed = windows::MIN_CHUNKS * context;
-            if tokenizer.is_some() && found < needed {
-                return Err(Error::Text {
-                    name: format!("the {name} text ({})", names(of).join(", ")),
-                    error: windows::Error::TooShort {
-                        tokens: found,
-                        needed,
-                        n_ctx: context,
-                    },
-                    advice: "",
-                });
+            if tokenizer.is_some() && found < windows::MIN_CHUNKS * context {
+                return Err(too_short(name, of, found, context));
             }
             let chunks = most_chunks.map_or(usize::MAX, |chunks| chunks.max(1));
             Ok(Measured {
