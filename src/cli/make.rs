@@ -87,6 +87,10 @@ pub struct Common {
     /// calibration text for each file, and costs a tenth to a quarter more divergence
     #[arg(long, alias = "no-propagate")]
     no_sequential: bool,
+    /// Maximum number of chunks of the calibration text for sequential rounding, spread evenly over
+    /// it
+    #[arg(long, value_name = "N")]
+    sequential_chunks: Option<usize>,
     /// Round each row of a matrix by itself, without the output Hessian that weights the errors of
     /// rows jointly (YAQA). Saves disk, and costs about a tenth more divergence
     #[arg(long)]
@@ -380,6 +384,7 @@ impl Common {
                     two_sided: !self.no_sequential && !self.one_sided,
                 },
             },
+            sequential_chunks: self.sequential_chunks,
             imatrix: self.imatrix.clone(),
             all_experts: self.all_experts,
             allow_requantize: self.allow_requantize,

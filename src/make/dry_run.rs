@@ -184,7 +184,7 @@ impl Job<'_> {
         if self.settings().measure == Measure::Imatrix {
             return 0;
         }
-        let chunks = model.texts.score_chunks(self.options.scoring.chunks);
+        let chunks = model.texts.spread_chunks(self.options.scoring.chunks);
         chunks.map_or(0, |chunks| (chunks.len() * self.context) as u64)
     }
 }

@@ -104,6 +104,13 @@ impl<'j> Writer<'j> {
                 "propagated",
                 &[self.job.options.rounding.is_sequential().into()],
             )
+            .with(
+                "sequential chunks",
+                &self
+                    .numbers
+                    .map_or(0, |numbers| numbers.sequential_chunks)
+                    .to_le_bytes(),
+            )
             .with("recipe", file.recipe_text().as_bytes())
             .with("label", file.label.name().as_bytes())
             .with("imatrix", &self.imatrix);
@@ -136,9 +143,10 @@ impl<'j> Writer<'j> {
         let Some(model) = self.job.model().filter(|_| is_sequential) else {
             return Ok(None);
         };
-        let windows = model.texts.calibration()?;
-        let chunks = (0..windows.chunks()).map(|chunk| windows.input(chunk));
-        Ok(Some(chunks.collect()))
+        let most = self
+            .numbers
+            .map_or(usize::MAX, |numbers| numbers.sequential_chunks);
+        Ok(Some(model.texts.spread_chunks(most)?))
     }
 
     /// Writes some files and outputs of presets in one pass over the model, after a sequential pass
@@ -336,7 +344,8 @@ impl Stage for FilesStage<'_> {
             return Ok(cost);
         };
         let Numbers {
-            calibration,
+            sequential_chunks,
+            context,
             width,
             largest,
             ..
@@ -344,6 +353,7 @@ impl Stage for FilesStage<'_> {
         let Some(feedback) = &numbers.feedback else {
             return Ok(cost);
         };
+        let tokens = sequential_chunks as f64 * context;
         let sequential = self.writer.job.options.rounding.is_sequential() && !files.is_empty();
         let mut memory = Memory {
             feedback: feedback.factor_bytes(),
@@ -351,11 +361,11 @@ impl Stage for FilesStage<'_> {
         };
         if sequential {
             // The residual streams of both models, and the inputs of the widest linears.
-            memory.activations = 2.0 * calibration * (width + feedback.widest as f64) * 4.0;
+            memory.activations = 2.0 * tokens * (width + feedback.widest as f64) * 4.0;
             memory.work = 2.0 * largest * 4.0 + numbers.working(2.0);
             let largest_file = files.iter().map(|file| file.file_bytes).max().unwrap_or(0);
             memory.work += numbers.rounded_experts(largest_file as f64);
-            cost.scratch = 2 * numbers.snapshots(calibration) + largest_file;
+            cost.scratch = 2 * numbers.snapshots(tokens) + largest_file;
         }
         Ok(numbers.with_memory(cost, memory))
     }

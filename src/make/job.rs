@@ -178,14 +178,7 @@ impl<'m> Job<'m> {
 
     /// Figures for costs; none for a model without an engine.
     pub(super) fn numbers(&self) -> Result<Option<Numbers>> {
-        let of = |model| {
-            Numbers::new(
-                self.input,
-                model,
-                self.options.rounding,
-                &self.options.engine,
-            )
-        };
+        let of = |model| Numbers::new(self.input, model, &self.options);
         self.model().map(of).transpose()
     }
 

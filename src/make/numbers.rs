@@ -2,12 +2,12 @@
 
 use super::cost::{Cost, Memory, Rounding};
 use super::job::{Model, gradient_rows, hessian_needs};
-use super::{Result, rounding_bytes};
+use super::{Options, Result, rounding_bytes};
 use crate::arch::{Grouping, InputId, LayerId, Linear};
 use crate::format::types::GgmlType;
 use crate::hessian::{EXPERT_SAMPLE, Needs, SAMPLE, input_of, is_held_out};
 use crate::input::{Input, Tensor};
-use crate::model::{self, LOGIT_ROWS};
+use crate::model::LOGIT_ROWS;
 use crate::quant::Codec;
 use crate::rounding::{InputFactor, OutputFactor};
 use std::collections::BTreeMap;
@@ -46,6 +46,8 @@ pub(super) struct Numbers {
     pub(super) model_bytes: u64,
     /// Tokens of the texts.
     pub(super) calibration: f64,
+    /// Chunks of the calibration text for sequential rounding.
+    pub(super) sequential_chunks: usize,
     pub(super) evaluation: f64,
     /// Memory limit in bytes, minus the memory of error feedback.
     limit: Option<u64>,
@@ -76,12 +78,7 @@ fn share(linear: &Linear, experts_used: usize) -> f64 {
 }
 
 impl Numbers {
-    pub(super) fn new(
-        input: &Input<'_>,
-        model: &Model<'_>,
-        rounding: crate::rounding::Rounding,
-        options: &model::Options,
-    ) -> Result<Numbers> {
+    pub(super) fn new(input: &Input<'_>, model: &Model<'_>, options: &Options) -> Result<Numbers> {
         #[derive(Default)]
         struct Layer {
             rows: f64,
@@ -120,8 +117,8 @@ impl Numbers {
         let context = calibration.n_ctx();
         let output = catalog.output();
         let output = output.map(|linear| input.tensor(linear.tensor).info.shape.elements());
-        let feedback = match rounding.has_feedback() {
-            true => Some(FeedbackNumbers::new(input, model, rounding)?),
+        let feedback = match options.rounding.has_feedback() {
+            true => Some(FeedbackNumbers::new(input, model, options.rounding)?),
             false => None,
         };
         let reserved = match feedback {
@@ -150,8 +147,13 @@ impl Numbers {
             experts_used: hyper.experts_used(),
             model_bytes: input.tensors.iter().map(|t| t.info.bytes()).sum(),
             calibration: (calibration.chunks() * context) as f64,
+            sequential_chunks: options
+                .sequential_chunks
+                .unwrap_or(usize::MAX)
+                .clamp(1, calibration.chunks()),
             evaluation: (model.texts.evaluation()?.chunks() * context) as f64,
             limit: options
+                .engine
                 .max_memory
                 .map(|limit| limit.saturating_sub(reserved)),
             feedback,
@@ -313,8 +315,9 @@ impl FeedbackNumbers {
         if self.sequential {
             // Both models process the text; the sums of squares equal those of the Hessians, those
             // of cross products are twice as many.
-            cost.operations +=
-                2.0 * numbers.forward(numbers.calibration) + 3.0 * self.needs.operations;
+            let share = numbers.sequential_chunks as f64 * numbers.context / numbers.calibration;
+            let tokens = share * numbers.calibration;
+            cost.operations += 2.0 * numbers.forward(tokens) + 3.0 * share * self.needs.operations;
         }
         let mut last = None;
         for (tensor, types) in tensors {

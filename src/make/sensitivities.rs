@@ -61,7 +61,7 @@ impl<'j> ScoringStage<'j> {
     ) -> Result<ScoringStage<'j>> {
         let chunks = match job.model() {
             Some(model) if job.settings().measure != Measure::Imatrix => {
-                model.texts.score_chunks(job.options.scoring.chunks)?
+                model.texts.spread_chunks(job.options.scoring.chunks)?
             }
             _ => Vec::new(),
         };

@@ -187,7 +187,7 @@ impl Cut {
     }
 
     /// At most `most` chunks of the calibration text, spread evenly.
-    pub(super) fn score_chunks(&self, most: usize) -> Result<Vec<Vec<u32>>> {
+    pub(super) fn spread_chunks(&self, most: usize) -> Result<Vec<Vec<u32>>> {
         let windows = self.calibration()?;
         let (all, most) = (windows.chunks(), most.clamp(1, windows.chunks()));
         Ok((0..most)
@@ -195,7 +195,7 @@ impl Cut {
             .collect())
     }
 
-    /// At most `most` chunks of the calibration text outside `score_chunks(most)`, spread evenly.
+    /// At most `most` chunks of the calibration text outside `spread_chunks(most)`, spread evenly.
     pub(super) fn other_chunks(&self, most: usize) -> Result<Vec<Vec<u32>>> {
         let windows = self.calibration()?;
         let (all, most) = (windows.chunks(), most.clamp(1, windows.chunks()));
