@@ -290,6 +290,7 @@ impl Sequential {
         let with = SequentialRun {
             engine: &opened.engine,
             chunks: &chunks,
+            is_part: false,
             output_hessians: gradients.as_ref(),
             file: None,
             resume: None,

@@ -149,6 +149,12 @@ impl<'j> Writer<'j> {
         Ok(Some(model.texts.spread_chunks(most)?))
     }
 
+    /// True if sequential rounding takes a part of the calibration text.
+    fn is_part(&self) -> bool {
+        let numbers = self.numbers;
+        numbers.is_some_and(|numbers| numbers.sequential_tokens() < numbers.calibration)
+    }
+
     /// Writes some files and outputs of presets in one pass over the model, after a sequential pass
     /// over `chunks`, if any, for each of the files.
     fn write(
@@ -190,6 +196,7 @@ impl<'j> Writer<'j> {
                     let with = SequentialRun {
                         engine: model.engine,
                         chunks,
+                        is_part: self.is_part(),
                         output_hessians: self.sensitivities.output_hessians.as_ref(),
                         file: Some(&blocks),
                         resume: Some(resume),
@@ -343,17 +350,11 @@ impl Stage for FilesStage<'_> {
         let Some(numbers) = self.writer.numbers else {
             return Ok(cost);
         };
-        let Numbers {
-            sequential_chunks,
-            context,
-            width,
-            largest,
-            ..
-        } = *numbers;
+        let Numbers { width, largest, .. } = *numbers;
         let Some(feedback) = &numbers.feedback else {
             return Ok(cost);
         };
-        let tokens = sequential_chunks as f64 * context;
+        let tokens = numbers.sequential_tokens();
         let sequential = self.writer.job.options.rounding.is_sequential() && !files.is_empty();
         let mut memory = Memory {
             feedback: feedback.factor_bytes(),

@@ -165,6 +165,11 @@ impl Numbers {
         tokens * (2.0 * self.active + self.attention) + self.widening(tokens)
     }
 
+    /// Tokens for sequential rounding.
+    pub(super) fn sequential_tokens(&self) -> f64 {
+        self.sequential_chunks as f64 * self.context
+    }
+
     /// Operations that take as long as widening the experts for every chunk.
     fn widening(&self, tokens: f64) -> f64 {
         /// Operations of a product in the time of widening one weight.
@@ -315,9 +320,10 @@ impl FeedbackNumbers {
         if self.sequential {
             // Both models process the text; the sums of squares equal those of the Hessians, those
             // of cross products are twice as many.
-            let share = numbers.sequential_chunks as f64 * numbers.context / numbers.calibration;
-            let tokens = share * numbers.calibration;
-            cost.operations += 2.0 * numbers.forward(tokens) + 3.0 * share * self.needs.operations;
+            let tokens = numbers.sequential_tokens();
+            let share = tokens / numbers.calibration;
+            let sums = if share < 1.0 { 4.0 } else { 3.0 };
+            cost.operations += 2.0 * numbers.forward(tokens) + sums * share * self.needs.operations;
         }
         let mut last = None;
         for (tensor, types) in tensors {

@@ -10,7 +10,7 @@ use crate::model::{
 };
 use crate::progress::Progress;
 use crate::resume::Resume;
-use crate::rounding::hessian::{PairSums, Store};
+use crate::rounding::hessian::{Hessian, PairSums, Store};
 use crate::rounding::{InputStatistics, MatrixKnowledge, NoFactor, OutputFactor, Rounder};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +21,9 @@ pub struct SequentialRun<'s> {
     pub engine: &'s Engine<'s>,
     /// Chunks of tokens of equal length; some are held out.
     pub chunks: &'s [Vec<u32>],
+    /// True if the chunks are a part of the text of the input Hessians. The Hessians then stand for
+    /// the original model's inputs in the whole text.
+    pub is_part: bool,
     /// Output Hessians by tensor, for two-sided rounding. A matrix without one is rounded row by
     /// row.
     pub output_hessians: Option<&'s Store>,
@@ -177,6 +180,20 @@ impl Pass<'_> {
         Ok(blocks)
     }
 
+    /// The Hessian of the input that these linears share; `None` without one.
+    fn hessian(&self, linears: &[String], columns: usize) -> Result<Option<Hessian>> {
+        let Some(hessians) = &self.plan.hessians else {
+            return Ok(None);
+        };
+        for name in linears {
+            let hessian = hessians.hessian(name)?;
+            if let Some(hessian) = hessian.filter(|hessian| hessian.columns == columns) {
+                return Ok(Some(hessian));
+            }
+        }
+        Ok(None)
+    }
+
     /// Factor of a tensor's output Hessian; `None` without one.
     fn output_factor(&self, index: usize) -> Result<Option<OutputFactor>> {
         let info = &self.plan.tensors[index].tensor.info;
@@ -242,7 +259,8 @@ impl SequentialRounder for Pass<'_> {
     }
 
     fn input(&self, chunk: usize, original: Rows, rounded: Rows) {
-        let fresh = || Arc::new(PairSums::new(original.columns(), self.with.chunks.len()));
+        let (columns, chunks) = (original.columns(), self.with.chunks.len());
+        let fresh = || Arc::new(PairSums::new(columns, chunks, self.with.is_part));
         let pairs = lock(&self.pairs).get_or_insert_with(fresh).clone();
         pairs.add(chunk, original.into_numbers(), rounded.into_numbers());
         pairs.help();
@@ -254,12 +272,19 @@ impl SequentialRounder for Pass<'_> {
             tensor: linears.first().cloned().unwrap_or_default(),
             error,
         };
-        let inputs = pairs
-            .map(|pairs| InputStatistics::of_pairs(pairs.finish()))
-            .transpose()
-            .map_err(bad)?
-            .flatten();
-        let inputs = inputs.map(Arc::new);
+        let means = pairs.map(PairSums::finish);
+        let whole = match &means {
+            Some(means) if self.with.is_part => self.hessian(linears, means.columns)?,
+            _ => None,
+        };
+        let means = match (means, whole) {
+            (Some(means), Some(whole)) => {
+                Some(means.extended(whole.mean, whole.rows).map_err(bad)?)
+            }
+            (means, _) => means,
+        };
+        let inputs = means.map(InputStatistics::of_pairs).transpose();
+        let inputs = inputs.map_err(bad)?.flatten().map(Arc::new);
         let mut replaced = Vec::new();
         for (number, name) in linears.iter().chain(inner).enumerate() {
             let Some(index) = self.open(name) else {

@@ -1,7 +1,7 @@
 //! The input Hessians of a model, in a directory.
 
 use crate::InputStatistics;
-use crate::hessian::{HELD_OUT, Identity, Store};
+use crate::hessian::{HELD_OUT, Hessian, Identity, Store};
 use crate::statistics::factored;
 use quantier_gguf::snapshot::Key;
 use quantier_gguf::{Error, Result};
@@ -69,6 +69,17 @@ impl InputHessians {
     /// Tensors with Hessians, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.store.names()
+    }
+
+    /// The input Hessian of a tensor of one matrix; `None` without one.
+    ///
+    /// # Errors
+    /// Files that are damaged.
+    pub fn hessian(&self, tensor: &str) -> Result<Option<Hessian>> {
+        match self.store.shape(tensor) {
+            Some([_, 1]) => self.store.get(tensor, 0),
+            _ => Ok(None),
+        }
     }
 
     /// Statistics of the inputs of matrix `matrix` of a tensor, factored on the threads of the

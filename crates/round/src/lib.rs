@@ -19,6 +19,7 @@
 #![warn(missing_docs, unreachable_pub)]
 
 mod directory;
+mod extension;
 mod factor;
 mod feedback;
 pub mod hessian;

@@ -3,7 +3,7 @@
 
 use crate::hessian::{PairMeans, PairSums};
 use crate::matrix::{View, add_product, multiply, subtract_product};
-use crate::{DAMPING, InputFactor, NoFactor};
+use crate::{DAMPING, InputFactor, NoFactor, extension};
 use std::sync::Arc;
 
 /// Statistics of the inputs of one matrix.
@@ -74,6 +74,7 @@ impl InputStatistics {
             mean,
             mut cross,
             samples: [original, rounded],
+            ..
         } = means;
         let Some(factor) = factored(&mean, columns, rows)? else {
             return Ok(None);
@@ -109,10 +110,10 @@ impl InputStatistics {
     }
 
     /// Upper bound of the peak memory of statistics of `columns` columns, in bytes: the sums of
-    /// pairs, then the factor beside the result.
+    /// pairs, then a factor beside the means.
     pub fn working_bytes(columns: u64) -> u64 {
         PairSums::bytes(columns as usize)
-            .max(InputFactor::working_bytes(columns) + 4 * columns * columns)
+            .max(InputFactor::working_bytes(columns) + extension::MEANS * 4 * columns * columns)
     }
 
     pub(crate) fn columns(&self) -> usize {

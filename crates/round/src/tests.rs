@@ -150,6 +150,7 @@ fn target_shifts_are_scaled_by_held_out_rows() {
             rows: 1000,
             mean: hessian(summed),
             cross,
+            differences: None,
             samples,
         }
     };

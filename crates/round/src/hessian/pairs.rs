@@ -18,6 +18,8 @@ pub struct PairSums {
     work: Work,
     /// Panels of the squares, then of the products of the differences.
     panels: [Range<usize>; 2],
+    /// Panels of the squares of the differences, if wanted.
+    differences: Option<Range<usize>>,
 }
 
 struct Turn {
@@ -40,15 +42,19 @@ pub struct PairMeans {
     pub mean: Vec<f32>,
     /// The mean of `(x - z) z^T`: `[n, n]`.
     pub cross: Vec<f32>,
+    /// The mean of `(x - z) (x - z)^T`: `[n, n]`; `None` if not summed.
+    pub differences: Option<Vec<f32>>,
     /// `x` and `z` of held-out rows: `[k, n]` each; `k` is 0 for a single chunk.
     pub samples: [Vec<f32>; 2],
 }
 
 impl PairSums {
-    /// Sums for activations of `columns` channels in `chunks` chunks.
-    pub fn new(columns: usize, chunks: usize) -> PairSums {
+    /// Sums for activations of `columns` channels in `chunks` chunks; with `differences` also their
+    /// squares.
+    pub fn new(columns: usize, chunks: usize, differences: bool) -> PairSums {
         let work = Work::default();
         let panels = [Kind::Square, Kind::Cross].map(|kind| work.begin(columns, kind));
+        let differences = differences.then(|| work.begin(columns, Kind::Square));
         let turn = Turn {
             turns: Turns::default(),
             waiting: [Vec::new(), Vec::new()],
@@ -61,12 +67,13 @@ impl PairSums {
             turn: Mutex::new(turn),
             work,
             panels,
+            differences,
         }
     }
 
     /// Bytes of the sums and means of `columns` channels.
     pub(crate) fn bytes(columns: usize) -> u64 {
-        4 * (panel_numbers(columns) + 3 * columns * columns) as u64
+        4 * (2 * panel_numbers(columns) + 4 * columns * columns) as u64
     }
 
     /// Adds the inputs of a chunk in the original and in the rounded model, both `[positions,
@@ -113,6 +120,9 @@ impl PairSums {
         if !z.is_empty() {
             self.work.add(self.panels[0].clone(), [&z; 2]);
             self.work.add(self.panels[1].clone(), [&differences, &z]);
+            if let Some(panels) = &self.differences {
+                self.work.add(panels.clone(), [&differences; 2]);
+            }
         }
     }
 
@@ -127,6 +137,7 @@ impl PairSums {
             sums.map(|sum| (f64::from(*sum) / count) as f32).collect()
         };
         let [squares, cross] = self.panels.each_ref().map(mean);
+        let differences = self.differences.as_ref().map(mean);
         let n = self.columns;
         let (kept, both) = std::mem::replace(&mut turn.sample, Sample::new(0)).finish();
         debug_assert_eq!(both.len(), 2 * kept * n);
@@ -140,6 +151,7 @@ impl PairSums {
             rows: turn.rows,
             mean: symmetric(&squares, n),
             cross,
+            differences: differences.map(|upper| symmetric(&upper, n)),
             samples: [half(0), half(n)],
         }
     }
@@ -161,7 +173,7 @@ mod tests {
         let mut piece = || (0..ROWS * N).map(|_| number()).collect::<Vec<f32>>();
         let all: Vec<[Vec<f32>; 2]> = (0..chunks).map(|_| [piece(), piece()]).collect();
         let paired = |order: &mut dyn Iterator<Item = usize>| {
-            let pairs = PairSums::new(N, chunks);
+            let pairs = PairSums::new(N, chunks, true);
             order.for_each(|chunk| pairs.add(chunk, all[chunk][0].clone(), all[chunk][1].clone()));
             pairs.finish()
         };
@@ -183,6 +195,7 @@ mod tests {
             };
             let square = mean(&|_, z| f64::from(z[i]) * f64::from(z[j]));
             let cross = mean(&|x, z| f64::from(x[i] - z[i]) * f64::from(z[j]));
+            let both = mean(&|x, z| f64::from(x[i] - z[i]) * f64::from(x[j] - z[j]));
             assert!(
                 (f64::from(found.mean[i * N + j]) - square).abs() < 1e-6,
                 "{i} {j}"
@@ -191,12 +204,17 @@ mod tests {
                 (f64::from(found.cross[i * N + j]) - cross).abs() < 1e-6,
                 "{i} {j}"
             );
+            let differences = found.differences.as_ref().unwrap();
+            assert!(
+                (f64::from(differences[i * N + j]) - both).abs() < 1e-6,
+                "{i} {j}"
+            );
         }
     }
 
     #[test]
     fn a_single_chunk_is_summed() {
-        let pairs = PairSums::new(2, 1);
+        let pairs = PairSums::new(2, 1, false);
         pairs.add(0, vec![1.0, 2.0], vec![1.0, 1.0]);
         let found = pairs.finish();
         assert_eq!(
