@@ -121,6 +121,12 @@ impl Numbers {
             true => Some(FeedbackNumbers::new(input, model, options.rounding)?),
             false => None,
         };
+        let sequential_chunks = match (&feedback, options.sequential_tokens) {
+            (None, _) | (_, 0) => calibration.chunks(),
+            (Some(feedback), each) => each
+                .saturating_mul(feedback.widest as usize)
+                .div_ceil(context),
+        };
         let reserved = match feedback {
             Some(_) => rounding_bytes(engine, context),
             None => 0,
@@ -147,10 +153,7 @@ impl Numbers {
             experts_used: hyper.experts_used(),
             model_bytes: input.tensors.iter().map(|t| t.info.bytes()).sum(),
             calibration: (calibration.chunks() * context) as f64,
-            sequential_chunks: options
-                .sequential_chunks
-                .unwrap_or(usize::MAX)
-                .clamp(1, calibration.chunks()),
+            sequential_chunks: sequential_chunks.clamp(1, calibration.chunks()),
             evaluation: (model.texts.evaluation()?.chunks() * context) as f64,
             limit: options
                 .engine

@@ -26,9 +26,9 @@ pub struct Options {
     pub scoring: Scoring,
     /// Rounding of weights, in sensitivities as in files.
     pub rounding: Rounding,
-    /// Maximum number of chunks of the calibration text for sequential rounding; by default as many
-    /// as the widest linear needs. The input Hessians use all.
-    pub sequential_chunks: Option<usize>,
+    /// Tokens of the calibration text for sequential rounding, for each channel of the widest linear;
+    /// 0 for the whole text. The input Hessians use all of it.
+    pub sequential_tokens: usize,
     /// An importance matrix to use instead of computing one.
     pub imatrix: Option<PathBuf>,
     /// Shows every expert all tokens of the calibration text, for the importance matrix and the input
@@ -122,7 +122,7 @@ impl Default for Options {
                 sequential: true,
                 two_sided: true,
             },
-            sequential_chunks: None,
+            sequential_tokens: 0,
             imatrix: None,
             all_experts: false,
             allow_requantize: false,

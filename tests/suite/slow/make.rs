@@ -272,6 +272,27 @@ fn frontier_writes_no_model() {
 }
 
 #[test]
+fn fast_settings_are_defaults() {
+    let dir = place();
+    fs::write(dir.path().join("cal.txt"), text(1, 12_000)).unwrap();
+    let plan = |more: &str| {
+        let args = format!(
+            "make m.gguf -c 64 -f cal.txt --eval eval.txt --types q4_K --bpw 4.5 -o out --dry-run --json {more}"
+        );
+        let plan = json(dir.path(), &args);
+        let stages = plan["stages"].as_array().unwrap();
+        let files = stages.iter().find(|s| s["name"] == "files").unwrap();
+        let tokens = plan["scoring_tokens"].as_u64().unwrap();
+        (tokens, files["flops"].as_f64().unwrap())
+    };
+    let (usual, fast) = (plan(""), plan("--fast"));
+    assert_eq!((usual.0, fast.0), (24 * 64, 12 * 64));
+    assert!(fast.1 < 0.9 * usual.1, "{} and {}", fast.1, usual.1);
+    let given = plan("--fast --score-chunks 3 --sequential-tokens 0");
+    assert_eq!(given, (3 * 64, usual.1));
+}
+
+#[test]
 fn dry_run_plans_and_writes_nothing() {
     let dir = place();
     let before = listing(dir.path());

@@ -441,6 +441,17 @@ fn make_rounds_sequentially() {
     );
     let bytes = fs::read(&name).unwrap();
     assert!(dir.join("out/work/gradients/blk.0.attn_q.gguf").exists());
+    let part = made("--bpw 3.5 -o out --sequential-tokens 3");
+    assert!(
+        fs::read(&name).unwrap() != bytes,
+        "the file from a part of the text is another"
+    );
+    assert!(
+        kld(&part) < 1.15 * kld(&whole),
+        "{} from a part of the text, {} from all of it",
+        kld(&part),
+        kld(&whole)
+    );
     let rows = made("--bpw 3.5 -o out --one-sided");
     assert!(
         fs::read(&name).unwrap() != bytes,

@@ -234,14 +234,28 @@ impl Both<'_> {
         })
     }
 
-    /// The activations of a slot.
-    fn between(&self, slot: usize) -> super::Result<Between> {
+    /// The activations of a slot, copied.
+    fn copy(&self, slot: usize) -> super::Result<Between> {
+        let aside = self.aside.as_ref();
+        let aside = aside.map(|aside| aside.states.copy(slot));
+        self.between(slot, aside.transpose()?)
+    }
+
+    /// The activations of a slot; those beside the stream are moved out, so that they do not lie in
+    /// memory beside those of the next stage.
+    fn take(&self, slot: usize) -> super::Result<Between> {
+        let aside = self.aside.as_ref();
+        let aside = aside.map(|aside| aside.states.take(slot));
+        self.between(slot, aside.transpose()?)
+    }
+
+    fn between(&self, slot: usize, aside: Option<Vec<f32>>) -> super::Result<Between> {
         let mut between = Between {
             bundle: self.engine.bundle(self.streams.copy(slot)?),
             ..Between::default()
         };
-        if let Some(Aside { states, columns }) = &self.aside {
-            let rows = Rows::new(states.copy(slot)?, columns.all());
+        if let Some((numbers, Aside { columns, .. })) = aside.zip(self.aside.as_ref()) {
+            let rows = Rows::new(numbers, columns.all());
             let mut first = 0;
             let mut part = |columns: usize| {
                 first += columns;
@@ -269,8 +283,8 @@ impl Both<'_> {
                 return Err(Error::Cancelled.into());
             }
             let pass = self.pass(chunk);
-            let original = input(self.between(2 * chunk)?, &pass)?;
-            rounder.input(chunk, original, input(self.between(2 * chunk + 1)?, &pass)?);
+            let original = input(self.copy(2 * chunk)?, &pass)?;
+            rounder.input(chunk, original, input(self.copy(2 * chunk + 1)?, &pass)?);
             Ok(())
         })
     }
@@ -321,7 +335,7 @@ impl Both<'_> {
                     mut bundle,
                     input,
                     mixed,
-                } = model_layer.step(place, self.between(slot)?, &pass)?;
+                } = model_layer.step(place, self.take(slot)?, &pass)?;
                 let entry = bundle.entry.take();
                 // Between a block's own opening and its end, the section is opened again instead.
                 let section = bundle.leave_section();
