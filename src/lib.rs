@@ -124,6 +124,7 @@
 //! | module | content | access |
 //! |---|---|---|
 //! | [`make`] | the main pipeline: measure, allocate, write, verify, report | files, through `quantier-gguf` |
+//! | [`cluster`] | plans of shards for schedulers: scripts, a Snakefile, the status | none: data in, text out; the status reads a directory |
 //! | [`publish`] | a directory for the Hub from the results of `make`: card, Modelfiles, checksums, chat template | the same; links and renames |
 //! | [`edit`] | `split`, `merge`, `set`: copies with other files or metadata | files, through `quantier-gguf` |
 //! | [`diff`] | differences between two models: metadata, shapes, types, the error of every tensor | weights, through `input` |
@@ -154,6 +155,7 @@
 
 #![warn(missing_docs, unreachable_pub)]
 
+pub mod cluster;
 pub mod convert;
 pub mod diff;
 pub mod edit;

@@ -12,6 +12,47 @@ pub fn set(all: Vec<OsString>) {
     let _ = ALL.set(all);
 }
 
+/// Options of a plan, which its arguments lack: name, and true with a value.
+const OF_PLANS: [(&str, bool); 5] = [
+    ("--plan-only", false),
+    ("--shard-minutes", true),
+    ("--shards", true),
+    ("--config", true),
+    ("--no-config", false),
+];
+
+/// The arguments for a plan: without the program and the options of plans, with those of the
+/// configuration file in place of the file.
+///
+/// # Errors
+/// An argument that is not UTF-8.
+pub fn planned() -> anyhow::Result<Vec<String>> {
+    let all = ALL.get().cloned();
+    let all = all.unwrap_or_else(|| std::env::args_os().collect());
+    let text = |argument: OsString| {
+        let text = argument.into_string();
+        text.map_err(|it| anyhow::anyhow!("{}: a plan needs UTF-8", it.to_string_lossy()))
+    };
+    let all = all.into_iter().skip(1).map(text);
+    Ok(without_plan(all.collect::<anyhow::Result<Vec<_>>>()?))
+}
+
+fn without_plan(all: Vec<String>) -> Vec<String> {
+    let mut planned = Vec::new();
+    let mut is_value = false;
+    for argument in all {
+        let name = argument.split('=').next().unwrap_or_default();
+        let option = OF_PLANS.iter().find(|(option, _)| *option == name);
+        match option {
+            _ if is_value => is_value = false,
+            Some((_, has_value)) => is_value = *has_value && !argument.contains('='),
+            None => planned.push(argument),
+        }
+    }
+    planned.push("--no-config".into());
+    planned
+}
+
 /// The arguments as one line, including those of the configuration file. Paths are cut to their
 /// last component: directories on this machine are private and useless to others.
 pub fn shown() -> String {
@@ -91,6 +132,16 @@ fn without_path(argument: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plans_have_no_options_of_plans() {
+        let typed = "make m --plan-only --shards 4 --bpw 4 --shard-minutes=2 --config a -o out";
+        let typed = typed.split(' ').map(str::to_owned).collect();
+        assert_eq!(
+            super::without_plan(typed),
+            ["make", "m", "--bpw", "4", "-o", "out", "--no-config"]
+        );
+    }
 
     #[test]
     fn paths_lose_their_directories() {

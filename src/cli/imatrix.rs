@@ -345,6 +345,7 @@ fn collected<'a>(
         first_chunk: args.chunk,
         resume: resume.as_ref(),
         covariance: covariances.as_ref(),
+        unit: None,
     };
     let bar = Bar::new();
     let collected = collect(&opened.engine, &windows, &options, &bar);

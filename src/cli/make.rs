@@ -11,7 +11,8 @@ use super::wrong_usage;
 use anyhow::{Context, bail};
 use quantier::convert;
 use quantier::make::{
-    self, Files, Goal, Job, LlamaCpp, NamedBudget, Options, Runner, Scoring, Text, Texts,
+    self, Files, Goal, Job, LlamaCpp, NamedBudget, Options, Runner, Scoring, ShardPlan, ShardSize,
+    Text, Texts,
 };
 use quantier::sensitivity::{Measure, Settings};
 use quantier::text::{Set, joined};
@@ -165,6 +166,26 @@ pub struct Common {
     /// Print the work, time, memory and disk space of the run; write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Cut the run into shards for several processes or machines, and write DIR/work/plan.json only. See
+    /// `quantier shard`, `quantier cluster` and docs/many-machines.md
+    #[arg(long, conflicts_with = "dry_run")]
+    plan_only: bool,
+    /// Time of a shard on a machine like this one, in minutes, for --plan-only
+    #[arg(
+        long,
+        value_name = "MINUTES",
+        default_value_t = 30.0,
+        requires = "plan_only"
+    )]
+    shard_minutes: f64,
+    /// Number of shards of every stage for --plan-only, or fewer if a stage has fewer units of work
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "plan_only",
+        conflicts_with = "shard_minutes"
+    )]
+    shards: Option<usize>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -451,6 +472,19 @@ fn go(
     options: Options,
     publication: Option<quantier::publish::Job>,
 ) -> anyhow::Result<ExitCode> {
+    let directory = options.directory.clone();
+    with_job(args, llama_cpp, options, |job| {
+        run_job(args, job, &directory, publication)
+    })
+}
+
+/// Opens the model and resolves the job.
+fn with_job<T>(
+    args: &Common,
+    llama_cpp: Option<LlamaCpp>,
+    options: Options,
+    then: impl FnOnce(&Job<'_>) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let texts = texts(args)?;
     let source = source(&args.model)?;
     let conversion = convert::Job {
@@ -484,7 +518,6 @@ fn go(
     if let (Some(_), Measure::Imatrix) = (&opened, options.scoring.settings.measure) {
         note!("types are chosen by the weighted error of the weights alone. {WEIGHTED}");
     }
-    let directory = options.directory.clone();
     let runner = match (&opened, llama_cpp) {
         (_, Some(llama_cpp)) => Runner::LlamaCpp(llama_cpp),
         (Some(opened), None) => Runner::Native(make::Runnable {
@@ -495,8 +528,21 @@ fn go(
     };
     let shown = || args.model.display().to_string();
     let job = Job::new(&input, runner, options, &texts).with_context(shown)?;
+    then(&job).with_context(shown)
+}
+
+/// Runs a job, or plans it.
+fn run_job(
+    args: &Common,
+    job: &Job<'_>,
+    directory: &Path,
+    publication: Option<quantier::publish::Job>,
+) -> anyhow::Result<ExitCode> {
+    if args.plan_only {
+        return plan_shards(args, job, directory);
+    }
     if args.dry_run {
-        let dry_run = job.dry_run().with_context(shown)?;
+        let dry_run = job.dry_run()?;
         return match args.json {
             true => say!("{}", serde_json::to_string_pretty(&dry_run)?),
             false => say!("{}", make_plan::text(&dry_run)),
@@ -510,7 +556,7 @@ fn go(
         let directory = directory.display();
         bail!("stopped; the same command resumes from {directory}/work");
     }
-    let made = made.with_context(shown)?;
+    let made = made?;
     made.notes.iter().for_each(|note| note!("{note}"));
     if args.json {
         say!("{}", made.report.to_json())?;
@@ -534,6 +580,47 @@ fn go(
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Plans the shards of a job.
+fn plan_shards(args: &Common, job: &Job<'_>, directory: &Path) -> anyhow::Result<ExitCode> {
+    let size = match args.shards {
+        Some(count) => ShardSize::Count(count.max(1)),
+        None => ShardSize::Seconds(args.shard_minutes * 60.0),
+    };
+    let here = std::env::current_dir().context("cannot find the current directory")?;
+    let plan = job.plan_shards(size, &here, command::planned()?)?;
+    match args.json {
+        true => say!("{}", serde_json::to_string_pretty(&plan)?)?,
+        false => say!("{}", make_plan::shards(&plan, directory))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The job of a plan in this output directory.
+pub fn with_planned_job<T>(
+    plan: &ShardPlan,
+    directory: &Path,
+    threads: Option<usize>,
+    then: impl FnOnce(&Job<'_>) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    std::env::set_current_dir(&plan.directory).with_context(|| {
+        format!(
+            "the plan was made in {}, which is not here: mount it under the same path",
+            plan.directory.display()
+        )
+    })?;
+    let (common, goal, name) = match super::parsed(&plan.arguments)? {
+        super::Command::Make(args) => {
+            let files = args.files();
+            (args.common, Goal::Files(files), "make")
+        }
+        super::Command::Frontier(args) => (args.common, Goal::Frontier, "frontier"),
+        _ => bail!("the plan is not one of `quantier make` or `quantier frontier`"),
+    };
+    let mut options = common.options(name, directory, goal);
+    options.engine.threads = threads.unwrap_or(options.engine.threads);
+    with_job(&common, common.llama_cpp(name), options, then)
 }
 
 /// The way for models that the engine cannot run.

@@ -1,7 +1,8 @@
 //! The output of `quantier make --dry-run`.
 
 use super::text::size;
-use quantier::make::DryRun;
+use quantier::make::{DryRun, ShardPlan};
+use std::path::Path;
 
 /// The dry run as a table.
 pub fn text(e: &DryRun) -> String {
@@ -79,7 +80,43 @@ pub fn text(e: &DryRun) -> String {
     lines.join("\n")
 }
 
-fn duration(seconds: f64) -> String {
+/// A plan of shards as a table.
+pub fn shards(plan: &ShardPlan, directory: &Path) -> String {
+    let mut lines = vec![format!(
+        "{:<16}{:>8}{:>8}{:>12}{:>14}{:>12}{:>12}  after",
+        "stage", "units", "shards", "time", "longest shard", "memory", "parts"
+    )];
+    for stage in &plan.stages {
+        let longest = stage.shards.iter().map(|shard| shard.seconds);
+        let time = match stage.done {
+            true => "done".into(),
+            false => duration(stage.seconds),
+        };
+        lines.push(format!(
+            "{:<16}{:>8}{:>8}{:>12}{:>14}{:>12}{:>12}  {}",
+            stage.name,
+            stage.units,
+            stage.shards.len(),
+            time,
+            duration(longest.fold(0.0, f64::max)),
+            size(stage.memory_bytes),
+            size(stage.part_bytes),
+            stage.after.join(", ")
+        ));
+    }
+    let shown = directory.display();
+    lines.extend([
+        String::new(),
+        format!("{shown}/work/plan.json has the plan. Run it by Slurm, Snakemake, or by hand:"),
+        format!("  quantier cluster slurm {shown}"),
+        format!("  quantier cluster snakemake {shown}"),
+        format!("  quantier shard {shown} STAGE N, for every N from 0; then quantier merge-shards {shown} STAGE"),
+        "then the same command without --plan-only.".into(),
+    ]);
+    lines.join("\n")
+}
+
+pub(super) fn duration(seconds: f64) -> String {
     match seconds {
         ..90.0 => format!("{seconds:.1} s"),
         ..5400.0 => format!("{:.0} min", seconds / 60.0),

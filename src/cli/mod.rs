@@ -1,5 +1,6 @@
 //! The command line: one file per command. Arguments become a job; only this module prints.
 
+mod cluster;
 mod command;
 mod config;
 mod config_command;
@@ -21,6 +22,7 @@ mod perplexity;
 mod publish;
 mod quantize;
 mod set;
+mod shard;
 mod split;
 mod terminal;
 mod text;
@@ -52,6 +54,9 @@ enum Command {
     Make(Box<make::Args>),
     Publish(Box<publish::Args>),
     Frontier(Box<make::FrontierArgs>),
+    Shard(shard::Args),
+    MergeShards(shard::MergeArgs),
+    Cluster(cluster::Args),
     Convert(convert::Args),
     Quantize(Box<quantize::Args>),
     Imatrix(Box<imatrix::Args>),
@@ -83,7 +88,7 @@ const EXAMPLES: &str = "Examples:
   quantier kld ./Qwen3-0.6B Qwen3-0.6B-Q4_K_M.gguf -f held-out.txt
 
 'quantier COMMAND --help' describes a command in full, -h in short.
-Exit codes: 0 done, 1 failed, 2 wrong usage.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 75 out of time (shards only).";
 
 /// Parses the command line and runs the command.
 pub fn run() -> anyhow::Result<ExitCode> {
@@ -121,6 +126,9 @@ fn command(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
         (Command::Make(args), _) => make::run(&args),
         (Command::Publish(args), _) => publish::run(&args),
         (Command::Frontier(args), _) => make::frontier(&args),
+        (Command::Shard(args), _) => shard::run(&args),
+        (Command::MergeShards(args), _) => shard::merge(&args),
+        (Command::Cluster(args), _) => cluster::run(&args),
         (Command::Convert(args), _) => convert::run(&args),
         (Command::Perplexity(args), _) => perplexity::run(&args),
         (Command::Kld(args), _) => kld::run(&args),
@@ -136,6 +144,13 @@ fn command(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
         (Command::Merge(args), _) => merge::run(&args),
         (Command::Quantize(_) | Command::Imatrix(_), None) => Ok(ExitCode::from(2)),
     }
+}
+
+/// The command of some arguments, without the program.
+fn parsed(arguments: &[String]) -> anyhow::Result<Command> {
+    let program = std::iter::once("quantier");
+    let all = program.chain(arguments.iter().map(String::as_str));
+    Ok(Cli::try_parse_from(all)?.command)
 }
 
 /// Exits as clap does for wrong usage: message, usage, exit code 2.

@@ -3,6 +3,7 @@
 use super::cost::{Cost, Memory};
 use super::job::{Job, Model, hessian_needs, imatrix_key, shown_to_all};
 use super::numbers::Numbers;
+use super::shards::{Averaging, Cut, Summing};
 use super::stage::{Foreseeable, Session, Stage};
 use super::workdir::WorkDir;
 use super::{Error, Result};
@@ -91,20 +92,20 @@ pub(super) fn unreached(job: &Job<'_>, coverage: &Coverage) -> Option<String> {
 
 /// The stage.
 pub(super) struct Calibration<'j> {
-    job: &'j Job<'j>,
-    model: &'j Model<'j>,
-    numbers: &'j Numbers,
+    pub(super) job: &'j Job<'j>,
+    pub(super) model: &'j Model<'j>,
+    pub(super) numbers: &'j Numbers,
     /// Path of the importance matrix, new or given.
-    file: PathBuf,
+    pub(super) file: PathBuf,
     is_given: bool,
-    imatrix_key: Key,
-    hessians: Option<Hessians>,
+    pub(super) imatrix_key: Key,
+    pub(super) hessians: Option<Hessians>,
 }
 
 /// Input Hessians to collect.
-struct Hessians {
-    job: hessian::Job,
-    needs: Needs,
+pub(super) struct Hessians {
+    pub(super) job: hessian::Job,
+    pub(super) needs: Needs,
 }
 
 impl Hessians {
@@ -153,33 +154,8 @@ impl<'j> Calibration<'j> {
         }))
     }
 
-    fn has_imatrix(&self, work: &WorkDir) -> bool {
-        self.is_given || (self.file.exists() && work.is_marked(IMATRIX, &self.imatrix_key))
-    }
-}
-
-/// Name of the importance matrix and of the snapshot in the work directory.
-const IMATRIX: &str = "imatrix";
-
-impl Stage for Calibration<'_> {
-    type Output = Calibrated;
-
-    fn name(&self) -> &'static str {
-        "importance matrix"
-    }
-
-    fn load(&self, work: &WorkDir) -> Result<Option<Calibrated>> {
-        if !self.has_imatrix(work) {
-            return Ok(None);
-        }
-        let hessians = self.hessians.as_ref().map(Hessians::load);
-        match hessians {
-            Some(None) => Ok(None),
-            hessians => Calibrated::read(self.job, &self.file, hessians.flatten()).map(Some),
-        }
-    }
-
-    fn cost(&self, work: &WorkDir) -> Result<Cost> {
+    /// Cost of the whole text; without the bytes of an importance matrix that exists.
+    pub(super) fn whole_cost(&self, has_imatrix: bool) -> Cost {
         let Numbers {
             calibration,
             width,
@@ -188,9 +164,9 @@ impl Stage for Calibration<'_> {
             ..
         } = *self.numbers;
         let needs = self.hessians.as_ref().map(|hessians| &hessians.needs);
-        let imatrix = match self.has_imatrix(work) {
+        let imatrix = match has_imatrix {
             true => 0,
-            false => imatrix_bytes(self.job),
+            false => self.imatrix_bytes(),
         };
         let forward = match self.job.options.all_experts {
             true => self.numbers.forward_all(calibration),
@@ -211,7 +187,61 @@ impl Stage for Calibration<'_> {
                 + self.numbers.working(1.0).max(self.numbers.working_logits()),
             feedback: needs.map_or(0.0, |needs| needs.memory as f64),
         };
-        Ok(self.numbers.with_memory(cost, memory))
+        self.numbers.with_memory(cost, memory)
+    }
+
+    /// Chunks of the calibration text.
+    pub(super) fn chunks(&self) -> usize {
+        (self.numbers.calibration / self.numbers.context) as usize
+    }
+
+    /// Size of the values of a new importance matrix, in bytes.
+    pub(super) fn imatrix_bytes(&self) -> u64 {
+        imatrix_bytes(self.job)
+    }
+
+    /// Maximum size of the input Hessians, in bytes.
+    pub(super) fn hessian_bytes(&self) -> u64 {
+        let hessians = self.hessians.as_ref();
+        hessians.map_or(0, |hessians| hessians.needs.files)
+    }
+
+    pub(super) fn has_imatrix(&self, work: &WorkDir) -> bool {
+        self.is_given || (self.file.exists() && work.is_marked(IMATRIX, &self.imatrix_key))
+    }
+}
+
+/// Name of the importance matrix and of the snapshot in the work directory.
+pub(super) const IMATRIX: &str = "imatrix";
+
+impl Stage for Calibration<'_> {
+    type Output = Calibrated;
+
+    fn name(&self) -> &'static str {
+        "importance matrix"
+    }
+
+    fn load(&self, work: &WorkDir) -> Result<Option<Calibrated>> {
+        if !self.has_imatrix(work) {
+            return Ok(None);
+        }
+        let hessians = self.hessians.as_ref().map(Hessians::load);
+        match hessians {
+            Some(None) => Ok(None),
+            hessians => Calibrated::read(self.job, &self.file, hessians.flatten()).map(Some),
+        }
+    }
+
+    fn cost(&self, work: &WorkDir) -> Result<Cost> {
+        Ok(self.whole_cost(self.has_imatrix(work)))
+    }
+
+    fn cuts(&self) -> Vec<Box<dyn Cut + '_>> {
+        let mut cuts: Vec<Box<dyn Cut + '_>> = vec![Box::new(Summing(self))];
+        if self.hessians.is_some() {
+            cuts.push(Box::new(Averaging(self)));
+        }
+        cuts
     }
 
     fn run(&self, session: &Session<'_>) -> Result<Calibrated> {

@@ -78,6 +78,83 @@ pub enum Error {
         /// An example, with its type.
         example: String,
     },
+    /// A job that cannot be cut into shards, with the reason.
+    #[error("this job has no shards: {0}; run it without --plan-only")]
+    NoCuts(&'static str),
+    /// A stage without shards.
+    #[error("there is no stage '{0}' in the plan; `quantier cluster status` lists them")]
+    NoShards(String),
+    /// A shard that the plan does not have.
+    #[error("stage {stage} has no shard {shard}: they are numbered from 0, and there are {shards}")]
+    NoShard {
+        /// The stage.
+        stage: String,
+        /// As typed.
+        shard: String,
+        /// Number of its shards.
+        shards: usize,
+    },
+    /// A plan that cannot be read.
+    #[error(
+        "{}: {what}; write a plan with the arguments of `quantier make` and --plan-only",
+        path.display()
+    )]
+    BadPlan {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        what: String,
+    },
+    /// A plan of another program, or of a processor with another arithmetic.
+    #[error(
+        "the plan was made by {plan}, and this is {here}: their results could differ in the last bits. Use the \
+         same program on processors with the same instructions, or make the plan again on this machine"
+    )]
+    OtherMaker {
+        /// Maker of the plan.
+        plan: String,
+        /// This program.
+        here: String,
+    },
+    /// A plan of another model or text.
+    #[error(
+        "the {0} is not the one of the plan: its content, path or time has changed. Make the plan again with \
+         --plan-only; shards of an unchanged part are kept"
+    )]
+    OtherPlan(&'static str),
+    /// A stage whose predecessor is not merged.
+    #[error(
+        "stage {stage} reads the result of {needs}: run `quantier merge-shards DIR {needs}` first"
+    )]
+    NotMerged {
+        /// The stage.
+        stage: &'static str,
+        /// Its predecessor.
+        needs: &'static str,
+    },
+    /// Parts that are missing or damaged.
+    #[error(
+        "{} parts of stage {stage} are missing or cannot be used; run their shards (`quantier cluster status` \
+         names them):\n{}",
+        missing.len(),
+        missing.iter().map(|part| format!("  - {part}")).collect::<Vec<_>>().join("\n")
+    )]
+    MissingParts {
+        /// The stage.
+        stage: &'static str,
+        /// Paths of the parts, with the reasons.
+        missing: Vec<String>,
+    },
+    /// A work directory whose file system does not replace files by renames.
+    #[error(
+        "{}: this file system does not replace a file when another one is renamed to it; shards need one that \
+         does (a local disk, NFS, Lustre, BeeGFS, CephFS)",
+        .0.display()
+    )]
+    NoRename(PathBuf),
+    /// The end of a walk to a part; never returned.
+    #[error("the walk has ended")]
+    Ended,
     /// The quantizer would write another type than the recipe's.
     #[error("tensor '{tensor}': {chosen} was chosen and {planned} would be written; report this")]
     Recipe {

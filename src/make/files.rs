@@ -7,6 +7,7 @@ use super::job::Job;
 use super::numbers::{self, Numbers};
 use super::presets::Comparison;
 use super::sensitivities::Sensitivities;
+use super::shards::{Cut, Writing};
 use super::stage::{Foreseeable, Session, Stage};
 use super::workdir::WorkDir;
 use super::{Error, Result};
@@ -93,7 +94,8 @@ impl<'j> Writer<'j> {
         })
     }
 
-    fn key(&self, file: &FilePlan) -> Result<Key> {
+    /// Key of a file.
+    pub(super) fn key(&self, file: &FilePlan) -> Result<Key> {
         let hessians = self.calibrated.hessian_key.as_ref();
         let output_hessians = self.sensitivities.output_key.as_ref();
         let key = KeyBuilder::new("make: file")
@@ -119,7 +121,7 @@ impl<'j> Writer<'j> {
     }
 
     /// True if an earlier run has written the file.
-    fn is_written(&self, file: &FilePlan, work: &WorkDir) -> Result<bool> {
+    pub(super) fn is_written(&self, file: &FilePlan, work: &WorkDir) -> Result<bool> {
         let has_size = |path: &Path| path.metadata().is_ok_and(|m| m.len() == file.file_bytes);
         Ok(has_size(&file.path) && work.is_marked(&file.file_name(), &self.key(file)?))
     }
@@ -138,7 +140,7 @@ impl<'j> Writer<'j> {
     }
 
     /// Chunks for sequential rounding, if enabled.
-    fn chunks(&self) -> Result<Option<Vec<Vec<u32>>>> {
+    pub(super) fn chunks(&self) -> Result<Option<Vec<Vec<u32>>>> {
         let is_sequential = self.job.options.rounding.is_sequential();
         let Some(model) = self.job.model().filter(|_| is_sequential) else {
             return Ok(None);
@@ -157,7 +159,7 @@ impl<'j> Writer<'j> {
 
     /// Writes some files and outputs of presets in one pass over the model, after a sequential pass
     /// over `chunks`, if any, for each of the files.
-    fn write(
+    pub(super) fn write(
         &self,
         session: &Session<'_>,
         files: &[&FilePlan],
@@ -314,6 +316,33 @@ impl<'j> FilesStage<'j> {
         Ok(missing)
     }
 
+    /// Cost of files with these recipes, with the memory of their passes.
+    pub(super) fn cost_of(&self, files: &[&FilePlan]) -> Cost {
+        let mut cost = self.writer.cost(files);
+        let Some(numbers) = self.writer.numbers else {
+            return cost;
+        };
+        let Numbers { width, largest, .. } = *numbers;
+        let Some(feedback) = &numbers.feedback else {
+            return cost;
+        };
+        let tokens = numbers.sequential_tokens();
+        let sequential = self.writer.job.options.rounding.is_sequential() && !files.is_empty();
+        let mut memory = Memory {
+            feedback: feedback.factor_bytes(),
+            ..Memory::default()
+        };
+        if sequential {
+            // The residual streams of both models, and the inputs of the widest linears.
+            memory.activations = 2.0 * tokens * (width + feedback.widest as f64) * 4.0;
+            memory.work = 2.0 * largest * 4.0 + numbers.working(2.0);
+            let largest_file = files.iter().map(|file| file.file_bytes).max().unwrap_or(0);
+            memory.work += numbers.rounded_experts(largest_file as f64);
+            cost.scratch = 2 * numbers.snapshots(tokens) + largest_file;
+        }
+        numbers.with_memory(cost, memory)
+    }
+
     fn has_presets(&self) -> bool {
         let comparison = self.comparison;
         comparison.is_none_or(|comparison| comparison.missing().next().is_none())
@@ -337,7 +366,7 @@ impl Stage for FilesStage<'_> {
         let medium = self.allocation.medium();
         let mut files = self.missing(work)?;
         files.extend((0..self.allocation.open_files()).map(|_| &medium));
-        let mut cost = self.writer.cost(&files);
+        let mut cost = self.cost_of(&files);
         // Presets are rounded as the reference does, in one pass.
         for compared in self.comparison.iter().flat_map(|c| c.missing()) {
             let recipe = compared.preset.default_type();
@@ -347,28 +376,11 @@ impl Stage for FilesStage<'_> {
             let rounding = matrices.map(|t| numbers::rounding(t, recipe, None));
             cost.rounding.extend(rounding);
         }
-        let Some(numbers) = self.writer.numbers else {
-            return Ok(cost);
-        };
-        let Numbers { width, largest, .. } = *numbers;
-        let Some(feedback) = &numbers.feedback else {
-            return Ok(cost);
-        };
-        let tokens = numbers.sequential_tokens();
-        let sequential = self.writer.job.options.rounding.is_sequential() && !files.is_empty();
-        let mut memory = Memory {
-            feedback: feedback.factor_bytes(),
-            ..Memory::default()
-        };
-        if sequential {
-            // The residual streams of both models, and the inputs of the widest linears.
-            memory.activations = 2.0 * tokens * (width + feedback.widest as f64) * 4.0;
-            memory.work = 2.0 * largest * 4.0 + numbers.working(2.0);
-            let largest_file = files.iter().map(|file| file.file_bytes).max().unwrap_or(0);
-            memory.work += numbers.rounded_experts(largest_file as f64);
-            cost.scratch = 2 * numbers.snapshots(tokens) + largest_file;
-        }
-        Ok(numbers.with_memory(cost, memory))
+        Ok(cost)
+    }
+
+    fn cuts(&self) -> Vec<Box<dyn Cut + '_>> {
+        vec![Box::new(Writing(self))]
     }
 
     fn run(&self, session: &Session<'_>) -> Result<Written> {

@@ -20,7 +20,7 @@ const REACHED: f64 = 0.70;
 const DOUBLE: f64 = 0.5;
 
 /// Bytes per second of a typical disk.
-const DISK: f64 = 1e9;
+pub(super) const DISK: f64 = 1e9;
 
 /// The speed of this machine.
 pub(super) struct Machine {

@@ -38,6 +38,7 @@ mod prover;
 mod refinement;
 mod report;
 mod sensitivities;
+mod shards;
 mod stage;
 mod targets;
 mod texts;
@@ -67,6 +68,7 @@ pub use fit::{Fit, fit};
 pub use job::{Job, Runnable, Runner, model_name, rounding_bytes};
 pub use options::{Files, Goal, LlamaCpp, NamedBudget, Options, Scoring, Texts};
 pub use outside::Error as OutsideError;
+pub use shards::{Done, LATER, PlannedShard, PlannedStage, ShardPlan, ShardSize};
 pub use texts::Text;
 
 /// Results of a run.

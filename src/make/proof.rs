@@ -6,12 +6,15 @@ use super::cost::{Cost, Memory};
 use super::job::{Job, Model};
 use super::numbers::Numbers;
 use super::presets::{Compared, Comparison};
+use super::shards::{Cut, Measuring};
 use super::stage::{Session, Stage};
 use super::texts::Used;
 use super::workdir::WorkDir;
 use crate::convert;
+use crate::evaluate;
 use crate::evaluate::measure::{Base, Measured, compare};
 use crate::evaluate::statistics::Statistics;
+use crate::evaluate::windows::Windows;
 use crate::format::snapshot::Key;
 use crate::input::{Input, Source};
 use crate::model::Engine;
@@ -19,6 +22,7 @@ use crate::plan::file_type::FileType;
 use crate::report;
 use crate::resume::KeyBuilder;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Number of files measured together, beside the base.
@@ -54,6 +58,11 @@ pub(super) trait Meter {
     /// Cost of measuring this number of files.
     fn cost(&self, files: usize) -> Cost;
 
+    /// The engine of this program, whose measurements can be cut into shards.
+    fn engine(&self) -> Option<&EngineMeter<'_>> {
+        None
+    }
+
     /// Measures some files and stores the results.
     fn measure(&self, session: &Session<'_>, subjects: &[&Subject]) -> Result<Vec<Divergence>>;
 }
@@ -61,6 +70,11 @@ pub(super) trait Meter {
 impl Subject {
     pub(super) fn new(path: PathBuf, name: String, key: Key) -> Subject {
         Subject { path, name, key }
+    }
+
+    /// Key of the result.
+    pub(super) fn key(&self) -> &Key {
+        &self.key
     }
 
     /// Subject for an existing file.
@@ -118,16 +132,22 @@ impl<'j> Proof<'j> {
             .map_or(&[], |comparison| &comparison.presets)
     }
 
-    /// Files, then presets; `None` if the files do not exist yet.
-    fn subjects(&self) -> Result<Option<Vec<Subject>>> {
+    /// The files; `None` if they do not exist yet.
+    pub(super) fn files(&self) -> Result<Option<Vec<Subject>>> {
         let files = self.allocation.files.iter().map(|file| &*file.path);
         if !self.are_written {
             return Ok(None);
         }
         let files = files.map(|path| Subject::of_file(self.job.input, self.meter, path));
+        files.collect::<Result<_>>().map(Some)
+    }
+
+    /// Files, then presets; `None` if the files do not exist yet.
+    fn subjects(&self) -> Result<Option<Vec<Subject>>> {
         let presets = self.presets().iter();
-        let presets = presets.map(|compared| Ok(compared.subject.clone()));
-        files.chain(presets).collect::<Result<_>>().map(Some)
+        let presets = presets.map(|compared| compared.subject.clone());
+        let files = self.files()?;
+        Ok(files.map(|files| files.into_iter().chain(presets).collect()))
     }
 
     fn proven(&self, mut all: Vec<Divergence>) -> Proven {
@@ -167,6 +187,13 @@ impl Stage for Proof<'_> {
         Ok(self.meter.cost(files))
     }
 
+    fn cuts(&self) -> Vec<Box<dyn Cut + '_>> {
+        match self.meter.engine() {
+            Some(meter) => vec![Box::new(Measuring { proof: self, meter })],
+            None => Vec::new(),
+        }
+    }
+
     fn run(&self, session: &Session<'_>) -> Result<Proven> {
         let subjects = self.subjects()?.unwrap_or_default();
         let mut all: Vec<_> = subjects.iter().map(|s| s.load(session.work)).collect();
@@ -200,7 +227,41 @@ impl Meter for EngineMeter<'_> {
         key.with("tokens", self.model.texts.evaluation_bytes())
     }
 
+    fn engine(&self) -> Option<&EngineMeter<'_>> {
+        Some(self)
+    }
+
     fn cost(&self, files: usize) -> Cost {
+        self.cost_of(files)
+    }
+
+    fn measure(&self, session: &Session<'_>, subjects: &[&Subject]) -> Result<Vec<Divergence>> {
+        let windows = self.model.texts.evaluation()?;
+        let base = Measured::new(
+            "the base".into(),
+            self.model.engine,
+            &windows,
+            session.progress,
+        )?;
+        let base = Base::Model(base);
+        let mut all = Vec::new();
+        for group in subjects.chunks(TOGETHER) {
+            let rows = self.rows_of_group(session, &base, group, &windows)?;
+            for (rows, subject) in rows.iter().zip(group) {
+                if let Some(statistics) = Statistics::of(&[rows]) {
+                    let divergence = divergence(&statistics);
+                    subject.store(session.work, &divergence)?;
+                    all.push(divergence);
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl EngineMeter<'_> {
+    /// Cost of measuring this number of files.
+    pub(super) fn cost_of(&self, files: usize) -> Cost {
         let Numbers {
             evaluation,
             width,
@@ -225,32 +286,36 @@ impl Meter for EngineMeter<'_> {
         self.numbers.with_memory(cost, memory)
     }
 
-    fn measure(&self, session: &Session<'_>, subjects: &[&Subject]) -> Result<Vec<Divergence>> {
-        let windows = self.model.texts.evaluation()?;
-        let base = Measured::new(
-            "the base".into(),
-            self.model.engine,
-            &windows,
+    /// Measures some files on some chunks of the evaluation text: rows by file, base and files in passes of
+    /// several files each.
+    pub(super) fn rows(
+        &self,
+        session: &Session<'_>,
+        subjects: &[&Subject],
+        chunks: Range<usize>,
+    ) -> Result<Vec<Vec<evaluate::score::Comparison>>> {
+        let (windows, progress) = (
+            self.model.texts.evaluation()?.range(chunks),
             session.progress,
-        )?;
+        );
+        let base = Measured::new("the base".into(), self.model.engine, &windows, progress)?;
         let base = Base::Model(base);
         let mut all = Vec::new();
         for group in subjects.chunks(TOGETHER) {
-            all.extend(self.measure_group(session, &base, group)?);
+            all.extend(self.rows_of_group(session, &base, group, &windows)?);
         }
         Ok(all)
     }
-}
 
-impl EngineMeter<'_> {
     /// Measures some files in one pass of the base.
-    fn measure_group(
+    fn rows_of_group(
         &self,
         session: &Session<'_>,
         base: &Base<'_>,
         group: &[&Subject],
-    ) -> Result<Vec<Divergence>> {
-        let (windows, progress) = (self.model.texts.evaluation()?, session.progress);
+        windows: &Windows<'_>,
+    ) -> Result<Vec<Vec<evaluate::score::Comparison>>> {
+        let progress = session.progress;
         let sources = group.iter().map(|subject| Source::open(&subject.path));
         let sources = sources.collect::<convert::Result<Vec<_>>>()?;
         let inputs = sources
@@ -264,22 +329,13 @@ impl EngineMeter<'_> {
         let mut models = Vec::new();
         for (engine, subject) in engines.iter().zip(group) {
             let name = subject.path.display().to_string();
-            models.push(Measured::new(name, engine, &windows, progress)?);
+            models.push(Measured::new(name, engine, windows, progress)?);
         }
-        let compared = compare(base, &models, &windows, None, progress)?;
-        let mut measured = Vec::new();
-        for (rows, subject) in compared.iter().zip(group) {
-            if let Some(statistics) = Statistics::of(&[rows]) {
-                let divergence = divergence(&statistics);
-                subject.store(session.work, &divergence)?;
-                measured.push(divergence);
-            }
-        }
-        Ok(measured)
+        Ok(compare(base, &models, windows, None, progress)?)
     }
 }
 
-fn divergence(statistics: &Statistics) -> Divergence {
+pub(super) fn divergence(statistics: &Statistics) -> Divergence {
     let percentile = |percent: f64| {
         let spread = &statistics.kld_spread.percentiles;
         spread

@@ -5,6 +5,7 @@ use super::calibration::Calibrated;
 use super::cost::{Cost, Memory};
 use super::job::{Job, Model, gradient_rows};
 use super::numbers::{self, Numbers};
+use super::shards::{Cut, Gradients, Sensing};
 use super::stage::{Foreseeable, Session, Stage};
 use super::workdir::WorkDir;
 use crate::format::snapshot::Key;
@@ -30,22 +31,23 @@ pub(super) struct Sensitivities {
 
 /// The stage.
 pub(super) struct ScoringStage<'j> {
-    job: &'j Job<'j>,
+    pub(super) job: &'j Job<'j>,
     numbers: Option<&'j Numbers>,
-    calibrated: &'j Calibrated,
+    pub(super) calibrated: &'j Calibrated,
     /// Chunks of the calibration text; empty for weighted errors.
-    chunks: Vec<Vec<u32>>,
+    pub(super) chunks: Vec<Vec<u32>>,
     /// Key of all inputs of the scores except the types.
-    key: Key,
+    pub(super) key: Key,
     /// Tensors and types to score.
-    needed: Scores,
-    output_hessians: Option<hessian::Job>,
+    pub(super) needed: Scores,
+    pub(super) output_hessians: Option<hessian::Job>,
 }
 
 /// Name of the scores and of the snapshot in the work directory.
-const SCORES: &str = "scores";
+pub(super) const SCORES: &str = "scores";
 
-fn bytes(chunks: &[Vec<u32>]) -> Vec<u8> {
+/// Tokens of chunks as bytes, for keys.
+pub(super) fn token_bytes(chunks: &[Vec<u32>]) -> Vec<u8> {
     chunks
         .iter()
         .flatten()
@@ -131,7 +133,11 @@ impl<'j> ScoringStage<'j> {
     }
 
     /// Parameters of a run over the chunks.
-    fn run_of<'r>(&'r self, model: &'r Model<'r>, missing: Option<&'r hessian::Job>) -> Run<'r> {
+    pub(super) fn run_of<'r>(
+        &'r self,
+        model: &'r Model<'r>,
+        missing: Option<&'r hessian::Job>,
+    ) -> Run<'r> {
         Run {
             engine: model.engine,
             chunks: &self.chunks,
@@ -153,13 +159,13 @@ impl<'j> ScoringStage<'j> {
         })
     }
 
-    /// Cost of rounding every tensor to every type, and of scoring it on held-out inputs.
-    fn cost_of_rounding(&self) -> Cost {
+    /// Cost of rounding some tensors to every type, and of scoring it on held-out inputs.
+    fn cost_of_rounding(&self, is_scored: &dyn Fn(&Tensor<'_>) -> bool) -> Cost {
         let mut cost = Cost::default();
         let feedback = self.numbers.and_then(|numbers| numbers.feedback.as_ref());
         let feedback = feedback.filter(|_| self.job.settings().measure != Measure::Imatrix);
         let mut with_feedback = Vec::new();
-        for (tensor, types) in self.trials() {
+        for (tensor, types) in self.trials().filter(|(tensor, _)| is_scored(tensor)) {
             for ggml_type in types {
                 let mut rounding = numbers::rounding(tensor, ggml_type, feedback);
                 rounding.weights *= self.tried_rows(tensor);
@@ -211,17 +217,9 @@ impl<'j> ScoringStage<'j> {
         // draw; then the same at the output, where probabilities are needed twice.
         let stream = (2.0 + draws) * numbers.forward(tokens);
         let output = (1.0 + draws) * numbers.logits(tokens) + 2.0 * numbers.logits(positions);
-        let catalog = self.job.input.catalog();
-        let products = self.trials().map(|(tensor, types)| {
-            let linear = catalog.linear_of(self.job.input.entry(tensor).id);
-            let seen = linear.map_or(0.0, |linear| positions * numbers.share(linear));
-            let tried = self.tried_rows(tensor);
-            let mut products = seen * tried * types.len() as f64;
-            if tried < 1.0 {
-                products += seen.min(sensitivity::SURVEY_POSITIONS as f64);
-            }
-            2.0 * products * tensor.info.shape.elements() as f64
-        });
+        let products = self
+            .trials()
+            .map(|(tensor, types)| self.products(numbers, tensor, &types));
         // Half of a square for each position and draw.
         let rows = self.missing_rows();
         let hessians = rows.iter().map(|rows| (rows * rows) as f64).sum::<f64>();
@@ -232,6 +230,82 @@ impl<'j> ScoringStage<'j> {
             scratch: numbers.snapshots(tokens * draws),
             ..Cost::default()
         }
+    }
+
+    /// Operations of the products of a tensor's types with its inputs.
+    fn products(&self, numbers: &Numbers, tensor: &Tensor<'_>, types: &[GgmlType]) -> f64 {
+        let tokens = self.chunks.iter().map(Vec::len).sum::<usize>() as f64;
+        let positions = at_most(self.job.settings().positions, tokens);
+        let catalog = self.job.input.catalog();
+        let linear = catalog.linear_of(self.job.input.entry(tensor).id);
+        let seen = linear.map_or(0.0, |linear| positions * numbers.share(linear));
+        let tried = self.tried_rows(tensor);
+        let mut products = seen * tried * types.len() as f64;
+        if tried < 1.0 {
+            products += seen.min(sensitivity::SURVEY_POSITIONS as f64);
+        }
+        2.0 * products * tensor.info.shape.elements() as f64
+    }
+
+    /// Cost of the gradients of a chunk between all layers, in a shard.
+    pub(super) fn cost_of_gradients(&self) -> Cost {
+        let Some(numbers) = self.numbers else {
+            return Cost::default();
+        };
+        let (tokens, draws) = (numbers.context, self.job.settings().draws as f64);
+        // Forward for the trace and again for the derivatives; backward for each draw.
+        let cost = Cost {
+            operations: (2.0 + draws) * numbers.forward(tokens)
+                + (1.0 + draws) * numbers.logits(tokens),
+            read: 2 * numbers.model_bytes,
+            written: (tokens * numbers.width * 4.0 * (numbers.layers + 1.0) * (1.0 + draws)) as u64,
+            ..Cost::default()
+        };
+        numbers.with_memory(cost, self.memory(numbers))
+    }
+
+    /// Cost of a unit of the scores: the output matrix, a layer, or the tables.
+    pub(super) fn cost_of_unit(&self, unit: usize) -> Cost {
+        let (Some(numbers), Some(model)) = (self.numbers, self.job.model()) else {
+            return Cost::default();
+        };
+        let layers = model.engine.hyper.layers;
+        let layer = sensitivity::units::layer_of(model.engine, unit);
+        let catalog = self.job.input.catalog();
+        let is_scored = |tensor: &Tensor<'_>| {
+            let entry = self.job.input.entry(tensor);
+            match (layer, entry.layer) {
+                (Some(layer), Some(of)) => of.index() == layer % layers.max(1),
+                (None, None) => match unit {
+                    0 => catalog.linear_of(entry.id).is_some(),
+                    _ => entry.is_table,
+                },
+                _ => false,
+            }
+        };
+        let tokens = self.chunks.iter().map(Vec::len).sum::<usize>() as f64;
+        let draws = self.job.settings().draws as f64;
+        let trials = self.trials().filter(|(tensor, _)| is_scored(tensor));
+        let products = trials.map(|(tensor, types)| self.products(numbers, tensor, &types));
+        let mut cost = self.cost_of_rounding(&is_scored);
+        let share = 1.0 / numbers.layers.max(1.0);
+        cost.operations += products.sum::<f64>();
+        match layer {
+            Some(_) => {
+                // Forward, and backward for each draw.
+                cost.operations += (1.0 + draws) * numbers.forward(tokens) * share;
+                cost.read = (numbers.model_bytes as f64 * share) as u64
+                    + (tokens * numbers.width * 4.0 * (1.0 + draws)) as u64;
+                let rows = gradient_rows(model.engine);
+                let squares: f64 = rows.iter().map(|rows| (rows * rows) as f64).sum();
+                cost.operations += tokens * draws * squares * share;
+                let bytes: u64 = rows.into_iter().map(hessian::gradient_bytes).sum();
+                cost.written = (bytes as f64 * share) as u64;
+            }
+            None if unit == 0 => cost.operations += numbers.logits(tokens),
+            None => {}
+        }
+        numbers.with_memory(cost, self.memory(numbers))
     }
 
     /// Cost of running the model with one tensor rounded, for every tensor and type.
@@ -330,7 +404,7 @@ impl Stage for ScoringStage<'_> {
         let has_scores = self.scores(work).is_some();
         let mut cost = match has_scores {
             true => Cost::default(),
-            false => self.cost_of_rounding(),
+            false => self.cost_of_rounding(&|_| true),
         };
         let Some(numbers) = self.numbers else {
             return Ok(cost);
@@ -341,6 +415,15 @@ impl Stage for ScoringStage<'_> {
             Measure::Imatrix | Measure::Fitted => return Ok(cost),
         };
         Ok(numbers.with_memory(cost, self.memory(numbers)))
+    }
+
+    fn cuts(&self) -> Vec<Box<dyn Cut + '_>> {
+        match (self.job.model(), self.job.settings().measure) {
+            (Some(_), Measure::Divergence) => {
+                vec![Box::new(Gradients(self)), Box::new(Sensing(self))]
+            }
+            _ => Vec::new(),
+        }
     }
 
     fn run(&self, session: &Session<'_>) -> Result<Sensitivities> {
@@ -395,7 +478,7 @@ fn scores_key(job: &Job<'_>, chunks: &[Vec<u32>], calibrated: &Calibrated) -> Re
     let hessians = calibrated.hessian_key.as_ref();
     let mut key = KeyBuilder::new("make: scores")
         .with_model(job.input)?
-        .with("tokens", &bytes(chunks))
+        .with("tokens", &token_bytes(chunks))
         .with("covariance", hessians.map_or(&[][..], |key| key))
         .with("settings", &settings);
     for (name, entry) in &calibrated.imatrix.entries {
@@ -423,7 +506,7 @@ fn output_hessians(job: &Job<'_>, chunks: &[Vec<u32>]) -> Result<Option<hessian:
     let rows: Vec<u8> = rows.iter().flat_map(|rows| rows.to_le_bytes()).collect();
     let key = KeyBuilder::new("make: gradients")
         .with_model(job.input)?
-        .with("tokens", &bytes(chunks))
+        .with("tokens", &token_bytes(chunks))
         .with("context", &job.context.to_le_bytes())
         .with("draws", &draws.to_le_bytes())
         .with("positions", &positions.to_le_bytes())

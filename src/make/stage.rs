@@ -6,8 +6,9 @@
 //! computed elsewhere.
 
 use super::cost::Cost;
+use super::shards::{Cut, Done};
 use super::workdir::WorkDir;
-use super::{Job, Result};
+use super::{Error, Job, Result};
 use crate::format::snapshot::Key;
 use crate::progress::Progress;
 use crate::report;
@@ -31,6 +32,11 @@ pub(super) trait Stage {
 
     /// Computes the missing parts.
     fn run(&self, session: &Session<'_>) -> Result<Self::Output>;
+
+    /// Ways to cut the stage into shards, in order.
+    fn cuts(&self) -> Vec<Box<dyn Cut + '_>> {
+        Vec::new()
+    }
 }
 
 /// A stage with a placeholder result from which later stages can be planned.
@@ -84,6 +90,33 @@ pub(super) struct Planned {
     pub(super) done: bool,
 }
 
+/// A cut of a stage in a plan.
+pub(super) struct PlannedCut {
+    pub(super) name: &'static str,
+    pub(super) after: &'static [&'static str],
+    /// True if an earlier run has left the stage's result.
+    pub(super) done: bool,
+    /// Cost by unit.
+    pub(super) units: Vec<Cost>,
+    /// Bytes that the merge reads.
+    pub(super) merge_bytes: u64,
+}
+
+impl PlannedCut {
+    fn of(cut: &dyn Cut, done: bool) -> PlannedCut {
+        PlannedCut {
+            name: cut.name(),
+            after: cut.after(),
+            done,
+            units: (0..cut.units()).map(|unit| cut.cost(unit)).collect(),
+            merge_bytes: cut.merge_bytes(),
+        }
+    }
+}
+
+/// Does a part of a cut stage.
+pub(super) type DoPart<'w> = &'w dyn Fn(&Session<'_>, &dyn Cut) -> Result<Done>;
+
 /// One walk over the stages.
 pub(super) enum Walk<'w> {
     /// Runs the stages, and times them.
@@ -95,6 +128,18 @@ pub(super) enum Walk<'w> {
     Plan {
         work: &'w WorkDir,
         planned: Vec<Planned>,
+        /// The cuts, if they are wanted.
+        cuts: Option<Vec<PlannedCut>>,
+    },
+    /// Does a part of one stage, and ends there.
+    Part {
+        session: Session<'w>,
+        /// Name of the cut.
+        stage: &'w str,
+        run: DoPart<'w>,
+        /// Cuts on the way without a result.
+        missing: Vec<&'static str>,
+        done: Done,
     },
 }
 
@@ -110,6 +155,27 @@ impl<'w> Walk<'w> {
         Walk::Plan {
             work,
             planned: Vec::new(),
+            cuts: None,
+        }
+    }
+
+    /// A plan with the cuts of the stages.
+    pub(super) fn plan_cuts(work: &'w WorkDir) -> Walk<'w> {
+        Walk::Plan {
+            work,
+            planned: Vec::new(),
+            cuts: Some(Vec::new()),
+        }
+    }
+
+    /// A walk to a cut, of which `run` does a part.
+    pub(super) fn part(session: Session<'w>, stage: &'w str, run: DoPart<'w>) -> Walk<'w> {
+        Walk::Part {
+            session,
+            stage,
+            run,
+            missing: Vec::new(),
+            done: Done::Already,
         }
     }
 
@@ -134,7 +200,15 @@ impl<'w> Walk<'w> {
                 timed.push(timing(stage.name(), start));
                 Ok(Some(output))
             }
-            Walk::Plan { planned, .. } => {
+            Walk::Plan { planned, cuts, .. } => {
+                if let Some(cuts) = cuts {
+                    for cut in stage.cuts() {
+                        // Files are written again where their recipes change.
+                        if cuts.iter().all(|known| known.name != cut.name()) {
+                            cuts.push(PlannedCut::of(&*cut, loaded.is_some()));
+                        }
+                    }
+                }
                 let cost = match loaded {
                     Some(_) => Cost::default(),
                     None => stage.cost(work)?,
@@ -144,6 +218,32 @@ impl<'w> Walk<'w> {
                     cost,
                     done: loaded.is_some(),
                 });
+                Ok(loaded)
+            }
+            Walk::Part {
+                session,
+                stage: name,
+                run,
+                missing,
+                done,
+            } => {
+                let cuts = stage.cuts();
+                if let Some(cut) = cuts.iter().find(|cut| cut.name() == *name) {
+                    if loaded.is_none() {
+                        let missing = cut.after().iter().find(|name| missing.contains(*name));
+                        if let Some(needs) = missing {
+                            return Err(Error::NotMerged {
+                                stage: cut.name(),
+                                needs,
+                            });
+                        }
+                        *done = run(session, &**cut)?;
+                    }
+                    return Err(Error::Ended);
+                }
+                if loaded.is_none() {
+                    missing.extend(cuts.iter().map(|cut| cut.name()));
+                }
                 Ok(loaded)
             }
         }
@@ -167,30 +267,46 @@ impl<'w> Walk<'w> {
     pub(super) fn into_timed(self) -> Vec<report::data::Stage> {
         match self {
             Walk::Run { timed, .. } => timed,
-            Walk::Plan { .. } => Vec::new(),
+            Walk::Plan { .. } | Walk::Part { .. } => Vec::new(),
         }
     }
 
     /// Costs of a plan.
     pub(super) fn into_planned(self) -> Vec<Planned> {
         match self {
-            Walk::Run { .. } => Vec::new(),
+            Walk::Run { .. } | Walk::Part { .. } => Vec::new(),
             Walk::Plan { planned, .. } => planned,
+        }
+    }
+
+    /// Cuts of a plan.
+    pub(super) fn into_cuts(self) -> Vec<PlannedCut> {
+        match self {
+            Walk::Plan { cuts, .. } => cuts.unwrap_or_default(),
+            Walk::Run { .. } | Walk::Part { .. } => Vec::new(),
+        }
+    }
+
+    /// What a walk to a part has done.
+    pub(super) fn into_done(self) -> Done {
+        match self {
+            Walk::Part { done, .. } => done,
+            Walk::Run { .. } | Walk::Plan { .. } => Done::Already,
         }
     }
 
     pub(super) fn work(&self) -> &'w WorkDir {
         match self {
-            Walk::Run { session, .. } => session.work,
+            Walk::Run { session, .. } | Walk::Part { session, .. } => session.work,
             Walk::Plan { work, .. } => work,
         }
     }
 
-    /// Session of a run; none for a plan.
+    /// Session of a run; none for a plan or a part.
     pub(super) fn session(&self) -> Option<&Session<'w>> {
         match self {
             Walk::Run { session, .. } => Some(session),
-            Walk::Plan { .. } => None,
+            Walk::Plan { .. } | Walk::Part { .. } => None,
         }
     }
 }

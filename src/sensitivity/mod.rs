@@ -10,28 +10,27 @@
 //! The result is a `Scores`, the input of the solver in `plan`. After every layer of the backward
 //! pass, a snapshot may be saved, as set by [`Resume`].
 
+mod divergence;
 mod nextn;
 mod rows;
 mod sampled;
 mod saved;
 mod scores;
 pub(crate) mod sweep;
+pub(crate) mod units;
 
-use crate::arch::{Catalog, Grouping};
-use crate::evaluate::score::Distribution;
 use crate::format::imatrix::Imatrix;
 use crate::format::types::GgmlType;
-use crate::hessian::{self, Recorder};
+use crate::hessian;
 use crate::input::{Input, Tensor};
-use crate::model::backward::{Backward, Labels, LinearSamples, mixed};
-use crate::model::{Engine, Head, LOGIT_ROWS};
+use crate::model::Engine;
 use crate::plan::presets::requires_imatrix;
 use crate::progress::{Progress, Unit};
 use crate::quant::Codec;
 use crate::resume::Resume;
-use crate::rounding::{self, Importance, InputHessians, OutputFactor, Rounder, Stopped, Weights};
-use rayon::prelude::*;
-use sampled::Sampling;
+use crate::rounding::{self, Importance, InputHessians, Rounder, Stopped, Weights};
+use divergence::OutputRows;
+pub(crate) use divergence::gradient_rows;
 pub(crate) use sampled::{SURVEY_POSITIONS, scored_rows};
 use saved::{Costs, Nats};
 pub(crate) use scores::BAND_ROWS;
@@ -266,7 +265,7 @@ pub(crate) fn score(
     let candidates = candidates(input, &importance, knowledge.hessians, settings, allowed);
     let (mut nats, positions) = match settings.measure {
         Measure::Sweep => sweep::sweep(run, &candidates, progress)?,
-        _ => divergence(run, &candidates, progress)?,
+        _ => divergence::measured(run, &candidates, progress)?,
     };
     nextn::estimate(&mut nats, &candidates, input, run.engine.pool(), progress)?;
     Ok(Scores {
@@ -281,7 +280,7 @@ pub(crate) fn score(
 /// # Errors
 /// As `score`.
 pub fn sum_output_hessians(run: &Run<'_>, progress: &dyn Progress) -> Result<()> {
-    divergence(run, &BTreeMap::new(), progress).map(drop)
+    divergence::measured(run, &BTreeMap::new(), progress).map(drop)
 }
 
 /// Scores every tensor by the importance-weighted error of its weights, without running the model.
@@ -533,275 +532,4 @@ pub(crate) fn importance(
         Some(name) if found.is_empty() => Err(Error::Foreign(name.clone())),
         _ => Ok(found),
     }
-}
-
-/// Mean divergence per token of every candidate, and the number of sampled positions.
-fn divergence(
-    run: &Run<'_>,
-    candidates: &BTreeMap<&str, Candidate<'_>>,
-    progress: &dyn Progress,
-) -> Result<(Nats, usize)> {
-    let Run {
-        engine,
-        chunks,
-        settings,
-        output_hessians,
-        resume,
-    } = *run;
-    let trace = engine.trace(chunks, None, progress)?;
-    let sample = sample(chunks, settings);
-    let positions: usize = sample.iter().map(Vec::len).sum();
-    let sampling = Sampling {
-        is_whole: positions == chunks.iter().map(Vec::len).sum::<usize>(),
-        rows: settings.rows,
-        seed: settings.seed,
-    };
-    let add = |nats: &mut Nats, name: &str, sums: Costs, per: usize| -> Result<()> {
-        match sums.are_finite() {
-            true => nats.entry(name.to_owned()).or_default().add(&sums.per(per)),
-            false => return Err(Error::NotFinite(name.to_owned())),
-        }
-        Ok(())
-    };
-    let recorder = output_hessians
-        .map(|job| Recorder::new(job, chunks.len()))
-        .transpose()?;
-    let fits = |(name, costs): (&String, &Costs)| {
-        let candidate = candidates.get(&**name);
-        candidate.is_some_and(|candidate| candidate.types.len() == costs.nats.len())
-    };
-    let found = resume.and_then(Resume::take).and_then(|left| {
-        let (nats, files) = saved::unpack(left.extra())?;
-        let is_complete = recorder
-            .as_ref()
-            .is_none_or(|recorder| recorder.resume(&files));
-        (is_complete && nats.iter().all(fits)).then_some((nats, left))
-    });
-    if let (None, Some(recorder)) = (&found, &recorder) {
-        recorder.begin()?;
-    }
-    let keep =
-        |backward: &Backward<'_, '_>, nats: &Nats| keep(resume, backward, nats, recorder.as_ref());
-    let (mut backward, mut nats) = match found {
-        Some((nats, left)) => (
-            engine.backward_again(&trace, settings.draws, &sample, &left, progress)?,
-            nats,
-        ),
-        None => {
-            let mut nats = Nats::new();
-            if let Some(candidate) = candidates.get(engine.output_name()) {
-                progress.at("output");
-                let head = engine.head()?;
-                let read = output_rows(engine, &head, &trace, &sample, progress)?;
-                let of_output = || candidate.of_output(&head, &read, sampling, progress);
-                add(
-                    &mut nats,
-                    engine.output_name(),
-                    engine.pool().install(of_output)?,
-                    positions,
-                )?;
-            }
-            let labels = Labels {
-                draws: settings.draws,
-                seed: settings.seed,
-            };
-            let backward = engine.backward(&trace, labels, &sample, progress)?;
-            keep(&backward, &nats)?;
-            (backward, nats)
-        }
-    };
-    while let Some((_, samples)) = backward.layer(progress)? {
-        let sums = engine
-            .pool()
-            .install(|| scores::of_layer(&samples, sampling, candidates, progress))?;
-        sums.into_iter()
-            .try_for_each(|(name, sums)| add(&mut nats, &name, sums, positions))?;
-        if let Some(recorder) = &recorder {
-            engine.pool().install(|| {
-                record(
-                    recorder,
-                    engine.catalog(),
-                    &samples,
-                    chunks.len(),
-                    most_rows(engine),
-                )
-            })?;
-        }
-        keep(&backward, &nats)?;
-    }
-    recorder.map(Recorder::finish).transpose()?;
-    for name in engine.hyper.unread(engine.catalog()) {
-        if let Some(candidate) = candidates.get(name) {
-            let free = Costs::of(vec![0.0; candidate.types.len()]);
-            add(&mut nats, name, free, positions)?;
-        }
-    }
-    let tables = engine.catalog().tensors().iter();
-    let tables = tables.filter(|entry| entry.is_table);
-    if tables
-        .into_iter()
-        .any(|entry| candidates.contains_key(&*entry.name))
-    {
-        progress.at("embedding");
-        for table in backward.tables()? {
-            let Some(candidate) = candidates.get(&*table.name) else {
-                continue;
-            };
-            let tokens = table.chunks.iter().map(|e| e.tokens.len()).sum();
-            let sums = engine
-                .pool()
-                .install(|| candidate.of_embedding(&table.chunks, sampling, progress))?;
-            add(&mut nats, &table.name, sums, tokens)?;
-        }
-    }
-    Ok((nats, positions))
-}
-
-/// Saves a snapshot between two layers, if due.
-fn keep(
-    resume: Option<&Resume>,
-    backward: &Backward<'_, '_>,
-    nats: &Nats,
-    recorder: Option<&Recorder<'_>>,
-) -> Result<()> {
-    let Some(resume) = resume.filter(|resume| resume.due()) else {
-        return Ok(());
-    };
-    let gradients = |slot: usize| backward.gradient(slot);
-    let files = recorder.map_or(Vec::new(), Recorder::files);
-    Ok(resume.save(
-        backward.done(),
-        &saved::pack(nats, &files),
-        backward.shape(),
-        &gradients,
-    )?)
-}
-
-/// Maximum number of rows for an output Hessian: its factor, in f64, must fit into a quarter of the
-/// memory limit, or 2 GiB.
-fn most_rows(engine: &Engine<'_>) -> usize {
-    const PART_OF_MEMORY: u64 = 4;
-    const OTHERWISE: u64 = 2 << 30;
-    let limit = engine
-        .max_memory()
-        .map_or(OTHERWISE, |all| all / PART_OF_MEMORY);
-    (limit / OutputFactor::working_bytes(1)).isqrt() as usize
-}
-
-/// Rows of each linear with a summed output Hessian, from the catalog.
-pub(crate) fn gradient_rows(engine: &Engine<'_>) -> Vec<u64> {
-    let catalog = engine.catalog();
-    let most = most_rows(engine) as u64;
-    let of_layers = catalog.linears().iter().filter(|linear| {
-        linear
-            .layer
-            .is_some_and(|layer| layer.index() < engine.hyper.layers)
-    });
-    let whole = of_layers.filter(|linear| linear.grouping == Grouping::Whole);
-    whole
-        .filter(|linear| catalog.in_hessians(linear.id, false))
-        .map(|linear| catalog.weight(linear.id))
-        .filter(|weight| weight.is_matrix() && weight.dims[1] <= most)
-        .map(|weight| weight.dims[1])
-        .collect()
-}
-
-/// True if products of gradients fit into f32. Otherwise, the matrix has no output Hessian.
-fn are_summable(samples: &LinearSamples) -> bool {
-    const MOST: f32 = 1e15;
-    let all = samples
-        .pieces
-        .par_iter()
-        .flat_map_iter(|piece| &piece.gradients);
-    all.all(|of_draw| of_draw.iter().fold(true, |all, g| all & (g.abs() < MOST)))
-}
-
-/// Sums the output Hessians of a layer's linears, except for experts, each of which reads different
-/// positions.
-fn record(
-    recorder: &Recorder<'_>,
-    catalog: &Catalog,
-    samples: &[LinearSamples],
-    chunks: usize,
-    most_rows: usize,
-) -> Result<()> {
-    let is_summed = |samples: &&LinearSamples| {
-        let linear = catalog.linear_named(&samples.name);
-        samples.matrices == 1
-            && samples.width <= most_rows
-            && linear.is_some_and(|linear| catalog.in_hessians(linear.id, false))
-    };
-    let samples: Vec<_> = samples
-        .iter()
-        .filter(is_summed)
-        .filter(|samples| are_summable(samples))
-        .collect();
-    (0..chunks).into_par_iter().for_each(|chunk| {
-        for samples in &samples {
-            if let Some(piece) = samples.pieces.get(chunk) {
-                recorder.gradients(chunk, &samples.name, samples.width, &piece.gradients);
-            }
-        }
-        recorder.chunk_done(chunk);
-    });
-    Ok(recorder.layer_done()?)
-}
-
-/// Random sampled positions of each chunk, ascending; the same number in all chunks.
-fn sample(chunks: &[Vec<u32>], settings: &Settings) -> Vec<Vec<u32>> {
-    let each = settings.positions.div_ceil(chunks.len().max(1));
-    let one = |(chunk, tokens): (usize, &Vec<u32>)| {
-        let mut all: Vec<u32> = (0..tokens.len() as u32).collect();
-        if settings.positions > 0 && each < all.len() {
-            let key = |p: &u32| mixed(mixed(settings.seed ^ chunk as u64) ^ u64::from(*p));
-            all.sort_unstable_by_key(key);
-            all.truncate(each);
-            all.sort_unstable();
-        }
-        all
-    };
-    chunks.iter().enumerate().map(one).collect()
-}
-
-/// Inputs of the output matrix at the sampled positions.
-pub(crate) struct OutputRows {
-    /// `[positions, columns]`.
-    pub(crate) inputs: Vec<f32>,
-    /// Log-sum-exp of the logits, `[positions]`.
-    pub(crate) log_z: Vec<f64>,
-}
-
-/// Runs the output matrix at the sampled positions.
-fn output_rows(
-    engine: &Engine<'_>,
-    head: &Head<'_>,
-    trace: &crate::model::backward::Trace<'_>,
-    sample: &[Vec<u32>],
-    progress: &dyn Progress,
-) -> Result<OutputRows> {
-    let one =
-        |(chunk, positions): (usize, &Vec<u32>)| -> crate::model::Result<(Vec<f32>, Vec<f64>)> {
-            let hidden = trace.output(engine, chunk)?.select(positions);
-            let rows = head.normalized(&hidden).into_numbers();
-            let mut log_z = Vec::with_capacity(positions.len());
-            for start in (0..positions.len()).step_by(LOGIT_ROWS) {
-                if progress.cancelled() {
-                    return Err(crate::model::Error::Cancelled);
-                }
-                let block = hidden.range(start..(start + LOGIT_ROWS).min(positions.len()));
-                for logits in head.logits(&block, chunk, None)?.iter() {
-                    // NaN leads to non-finite scores, which are refused.
-                    log_z.push(Distribution::of_logits(logits).map_or(f64::NAN, |row| row.log_z()));
-                }
-            }
-            Ok((rows, log_z))
-        };
-    let parts: crate::model::Result<Vec<_>> = engine
-        .pool()
-        .install(|| sample.par_iter().enumerate().map(one).collect());
-    let (rows, log_z): (Vec<_>, Vec<_>) = parts?.into_iter().unzip();
-    Ok(OutputRows {
-        inputs: rows.concat(),
-        log_z: log_z.concat(),
-    })
 }

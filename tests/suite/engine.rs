@@ -257,7 +257,11 @@ fn passes(model: &Tiny, chunks: &[Vec<u32>]) -> (Vec<Vec<f32>>, Vec<Vec<LinearSa
         .iter()
         .map(|c| (0..c.len() as u32).collect())
         .collect();
-    let labels = Labels { draws: 1, seed: 3 };
+    let labels = Labels {
+        draws: 1,
+        seed: 3,
+        first: 0,
+    };
     let mut backward = engine.backward(&trace, labels, &all, &Silent).unwrap();
     let layers = std::iter::from_fn(|| backward.layer(&Silent).unwrap());
     let layers = layers.map(|(_, samples)| samples).collect();

@@ -93,6 +93,7 @@ pub mod json;
 pub mod logits;
 pub mod map;
 pub mod output;
+pub mod part;
 mod pickle;
 pub mod reader;
 pub mod safetensors;
@@ -114,7 +115,7 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// Numbers in little-endian bytes.
-fn le_bytes(numbers: &[f32]) -> Vec<u8> {
+pub fn le_bytes(numbers: &[f32]) -> Vec<u8> {
     let mut bytes = vec![0; 4 * numbers.len()];
     LittleEndian::write_f32_into(numbers, &mut bytes);
     bytes

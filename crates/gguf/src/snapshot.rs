@@ -243,7 +243,8 @@ impl Packer {
 pub struct Unpacker<'a>(pub &'a [u8]);
 
 impl<'a> Unpacker<'a> {
-    fn take(&mut self, n: usize) -> Option<&'a [u8]> {
+    /// Takes raw bytes.
+    pub fn take(&mut self, n: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(n)?;
         self.0 = rest;
         Some(taken)

@@ -18,3 +18,5 @@ mod outside;
 mod publish;
 #[cfg(unix)]
 mod sequential;
+#[cfg(unix)]
+mod shards;

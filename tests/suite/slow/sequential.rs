@@ -384,7 +384,16 @@ fn gradient_sums_match_the_backward_pass() {
         .map(|c| (0..c.len() as u32).collect())
         .collect();
     let mut backward = engine
-        .backward(&trace, Labels { draws: 2, seed: 3 }, &sample, &Silent)
+        .backward(
+            &trace,
+            Labels {
+                draws: 2,
+                seed: 3,
+                first: 0,
+            },
+            &sample,
+            &Silent,
+        )
         .unwrap();
     let (_, inputs) = backward.layer(&Silent).unwrap().unwrap();
     for name in ["blk.5.attn_k.weight", "blk.5.ffn_gate.weight"] {

@@ -5,6 +5,8 @@
 //! token, it replaces the first token of each chunk. Positions `n_ctx / 2 .. n_ctx - 1` are scored,
 //! so that each has at least half a chunk of context; each predicts the next token of the text.
 
+use std::ops::Range;
+
 /// Minimum tokens per chunk with a scored position.
 pub const MIN_CONTEXT: usize = 3;
 
@@ -103,6 +105,19 @@ impl<'a> Windows<'a> {
             (_, 0) => Err(Error::NoChunks),
             (_, tokens) if !tokens.is_multiple_of(n_ctx) => Err(Error::Ragged { tokens, n_ctx }),
             _ => Ok(Windows { tokens, n_ctx, bos }),
+        }
+    }
+
+    /// Some of the chunks.
+    ///
+    /// # Panics
+    ///
+    /// If the range is empty or exceeds the chunks.
+    pub fn range(&self, chunks: Range<usize>) -> Windows<'a> {
+        assert!(!chunks.is_empty(), "a range without chunks");
+        Windows {
+            tokens: &self.tokens[chunks.start * self.n_ctx..chunks.end * self.n_ctx],
+            ..*self
         }
     }
 

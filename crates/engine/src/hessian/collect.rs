@@ -1,11 +1,17 @@
 //! Collection of Hessians: sums each distinct input of a layer once, in chunk order, and writes the
 //! sums at the end of the layer.
+//!
+//! The sums start anew in each unit of the text (see [`unit_chunks`]). A process can sum a single unit
+//! into a part, and [`Recorder::merge`] adds the units of all parts in order: the files are those of one process.
 
-use super::{EXPERT_SAMPLE, Job, LEAST_ROWS, SAMPLE, is_held_out};
+use super::parts::{self, Total, Upper};
+use super::{EXPERT_SAMPLE, HELD_OUT, Job, LEAST_ROWS, SAMPLE, is_held_out, unit_chunks};
 use crate::model::{LinearInput, Turns};
 use quantier_gguf::hessian::{File, Head, INDEX, Index, Part, Writing, write};
+use quantier_gguf::part;
+use quantier_gguf::snapshot::Key;
 use quantier_gguf::{Error, Result};
-use quantier_round::hessian::sums::{Kind, Panel, Rows, Work, rows};
+use quantier_round::hessian::sums::{Kind, Panel, Rows, Work};
 use quantier_round::hessian::{Sample, TOGETHER, check_free};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -44,11 +50,41 @@ pub struct Written {
 /// changes it by a thousandth.)
 pub struct Recorder<'j> {
     job: &'j Job,
+    text: Text,
+    /// The part of a unit, in place of files.
+    part: Option<&'j Mutex<part::Writer>>,
     chunks: Vec<Mutex<Vec<Input>>>,
     turn: Mutex<Turn>,
     work: Work,
     /// By file name.
     written: Mutex<BTreeMap<String, Done>>,
+}
+
+/// The chunks of a run, and the text that they belong to.
+struct Text {
+    /// The first chunk of the run.
+    first: usize,
+    /// Chunks of the whole text.
+    chunks: usize,
+    /// Tokens of a chunk.
+    positions: usize,
+    /// Chunks of a unit.
+    unit: usize,
+    /// True if some chunks are held out.
+    holds_out: bool,
+}
+
+impl Text {
+    /// Number of held-out chunks before a held-out chunk.
+    fn held_out(&self, number: usize) -> Option<usize> {
+        let is_held_out = self.holds_out && is_held_out(number, self.chunks);
+        is_held_out.then_some(number / HELD_OUT)
+    }
+
+    /// True if a unit ends with this chunk, and another one follows.
+    fn ends_unit(&self, number: usize) -> bool {
+        (number + 1).is_multiple_of(self.unit) && number + 1 < self.chunks
+    }
 }
 
 /// A written file.
@@ -87,6 +123,8 @@ struct Summed {
     each: Vec<Sum>,
     sample: Sample,
     samples: Vec<Sample>,
+    /// Rows of the current held-out chunk that were offered to the sample.
+    offered: usize,
 }
 
 /// A sum, and activations waiting for a product.
@@ -117,6 +155,17 @@ impl Sum {
         };
         work.add(self.panels.clone(), [&Rows::new(rows); 2]);
     }
+
+    /// Ends the unit.
+    fn end_unit(&mut self, work: &Work) {
+        self.flush(work);
+        work.end_unit(self.panels.clone());
+    }
+
+    /// The sum; `None` if nothing was added.
+    fn upper<'p>(&self, panels: &'p [Panel]) -> Option<Upper<'p>> {
+        (!self.panels.is_empty()).then(|| Upper::Panels(&panels[self.panels.clone()]))
+    }
 }
 
 impl Summed {
@@ -135,20 +184,26 @@ impl Summed {
             samples: (0..of_each(several))
                 .map(|_| Sample::new(EXPERT_SAMPLE))
                 .collect(),
+            offered: 0,
         }
     }
 
-    fn take(&mut self, input: Input, held_out: bool, work: &Work) {
+    /// Adds the input of a chunk.
+    fn take(&mut self, input: Input, number: usize, text: &Text, work: &Work) {
         for tensor in input.tensors {
             if !self.tensors.contains(&tensor) {
                 self.tensors.push(tensor);
             }
         }
-        if held_out {
-            self.sample.offer(&input.rows, self.columns);
+        if let Some(before) = text.held_out(number) {
+            // Numbers that do not depend on the rows of other chunks.
+            let before = (before * text.positions) as u64;
+            let of_all = before * self.rows.len() as u64 + self.offered as u64;
+            self.sample.offer_at(of_all, &input.rows, self.columns);
             if let Some(sample) = self.samples.get_mut(input.matrix) {
-                sample.offer(&input.rows, self.columns);
+                sample.offer_at(before, &input.rows, self.columns);
             }
+            self.offered += input.rows.len() / self.columns;
             return;
         }
         self.rows[input.matrix] += (input.rows.len() / self.columns) as u64;
@@ -158,31 +213,53 @@ impl Summed {
         }
     }
 
-    fn write(self, path: &Path, job: &Job, panels: &[Panel]) -> Result<Done> {
-        let head = Head {
-            key: job.key,
-            columns: self.columns,
-            rows: self.rows,
-            tensors: self.tensors,
-        };
-        let all: u64 = head.rows.iter().sum();
-        let filled: Vec<&[Panel]> = std::iter::once(&self.all)
-            .chain(&self.each)
-            .filter(|sum| !sum.panels.is_empty())
-            .map(|sum| &panels[sum.panels.clone()])
+    /// Called after the last input of a chunk.
+    fn chunk_done(&mut self, ends_unit: bool, work: &Work) {
+        self.offered = 0;
+        if ends_unit {
+            self.all.end_unit(work);
+            self.each.iter_mut().for_each(|sum| sum.end_unit(work));
+        }
+    }
+
+    fn total(self, key: Key, panels: &[Panel]) -> Total<'_> {
+        Total {
+            head: Head {
+                key,
+                columns: self.columns,
+                rows: self.rows,
+                tensors: self.tensors,
+            },
+            all: self.all.upper(panels),
+            each: self.each.iter().map(|sum| sum.upper(panels)).collect(),
+            sample: self.sample,
+            samples: self.samples,
+        }
+    }
+}
+
+impl Total<'_> {
+    /// True if a chunk that is not held out has rows of the input.
+    fn has_mean(&self) -> bool {
+        self.head.rows.iter().any(|n| *n > 0)
+    }
+
+    /// Writes the means and samples into the directory.
+    fn write(self, lead: &str, directory: &Path) -> Result<(String, Done)> {
+        let Total {
+            head, all, each, ..
+        } = self;
+        let name = format!("{}.gguf", lead.trim_end_matches(".weight"));
+        let filled: Vec<Upper<'_>> = std::iter::once(&all)
+            .chain(&each)
+            .filter_map(|sum| *sum)
             .collect();
-        let mut parts = vec![mean(Part::Mean(None), filled, all)];
-        for (matrix, sum) in self
-            .each
-            .iter()
-            .enumerate()
-            .filter(|(matrix, _)| head.rows[*matrix] >= LEAST_ROWS)
-        {
-            parts.push(mean(
-                Part::Mean(Some(matrix)),
-                vec![&panels[sum.panels.clone()]],
-                head.rows[matrix],
-            ));
+        let mut parts = vec![mean(Part::Mean(None), filled, head.rows.iter().sum())];
+        for (matrix, sum) in each.into_iter().enumerate() {
+            let rows = head.rows[matrix];
+            if let Some(sum) = sum.filter(|_| rows >= LEAST_ROWS) {
+                parts.push(mean(Part::Mean(Some(matrix)), vec![sum], rows));
+            }
         }
         let samples = self
             .samples
@@ -200,16 +277,17 @@ impl Summed {
                 });
             }
         }
-        let (checksum, bytes) = write(path, &head, &parts)?;
-        Ok(Done {
+        let (checksum, bytes) = write(&directory.join(&name), &head, &parts)?;
+        let done = Done {
             checksum,
             tensors: head.tensors.len(),
             bytes,
-        })
+        };
+        Ok((name, done))
     }
 }
 
-fn mean<'p>(part: Part, sums: Vec<&'p [Panel]>, count: u64) -> Writing<'p> {
+fn mean<'p>(part: Part, sums: Vec<Upper<'p>>, count: u64) -> Writing<'p> {
     let pieces = move |put: &mut dyn FnMut(&[f32]) -> Result<()>| means(&sums, count, put);
     Writing {
         part,
@@ -220,8 +298,8 @@ fn mean<'p>(part: Part, sums: Vec<&'p [Panel]>, count: u64) -> Writing<'p> {
 
 /// Passes the mean over `count` rows to `put`, row by row of the triangle. `sums` add up to the
 /// total.
-fn means(sums: &[&[Panel]], count: u64, put: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
-    let mut sums: Vec<_> = sums.iter().map(|panels| rows(panels)).collect();
+fn means(sums: &[Upper<'_>], count: u64, put: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    let mut sums: Vec<_> = sums.iter().map(|sum| sum.rows()).collect();
     let mut total: Vec<f64> = Vec::new();
     let mut mean: Vec<f32> = Vec::new();
     while let Some((first, others)) = sums.split_first_mut() {
@@ -243,11 +321,12 @@ fn means(sums: &[&[Panel]], count: u64, put: &mut dyn FnMut(&[f32]) -> Result<()
 }
 
 impl<'j> Recorder<'j> {
-    /// Creates the directory and checks it for Hessians of another job.
+    /// Creates the directory and checks it for Hessians of another job. The text has `chunks` chunks of
+    /// `positions` tokens.
     ///
     /// # Errors
     /// A directory that cannot be created or read, or that holds Hessians of another job.
-    pub fn new(job: &'j Job, chunks: usize) -> Result<Recorder<'j>> {
+    pub fn new(job: &'j Job, [chunks, positions]: [usize; 2]) -> Result<Recorder<'j>> {
         let directory = &job.directory;
         let io = |source| Error::Io {
             path: directory.clone(),
@@ -256,13 +335,77 @@ impl<'j> Recorder<'j> {
         };
         std::fs::create_dir_all(directory).map_err(io)?;
         check_free(directory, &job.key)?;
-        Ok(Recorder {
+        // Output gradients are summed as one unit.
+        let unit = match job.hold_out {
+            true => unit_chunks(chunks),
+            false => chunks.max(1),
+        };
+        let text = Text {
+            first: 0,
+            chunks,
+            positions,
+            unit,
+            holds_out: job.hold_out,
+        };
+        Ok(Recorder::over(job, text, chunks))
+    }
+
+    /// Sums `run`, chunks of a single unit, into a part.
+    pub(crate) fn of_unit(
+        job: &'j Job,
+        [chunks, positions]: [usize; 2],
+        run: Range<usize>,
+        part: &'j Mutex<part::Writer>,
+    ) -> Recorder<'j> {
+        let text = Text {
+            first: run.start,
+            chunks,
+            positions,
+            unit: chunks,
+            holds_out: job.hold_out,
+        };
+        Recorder {
+            part: Some(part),
+            ..Recorder::over(job, text, run.len())
+        }
+    }
+
+    fn over(job: &'j Job, text: Text, chunks: usize) -> Recorder<'j> {
+        Recorder {
             job,
+            text,
+            part: None,
             chunks: (0..chunks).map(|_| Mutex::default()).collect(),
             turn: Mutex::default(),
             work: Work::default(),
             written: Mutex::default(),
-        })
+        }
+    }
+
+    /// Adds the Hessians of parts in the order of units, and writes those of the inputs for which
+    /// `is_wanted` is true of their first tensor.
+    ///
+    /// # Errors
+    /// A damaged part, a file that cannot be written.
+    pub fn merge(
+        &self,
+        units: &[part::Part],
+        is_wanted: &(dyn Fn(&str) -> bool + Sync),
+    ) -> Result<()> {
+        let leads = parts::leads(units).into_par_iter();
+        let written = leads.filter(|lead| is_wanted(lead)).map(|lead| {
+            let Some(mut merged) = parts::Merged::of(&lead, units)? else {
+                return Ok(None);
+            };
+            let total = merged.total(self.job.key);
+            match total.has_mean() {
+                true => total.write(&lead, &self.job.directory).map(Some),
+                false => Ok(None),
+            }
+        });
+        let written = written.collect::<Result<Vec<_>>>()?;
+        lock(&self.written).extend(written.into_iter().flatten());
+        Ok(())
     }
 
     /// Starts over: existing files of this job count as incomplete from now on.
@@ -357,12 +500,15 @@ impl<'j> Recorder<'j> {
         } = &mut *turn;
         turns.put(chunk, inputs);
         while let Some((chunk, inputs)) = turns.pop() {
-            let held_out = self.job.hold_out && is_held_out(chunk, self.chunks.len());
+            let number = self.text.first + chunk;
             for input in inputs {
                 let fresh = || Summed::new(&input, self.job.experts_apart);
                 let summed = summed.entry(input.tensors[0].clone()).or_insert_with(fresh);
-                summed.take(input, held_out, &self.work);
+                summed.take(input, number, &self.text, &self.work);
             }
+            let ends_unit = self.text.ends_unit(number);
+            let all = summed.values_mut();
+            all.for_each(|summed| summed.chunk_done(ends_unit, &self.work));
         }
         drop(turn);
         self.work.help();
@@ -380,16 +526,19 @@ impl<'j> Recorder<'j> {
             summed.each.iter_mut().for_each(|sum| sum.flush(&self.work));
         }
         let panels = self.work.finish();
-        // Inputs present only in held-out chunks have no mean.
-        let inputs: Vec<_> = inputs
+        let totals = inputs
             .into_iter()
-            .filter(|(_, summed)| summed.rows.iter().any(|n| *n > 0))
-            .collect();
-        let written = inputs.into_par_iter().map(|(lead, summed)| {
-            let name = format!("{}.gguf", lead.trim_end_matches(".weight"));
-            let done = summed.write(&self.job.directory.join(&name), self.job, &panels)?;
-            Ok((name, done))
-        });
+            .map(|(lead, summed)| (lead, summed.total(self.job.key, &panels)));
+        if let Some(part) = self.part {
+            let mut part = lock(part);
+            let mut totals = totals;
+            return totals.try_for_each(|(lead, total)| parts::put(&lead, total, &mut part));
+        }
+        // Inputs present only in held-out chunks have no mean.
+        let totals: Vec<_> = totals.filter(|(_, total)| total.has_mean()).collect();
+        let written = totals
+            .into_par_iter()
+            .map(|(lead, total)| total.write(&lead, &self.job.directory));
         let written = written.collect::<Result<Vec<_>>>()?;
         lock(&self.written).extend(written);
         Ok(())

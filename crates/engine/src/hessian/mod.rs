@@ -7,6 +7,7 @@
 
 mod collect;
 mod needs;
+mod parts;
 
 pub use collect::Recorder;
 pub use collect::Written;
@@ -14,7 +15,7 @@ pub use needs::Needs;
 pub use needs::{check_room, gradient_bytes, input_of};
 pub use quantier_round::hessian::{
     EXPERT_SAMPLE, HELD_OUT, Hessian, Identity, LEAST_ROWS, SAMPLE, Store, clear, holds_others,
-    is_held_out,
+    is_held_out, unit_chunks,
 };
 
 use quantier_gguf::snapshot::Key;
@@ -29,6 +30,7 @@ pub struct Job {
     pub key: Key,
     /// True if each expert gets a separate sum beside that of the tensor; see [`Needs`].
     pub experts_apart: bool,
-    /// True if [some chunks](is_held_out) are held out of the sums for validation.
+    /// True for inputs: [some chunks](is_held_out) are held out of the sums for validation, and the sums
+    /// start anew in each [unit](unit_chunks) of the text.
     pub hold_out: bool,
 }

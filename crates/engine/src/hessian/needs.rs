@@ -1,7 +1,7 @@
 //! The cost of collecting Hessians, from the shapes of a model.
 
 use super::collect::waiting_rows;
-use super::{EXPERT_SAMPLE, Job, SAMPLE, is_held_out};
+use super::{EXPERT_SAMPLE, Job, SAMPLE, is_held_out, unit_chunks};
 use crate::model::Engine;
 use quantier_arch::{Entry, Grouping, InputId, LayerId, Linear};
 use quantier_gguf::hessian::triangle;
@@ -69,6 +69,11 @@ impl Needs {
                 0
             }
         }) <= limit;
+        // The sum of the ended units, beside that of the current one.
+        let ended = |input: &Distinct, apart: bool| match chunks > unit_chunks(chunks) {
+            true => numbers(if apart { input.matrices } else { 1 } * panel_numbers(input.columns)),
+            false => 0,
+        };
         let seen = |input: &Distinct| positions * input.seeing;
         let held_out = (0..chunks)
             .filter(|chunk| is_held_out(*chunk, chunks))
@@ -104,7 +109,10 @@ impl Needs {
         Needs {
             operations: inputs.iter().map(operations).sum(),
             files: inputs.iter().map(file).sum(),
-            memory: most(&|input| sums(input, experts_apart) + samples(input) + waiting(input)),
+            memory: most(&|input| {
+                let of_units = sums(input, experts_apart) + ended(input, experts_apart);
+                of_units + samples(input) + waiting(input)
+            }),
             experts_apart,
         }
     }

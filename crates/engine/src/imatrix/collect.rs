@@ -18,9 +18,12 @@ use crate::model::{
 use crate::resume::Resume;
 use quantier_arch::role::block_of;
 use quantier_arch::{Catalog, Grouping};
-use quantier_core::progress::{Progress, Unit};
+use quantier_core::progress::{self, Progress};
 use quantier_gguf as format;
+use quantier_gguf::part::{Part, Writer};
 use quantier_gguf::snapshot::{Packer, Snapshot, Unpacker};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Errors of collecting. Chunks are counted from 0, from the beginning of the text.
@@ -66,6 +69,9 @@ pub enum Error {
     /// A Hessian could not be written.
     #[error(transparent)]
     Hessian(format::Error),
+    /// The part of a unit could not be written or read.
+    #[error(transparent)]
+    Part(format::Error),
 }
 
 impl Error {
@@ -73,7 +79,7 @@ impl Error {
     pub fn is_final(&self) -> bool {
         match self {
             Error::Model(error) => error.is_final(),
-            Error::Interim(_) | Error::Hessian(_) => false,
+            Error::Interim(_) | Error::Hessian(_) | Error::Part(_) => false,
             _ => true,
         }
     }
@@ -108,11 +114,22 @@ pub struct Options<'o> {
     pub all_experts: bool,
     /// Collection of input Hessians over the same chunks; not with interim results.
     pub covariance: Option<&'o hessian::Job>,
+    /// Collection of one unit of the text only.
+    pub unit: Option<Unit<'o>>,
+}
+
+/// A unit of a text, whose sums go into a part; [`merge`] adds those of all units.
+#[derive(Clone)]
+pub struct Unit<'u> {
+    /// Its chunks.
+    pub chunks: Range<usize>,
+    /// The part.
+    pub part: &'u Mutex<Writer>,
 }
 
 /// Results of collecting.
 pub struct Collected {
-    /// The sums, without names of texts.
+    /// The sums, without names of texts; empty for a unit.
     pub sums: Sums,
     /// The -ln p of all scored tokens, in nats, chunk by chunk; empty without [`Options::score`].
     pub nll: Vec<f64>,
@@ -155,11 +172,12 @@ pub fn collect(
             "the layers of this model run several times, and input Hessians are those of one run";
         return Err(model::Error::Model(what.into()).into());
     }
-    let recorder = options
-        .covariance
-        .map(|job| Recorder::new(job, all))
-        .transpose()
-        .map_err(Error::Hessian)?;
+    let text = [all, windows.n_ctx()];
+    let recorder = options.covariance.map(|job| match &options.unit {
+        Some(unit) => Ok(Recorder::of_unit(job, text, unit.chunks.clone(), unit.part)),
+        None => Recorder::new(job, text),
+    });
+    let recorder = recorder.transpose().map_err(Error::Hessian)?;
     let found = options.resume.and_then(Resume::take);
     let found =
         found.and_then(|snapshot| Resumed::of(snapshot, windows, group, engine.hyper.runs()));
@@ -169,13 +187,17 @@ pub fn collect(
             .as_ref()
             .is_none_or(|recorder| recorder.resume(&found.files))
     });
-    if let (None, Some(recorder)) = (&found, &recorder) {
+    if let (None, None, Some(recorder)) = (&found, &options.unit, &recorder) {
         recorder.begin().map_err(Error::Hessian)?;
     }
     let resumed = found
         .as_ref()
         .map(|found| [found.start, found.snapshot.done()]);
-    let mut first = 0;
+    let run = options
+        .unit
+        .as_ref()
+        .map_or(0..all, |unit| unit.chunks.clone());
+    let mut first = run.start;
     let mut collector = Collector {
         catalog: engine.catalog(),
         process_output: options.process_output,
@@ -189,6 +211,8 @@ pub fn collect(
         nll: Vec::new(),
         found: Mutex::default(),
         recorder,
+        unit: options.unit.clone(),
+        records: AtomicUsize::new(0),
     };
     if let Some(Resumed {
         start,
@@ -206,8 +230,8 @@ pub fn collect(
             .total = sums;
         collector.found = Mutex::new(Some(snapshot));
     }
-    for start in (first..all).step_by(group) {
-        let end = (start + group).min(all);
+    for start in (first..run.end).step_by(group) {
+        let end = (start + group).min(run.end);
         collector.begin(start, end - start);
         collector
             .group(engine, windows, options, progress)
@@ -220,8 +244,8 @@ pub fn collect(
         .turn
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    let covariance = collector
-        .recorder
+    let recorder = collector.recorder.filter(|_| options.unit.is_none());
+    let covariance = recorder
         .map(Recorder::finish)
         .transpose()
         .map_err(Error::Hessian)?;
@@ -231,6 +255,32 @@ pub fn collect(
         resumed,
         covariance,
     })
+}
+
+/// Names of the records with the sums of squares of a unit, one for each step of its run.
+const SUMS: &str = "squares/";
+
+/// Adds the sums of units, as they are added in one run over all chunks.
+///
+/// # Errors
+/// A damaged part, units of different models.
+pub fn merge(units: &[Part]) -> Result<Sums, Error> {
+    let mut total = Sums::default();
+    // A step of all units before the next step: layers that run several times add to the same sums.
+    let names = units.first().into_iter().flat_map(Part::names);
+    for name in names.filter(|name| name.starts_with(SUMS)) {
+        for unit in units {
+            let mut fields = Unpacker(unit.get(name).map_err(Error::Part)?);
+            while !fields.0.is_empty() {
+                let of_chunk = fields.number().zip(unpack_sums(&mut fields));
+                let bad = || Error::Part(unit.bad(format!("'{name}' has no sums")));
+                let (chunk, sums) = of_chunk.ok_or_else(bad)?;
+                let merged = total.merge(&sums);
+                merged.map_err(|error| Error::Sums { chunk, error })?;
+            }
+        }
+    }
+    Ok(total)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -255,6 +305,9 @@ struct Collector<'o> {
     /// The snapshot of an earlier run.
     found: Mutex<Option<Snapshot>>,
     recorder: Option<Recorder<'o>>,
+    unit: Option<Unit<'o>>,
+    /// Number of records in the unit's part.
+    records: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -269,6 +322,11 @@ struct ChunkSums {
 struct Turn {
     total: Sums,
     turns: Turns<Sums>,
+    /// Packed sums of the chunks of a unit, in place of the total: their order of addition is that of a
+    /// run over all chunks.
+    packed: Option<Packer>,
+    /// Number of the first chunk in the text.
+    first: usize,
 }
 
 impl Turn {
@@ -276,6 +334,11 @@ impl Turn {
     fn take(&mut self, chunk: usize, sums: Sums) -> Result<(), (usize, sums::Error)> {
         self.turns.put(chunk, sums);
         while let Some((chunk, sums)) = self.turns.pop() {
+            if let Some(packed) = &mut self.packed {
+                packed.number(self.first + chunk);
+                pack_sums(packed, &sums);
+                continue;
+            }
             self.total.merge(&sums).map_err(|error| (chunk, error))?;
         }
         Ok(())
@@ -286,7 +349,23 @@ impl Collector<'_> {
     fn begin(&mut self, start: usize, chunks: usize) {
         self.start = start;
         self.chunks = (0..chunks).map(|_| Mutex::default()).collect();
-        lock(&self.turn).turns = Turns::default();
+        let mut turn = lock(&self.turn);
+        turn.turns = Turns::default();
+        turn.first = start;
+        turn.packed = self.unit.is_some().then(Packer::default);
+    }
+
+    /// Writes the sums of a step of a unit's run.
+    fn write_sums(&self) -> format::Result<()> {
+        let Some(unit) = &self.unit else {
+            return Ok(());
+        };
+        let packed = lock(&self.turn).packed.replace(Packer::default());
+        let Some(packed) = packed.filter(|packed| !packed.0.is_empty()) else {
+            return Ok(());
+        };
+        let record = self.records.fetch_add(1, Ordering::Relaxed);
+        lock(unit.part).put(&format!("{SUMS}{record:06}"), &packed.0)
     }
 
     /// Runs the chunks of a group.
@@ -312,7 +391,7 @@ impl Collector<'_> {
         if !options.process_output && !options.score {
             return Ok(());
         }
-        progress.begin(self.chunks.len() as u64, Unit::Steps);
+        progress.begin(self.chunks.len() as u64, progress::Unit::Steps);
         progress.at("logits");
         let head = engine.head()?;
         let labels = |chunk: usize| match options.score {
@@ -337,6 +416,7 @@ impl Collector<'_> {
         };
         engine.pool().install(|| {
             in_order(self.chunks.len(), one)?;
+            self.write_sums().map_err(Error::Part)?;
             self.recorder
                 .as_ref()
                 .map_or(Ok(()), Recorder::layer_done)
@@ -489,6 +569,7 @@ impl Observer for Collector<'_> {
 
     fn layer_done(&self, _: usize) -> model::Result<()> {
         lock(&self.turn).turns = Turns::default();
+        self.write_sums()?;
         Ok(self
             .recorder
             .as_ref()
@@ -558,14 +639,8 @@ fn pack(start: usize, sums: &Sums, nll: &[f64], files: &Files) -> Vec<u8> {
     let mut packed = Packer::default();
     packed
         .number(start)
-        .list(nll.iter().map(|x| x.to_le_bytes()))
-        .number(sums.tensors.len());
-    for (name, tensor) in &sums.tensors {
-        packed
-            .text(name)
-            .list(tensor.sums.iter().map(|x| x.to_le_bytes()));
-        packed.list(tensor.counts.iter().map(|x| x.to_le_bytes()));
-    }
+        .list(nll.iter().map(|x| x.to_le_bytes()));
+    pack_sums(&mut packed, sums);
     packed.number(files.len());
     for (name, checksum) in files {
         packed.text(name).text(checksum);
@@ -576,6 +651,25 @@ fn pack(start: usize, sums: &Sums, nll: &[f64], files: &Files) -> Vec<u8> {
 fn unpack(bytes: &[u8]) -> Option<(usize, Sums, Vec<f64>, Files)> {
     let mut fields = Unpacker(bytes);
     let (start, nll) = (fields.number()?, fields.list(f64::from_le_bytes)?);
+    let sums = unpack_sums(&mut fields)?;
+    let mut files = Files::new();
+    for _ in 0..fields.number()? {
+        files.push((fields.text()?.to_owned(), fields.text()?.to_owned()));
+    }
+    fields.0.is_empty().then_some((start, sums, nll, files))
+}
+
+fn pack_sums(packed: &mut Packer, sums: &Sums) {
+    packed.number(sums.tensors.len());
+    for (name, tensor) in &sums.tensors {
+        packed
+            .text(name)
+            .list(tensor.sums.iter().map(|x| x.to_le_bytes()));
+        packed.list(tensor.counts.iter().map(|x| x.to_le_bytes()));
+    }
+}
+
+fn unpack_sums(fields: &mut Unpacker<'_>) -> Option<Sums> {
     let mut sums = Sums::default();
     for _ in 0..fields.number()? {
         let name = fields.text()?.to_owned();
@@ -591,11 +685,7 @@ fn unpack(bytes: &[u8]) -> Option<(usize, Sums, Vec<f64>, Files)> {
             },
         );
     }
-    let mut files = Files::new();
-    for _ in 0..fields.number()? {
-        files.push((fields.text()?.to_owned(), fields.text()?.to_owned()));
-    }
-    fields.0.is_empty().then_some((start, sums, nll, files))
+    Some(sums)
 }
 
 #[cfg(test)]

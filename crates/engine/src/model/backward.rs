@@ -22,6 +22,7 @@ use quantier_core::progress::{Progress, Unit};
 use quantier_gguf::snapshot::Snapshot;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A forward pass with the inputs of all layers stored.
@@ -29,6 +30,8 @@ pub struct Trace<'c> {
     pub(super) chunks: &'c [Vec<u32>],
     /// By layer, then by chunk; the last layer's output follows.
     states: Slots,
+    /// The first layer with stored inputs.
+    first: usize,
     pub(super) positions: usize,
 }
 
@@ -39,6 +42,16 @@ pub struct Labels {
     pub draws: usize,
     /// Seed of the random numbers; labels depend on it alone, not on the number of threads.
     pub seed: u64,
+    /// Number of the first chunk in its text.
+    pub first: usize,
+}
+
+/// Gradients of the output of a layer, as computed by other processes.
+pub struct Kept<'k> {
+    /// Number of layers up to this one.
+    pub left: usize,
+    /// The gradient of a slot: by chunk, then by draw.
+    pub gradient: &'k dyn Fn(usize) -> Result<Vec<f32>>,
 }
 
 /// A backward pass in progress.
@@ -184,8 +197,45 @@ impl<'a> Engine<'a> {
         Ok(Trace {
             chunks,
             states,
+            first: 0,
             positions,
         })
+    }
+
+    /// A trace with the inputs of some layers only, as computed by other processes: `input` returns
+    /// that of a layer and a chunk. The output of the last layer counts as the input of a further one.
+    ///
+    /// # Errors
+    /// Those of `input`, an input of another length, a temporary file that cannot be written.
+    pub fn trace_of<'c>(
+        &self,
+        chunks: &'c [Vec<u32>],
+        layers: Range<usize>,
+        input: &dyn Fn(usize, usize) -> Result<Vec<f32>>,
+    ) -> Result<Trace<'c>> {
+        let positions = chunks.first().map_or(0, Vec::len);
+        let slots = self.slots([layers.len(), chunks.len()], positions);
+        let states = Slots::new(slots, self.layer_budget(positions))?;
+        for (row, layer) in layers.clone().enumerate() {
+            for chunk in 0..chunks.len() {
+                let rows = self.checked(input(layer, chunk)?, positions)?;
+                states.put(row * chunks.len() + chunk, rows)?;
+            }
+        }
+        Ok(Trace {
+            chunks,
+            states,
+            first: layers.start,
+            positions,
+        })
+    }
+
+    /// Activations or gradients of a chunk between two layers, with a check of their number.
+    fn checked(&self, numbers: Vec<f32>, positions: usize) -> Result<Vec<f32>> {
+        match numbers.len() == positions * self.hyper.width() {
+            true => Ok(numbers),
+            false => Err(Error::Model("what was kept is of another run".into())),
+        }
     }
 
     /// Draws labels from the logits and propagates their gradient to the last layer's output.
@@ -211,7 +261,7 @@ impl<'a> Engine<'a> {
         progress.at("output");
         self.pool.install(|| -> Result<()> {
             (0..chunks).into_par_iter().try_for_each(|chunk| {
-                let hidden = self.stream_of(trace.states.copy(layers * chunks + chunk)?);
+                let hidden = self.stream_of(trace.input(layers, chunk)?);
                 let mut out = vec![Vec::with_capacity(positions * width); labels.draws];
                 for (block, rows) in hidden.chunks(LOGIT_ROWS * width).enumerate() {
                     if progress.cancelled() {
@@ -274,10 +324,37 @@ impl<'a> Engine<'a> {
             .checked_sub(kept.done())
             .filter(|_| kept.shape() == shape);
         let left = left.ok_or_else(|| Error::Model("what was kept is of another run".into()))?;
+        let gradient = |slot| Ok(kept.state(slot)?);
+        let kept = Kept {
+            left,
+            gradient: &gradient,
+        };
+        self.backward_from(trace, draws, sample, kept, progress)
+    }
+
+    /// Continues a backward pass from the gradients of a layer's output.
+    ///
+    /// # Errors
+    /// Those of the gradients, gradients of another length, a temporary file that cannot be written.
+    pub fn backward_from<'e, 'c>(
+        &'e self,
+        trace: &'e Trace<'c>,
+        draws: usize,
+        sample: &'e [Vec<u32>],
+        kept: Kept<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Backward<'e, 'c>>
+    where
+        'a: 'e,
+    {
+        let (chunks, layers, left) = (trace.chunks.len(), self.hyper.runs(), kept.left);
         progress.begin((layers + 1) as u64 * chunks as u64, Unit::Steps);
-        progress.advance(((kept.done() + 1) * chunks) as u64);
+        progress.advance(((layers - left + 1) * chunks) as u64);
         let gradients = self.gradients(trace, draws)?;
-        (0..shape[0]).try_for_each(|slot| gradients.put(slot, kept.state(slot)?))?;
+        for slot in 0..chunks * draws {
+            let gradient = self.checked((kept.gradient)(slot)?, trace.positions)?;
+            gradients.put(slot, gradient)?;
+        }
         let angles = self.angles(trace.positions)?;
         Ok(Backward {
             engine: self,
@@ -444,8 +521,12 @@ impl Trace<'_> {
     }
 
     /// Input of a layer for a chunk, or after the last layer its output: `[positions * hidden]`.
-    pub(super) fn input(&self, layer: usize, chunk: usize) -> Result<Vec<f32>> {
-        self.states.copy(layer * self.chunks.len() + chunk)
+    ///
+    /// # Errors
+    /// If the temporary file cannot be read.
+    pub fn input(&self, layer: usize, chunk: usize) -> Result<Vec<f32>> {
+        let row = layer - self.first;
+        self.states.copy(row * self.chunks.len() + chunk)
     }
 }
 
@@ -473,7 +554,7 @@ fn label_gradient(logits: &[f32], random: f64) -> Vec<f32> {
 impl Labels {
     /// A random number in `0..1` for one draw at a position of a chunk.
     fn random(&self, chunk: usize, position: usize, draw: usize) -> f64 {
-        let key = [chunk, position, draw]
+        let key = [self.first + chunk, position, draw]
             .iter()
             .fold(self.seed, |key, n| mixed(key ^ (*n as u64)));
         (key >> 11) as f64 / (1u64 << 53) as f64
@@ -496,7 +577,11 @@ mod tests {
     fn labels_follow_the_distribution_and_gradients_sum_to_zero() {
         let logits = [0.5f32, -1.0, 2.0, f32::MIN];
         let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
-        let labels = Labels { draws: 2, seed: 3 };
+        let labels = Labels {
+            draws: 2,
+            seed: 3,
+            first: 0,
+        };
         let mut counts = [0usize; 4];
         const ROWS: usize = 20_000;
         for position in 0..ROWS {
@@ -513,6 +598,8 @@ mod tests {
             );
         }
         assert_ne!(labels.random(1, 2, 0), labels.random(2, 1, 0));
+        let later = Labels { first: 1, ..labels };
+        assert_eq!(labels.random(1, 2, 0), later.random(0, 2, 0));
         assert_eq!(
             label_gradient(&logits, 1.0 - 1e-17)
                 .iter()

@@ -29,6 +29,15 @@ pub const EXPERT_SAMPLE: usize = 128;
 /// be negligible.
 pub const LEAST_ROWS: u64 = 32;
 
+/// Most units of a text: each is summed apart, and its sums are as large as those of the whole text.
+const UNITS: usize = 64;
+
+/// Number of chunks in a unit of a text: sums start anew in each unit, and the units' sums are added
+/// in order, so that units can be summed by different processes. Depends on the text alone.
+pub fn unit_chunks(chunks: usize) -> usize {
+    HELD_OUT * chunks.div_ceil(HELD_OUT * UNITS).max(1)
+}
+
 /// Minimum rows per product: each product reads and writes the whole sum.
 pub const TOGETHER: usize = 512;
 
@@ -45,6 +54,14 @@ pub fn is_held_out(chunk: usize, chunks: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn units_are_whole_groups_of_chunks() {
+        assert_eq!(
+            [1, 8, 9, 512, 513, 5000].map(unit_chunks),
+            [8, 8, 8, 8, 16, 80]
+        );
+    }
 
     #[test]
     fn every_eighth_chunk_or_the_last_of_few_is_held_out() {

@@ -50,28 +50,53 @@ impl Sample {
 
     /// Offers rows `[n, columns]` to the sample.
     pub fn offer(&mut self, rows: &[f32], columns: usize) {
-        for row in rows.chunks_exact(columns) {
+        self.offer_at(self.offered, rows, columns);
+        self.offered += (rows.len() / columns) as u64;
+    }
+
+    /// Offers rows `[n, columns]` that have `before` numbers before them in the stream. Each number is
+    /// offered once; the order of the offers does not matter.
+    pub fn offer_at(&mut self, before: u64, rows: &[f32], columns: usize) {
+        for (i, row) in rows.chunks_exact(columns).enumerate() {
             // Starting at 1, since 0 times `GOLDEN` would always be smallest.
-            self.offered += 1;
-            let rank = self.offered.wrapping_mul(GOLDEN);
-            if self.kept.len() == self.limit {
-                match self.kept.peek() {
-                    Some((most, ..)) if rank < *most => drop(self.kept.pop()),
-                    _ => continue,
-                }
+            self.keep(before + i as u64 + 1, row);
+        }
+    }
+
+    fn keep(&mut self, number: u64, row: &[f32]) {
+        let rank = number.wrapping_mul(GOLDEN);
+        if self.kept.len() == self.limit {
+            match self.kept.peek() {
+                Some((most, ..)) if rank < *most => drop(self.kept.pop()),
+                _ => return,
             }
-            self.kept.push((rank, self.offered, Row(row.to_vec())));
+        }
+        self.kept.push((rank, number, Row(row.to_vec())));
+    }
+
+    /// The numbers of the sampled rows, ascending, and the rows `[numbers, columns]`.
+    pub fn numbered(self) -> (Vec<u64>, Vec<f32>) {
+        let mut kept = self.kept.into_vec();
+        kept.sort_unstable_by_key(|(_, number, _)| *number);
+        let numbers = kept.iter().map(|(_, number, _)| *number).collect();
+        (
+            numbers,
+            kept.into_iter().flat_map(|(.., row)| row.0).collect(),
+        )
+    }
+
+    /// Adds a part of the stream's sample, as returned by [`Sample::numbered`].
+    pub fn merge(&mut self, numbers: &[u64], rows: &[f32]) {
+        let columns = rows.len() / numbers.len().max(1);
+        for (number, row) in numbers.iter().zip(rows.chunks_exact(columns.max(1))) {
+            self.keep(*number, row);
         }
     }
 
     /// The sampled rows in order: their number, and their numbers row by row.
     pub fn finish(self) -> (usize, Vec<f32>) {
-        let mut kept = self.kept.into_vec();
-        kept.sort_unstable_by_key(|(_, number, _)| *number);
-        (
-            kept.len(),
-            kept.into_iter().flat_map(|(.., row)| row.0).collect(),
-        )
+        let (numbers, rows) = self.numbered();
+        (numbers.len(), rows)
     }
 }
 
@@ -107,6 +132,24 @@ mod tests {
                 firsts * 64 <= kept.max(64),
                 "{firsts} first tokens of {kept}"
             );
+        }
+    }
+
+    #[test]
+    fn samples_of_parts_make_that_of_the_whole() {
+        let rows: Vec<f32> = (0..3000).map(|i| i as f32).collect();
+        let mut whole = Sample::new(100);
+        whole.offer(&rows, 2);
+        let whole = whole.finish();
+        for cuts in [vec![0, 1500], vec![0, 1, 2, 700, 701, 1500]] {
+            let mut merged = Sample::new(100);
+            for part in cuts.windows(2).rev() {
+                let mut sample = Sample::new(100);
+                sample.offer_at(part[0] as u64, &rows[2 * part[0]..2 * part[1]], 2);
+                let (numbers, rows) = sample.numbered();
+                merged.merge(&numbers, &rows);
+            }
+            assert_eq!(merged.finish(), whole, "{cuts:?}");
         }
     }
 

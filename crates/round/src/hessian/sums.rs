@@ -4,6 +4,9 @@
 //! Each panel has a queue of activations; one thread at a time takes a panel and empties its queue.
 //! Additions therefore keep the order of the queue regardless of threads, and no thread waits for
 //! another.
+//!
+//! A sum over several units of a text (see [`super::unit_chunks`]) starts anew in each unit; the units'
+//! sums are added in order, in f32. The total of a sum of one unit is that sum.
 
 use crate::matrix::add_columns_times_columns;
 use std::collections::VecDeque;
@@ -42,9 +45,30 @@ pub struct Panel {
     some: Range<usize>,
     kind: Kind,
     sums: Vec<f32>,
-    queue: VecDeque<[Rows; 2]>,
+    /// Sum of the ended units; empty before the first one ends.
+    ended: Vec<f32>,
+    queue: VecDeque<Step>,
     /// True if a thread holds it or it is in the ready queue.
     taken: bool,
+}
+
+/// A step of a panel's sum.
+enum Step {
+    /// Adds the products of these activations.
+    Add([Rows; 2]),
+    /// Ends the unit.
+    EndUnit,
+}
+
+/// Adds the sum of a unit to that of the units before it; `sums` is 0 afterwards.
+pub fn end_unit(ended: &mut Vec<f32>, sums: &mut Vec<f32>) {
+    if ended.is_empty() {
+        *ended = vec![0.0; sums.len()];
+        std::mem::swap(ended, sums);
+        return;
+    }
+    let pairs = ended.iter_mut().zip(sums);
+    pairs.for_each(|(ended, sum)| *ended += std::mem::take(sum));
 }
 
 impl Panel {
@@ -108,9 +132,18 @@ impl Work {
 
     /// Queues pairs of activations for a sum.
     pub fn add(&self, panels: Range<usize>, rows: [&Rows; 2]) {
+        self.queue(panels, || Step::Add(rows.map(Arc::clone)));
+    }
+
+    /// Queues the end of a unit for a sum.
+    pub fn end_unit(&self, panels: Range<usize>) {
+        self.queue(panels, || Step::EndUnit);
+    }
+
+    fn queue(&self, panels: Range<usize>, step: impl Fn() -> Step) {
         let mut state = self.state();
         for i in panels {
-            state.panels[i].queue.push_back(rows.map(Arc::clone));
+            state.panels[i].queue.push_back(step());
             if !std::mem::replace(&mut state.panels[i].taken, true) {
                 state.ready.push_back(i);
             }
@@ -123,17 +156,27 @@ impl Work {
         while let Some(i) = state.ready.pop_front() {
             let panel = &mut state.panels[i];
             let (columns, some, from) = (panel.columns, panel.some.clone(), panel.from());
-            let (mut sums, queue) = (
+            let (mut sums, mut ended, queue) = (
                 std::mem::take(&mut panel.sums),
+                std::mem::take(&mut panel.ended),
                 std::mem::take(&mut panel.queue),
             );
             drop(state);
-            for [left, right] in queue {
-                add_columns_times_columns([&left, &right], columns, some.clone(), from, &mut sums);
+            for step in queue {
+                match step {
+                    Step::Add([left, right]) => add_columns_times_columns(
+                        [&left, &right],
+                        columns,
+                        some.clone(),
+                        from,
+                        &mut sums,
+                    ),
+                    Step::EndUnit => end_unit(&mut ended, &mut sums),
+                }
             }
             state = self.state();
             let panel = &mut state.panels[i];
-            panel.sums = sums;
+            (panel.sums, panel.ended) = (sums, ended);
             panel.taken = !panel.queue.is_empty();
             if panel.taken {
                 state.ready.push_back(i);
@@ -144,7 +187,12 @@ impl Work {
     /// Processes all queued activations on all threads of the current pool, and returns the panels.
     pub fn finish(&self) -> Vec<Panel> {
         rayon::broadcast(|_| self.help());
-        std::mem::take(&mut self.state().panels)
+        let mut panels = std::mem::take(&mut self.state().panels);
+        for panel in panels.iter_mut().filter(|panel| !panel.ended.is_empty()) {
+            end_unit(&mut panel.ended, &mut panel.sums);
+            panel.sums = std::mem::take(&mut panel.ended);
+        }
+        panels
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -156,6 +204,32 @@ impl Work {
 mod tests {
     use super::*;
     use quantier_core::rng::Rng;
+
+    #[test]
+    fn units_are_summed_apart_and_added_in_order() {
+        const COLUMNS: usize = PANEL + 3;
+        let mut rng = Rng::new(2);
+        let mut piece = || Arc::new((0..5 * COLUMNS).map(|_| rng.centered()).collect::<Vec<_>>());
+        let units = [[piece(), piece()], [piece(), piece()], [piece(), piece()]];
+        let sums = |units: &[[Rows; 2]]| -> Vec<f32> {
+            let work = Work::default();
+            let sum = work.begin(COLUMNS, Kind::Square);
+            for (number, unit) in units.iter().enumerate() {
+                unit.iter()
+                    .for_each(|rows| work.add(sum.clone(), [rows; 2]));
+                if number + 1 < units.len() {
+                    work.end_unit(sum.clone());
+                }
+            }
+            let panels = work.finish();
+            rows(&panels).flatten().copied().collect()
+        };
+        let mut total = Vec::new();
+        for unit in &units {
+            end_unit(&mut total, &mut sums(std::slice::from_ref(unit)));
+        }
+        assert_eq!(sums(&units), total);
+    }
 
     #[test]
     fn upper_triangles_match_a_plain_sum() {
