@@ -132,10 +132,10 @@ impl Cut for Sensing<'_, '_> {
         let model = native(stage)?;
         let gradients = Parts::all(session.work, &Gradients(stage))?;
         let hessians = self.unit_hessians(session.work);
-        if let Some(job) = &hessians {
-            if hessian::holds_others(&job.directory, &job.key).unwrap_or(false) {
-                hessian::clear(&job.directory)?;
-            }
+        if let Some(job) = &hessians
+            && hessian::holds_others(&job.directory, &job.key).unwrap_or(false)
+        {
+            hessian::clear(&job.directory)?;
         }
         let run = stage.run_of(model, hessians.as_ref());
         let knowledge = stage.calibrated.knowledge(stage.job.input);
