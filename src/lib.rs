@@ -126,12 +126,13 @@
 //! | [`make`] | the main pipeline: measure, allocate, write, verify, report | files, through `quantier-gguf` |
 //! | [`cluster`] | plans of shards for schedulers: scripts, a Snakefile, the status | none: data in, text out; the status reads a directory |
 //! | [`publish`] | a directory for the Hub from the results of `make`: card, Modelfiles, checksums, chat template | the same; links and renames |
+//! | [`tune`] | norms, scales and codes of a quantized file, trained by KL divergence | files, through `quantier-gguf`; a snapshot |
 //! | [`edit`] | `split`, `merge`, `set`: copies with other files or metadata | files, through `quantier-gguf` |
 //! | [`diff`] | differences between two models: metadata, shapes, types, the error of every tensor | weights, through `input` |
 //! | [`convert`], [`quantize`], [`verify`] | the other pipelines | files, through `quantier-gguf` |
 //! | [`sensitivity`] | nats of every type in every tensor, from gradients and quantized bytes | weights, through `input`; a snapshot |
 //! | [`input`] | the input of a command: a GGUF, or a checkpoint converted on the fly | files, through `quantier-gguf` |
-//! | [`text`] | the built-in texts for calibration and evaluation | none |
+//! | [`text`] | the built-in texts for calibration and evaluation; parts of a text that are held out | none |
 //!
 //! # Crates
 //!
@@ -165,6 +166,7 @@ pub mod publish;
 pub mod quantize;
 pub mod sensitivity;
 pub mod text;
+pub mod tune;
 pub mod verify;
 
 // Short names of the crates, for this crate alone.

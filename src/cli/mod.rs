@@ -27,6 +27,7 @@ mod split;
 mod terminal;
 mod text;
 mod tokenize;
+mod tune;
 mod values;
 mod verify;
 
@@ -59,6 +60,7 @@ enum Command {
     Cluster(cluster::Args),
     Convert(convert::Args),
     Quantize(Box<quantize::Args>),
+    Tune(Box<tune::Args>),
     Imatrix(Box<imatrix::Args>),
     Perplexity(perplexity::Args),
     Kld(kld::Args),
@@ -130,6 +132,7 @@ fn command(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
         (Command::MergeShards(args), _) => shard::merge(&args),
         (Command::Cluster(args), _) => cluster::run(&args),
         (Command::Convert(args), _) => convert::run(&args),
+        (Command::Tune(args), _) => tune::run(&args),
         (Command::Perplexity(args), _) => perplexity::run(&args),
         (Command::Kld(args), _) => kld::run(&args),
         (Command::Inspect(args), _) => inspect::run(&args),

@@ -61,6 +61,7 @@ use sensitivities::{ScoringStage, Sensitivities};
 use stage::{Session, Walk};
 use std::path::{Path, PathBuf};
 
+pub use crate::text::Text;
 pub use cost::Cost;
 pub use dry_run::{DryRun, StageCost};
 pub use error::{Error, Result};
@@ -69,7 +70,6 @@ pub use job::{Job, Runnable, Runner, model_name, rounding_bytes};
 pub use options::{Files, Goal, LlamaCpp, NamedBudget, Options, Scoring, Texts};
 pub use outside::Error as OutsideError;
 pub use shards::{Done, LATER, PlannedShard, PlannedStage, ShardPlan, ShardSize};
-pub use texts::Text;
 
 /// Results of a run.
 pub struct Made {

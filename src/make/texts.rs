@@ -4,27 +4,12 @@
 use super::options::Texts;
 use super::{Error, Result};
 use crate::evaluate::windows::{self, Windows};
+use crate::text::{HELD_OUT, Text};
 use crate::tokenizer::Tokenizer;
-use serde::Serialize;
 
-/// A named text.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Text {
-    /// Name of the text.
-    pub name: String,
-    /// The whole text.
-    pub content: String,
-}
-
-/// Suffix of the name of a held-out part.
-const HELD_OUT: &str = " (held out)";
 /// Advice for a held-out part that is too short.
 const OF_ITS_OWN: &str = "; it is a fifth of the calibration text: five times as many are needed there, or a separate \
                           evaluation text (--eval)";
-
-/// Number of parts of a divided text; one in five is held out.
-const PARTS: usize = 40;
-const HELD_OUT_EVERY: usize = 5;
 
 impl Default for Texts {
     /// No text, in chunks of 512 tokens, all of them evaluated.
@@ -40,47 +25,14 @@ impl Default for Texts {
 
 impl Texts {
     /// Calibration texts, with about a fifth of each held out for evaluation.
-    pub fn hold_out(mut calibration: Vec<Text>) -> Texts {
-        let mut evaluation = Vec::with_capacity(calibration.len());
-        for text in &mut calibration {
-            let (kept, content) = split(&text.content);
-            text.content = kept;
-            let name = format!("{}{HELD_OUT}", text.name);
-            evaluation.push(Text { name, content });
-        }
+    pub fn hold_out(calibration: Vec<Text>) -> Texts {
+        let (calibration, evaluation) = calibration.iter().map(Text::hold_out).unzip();
         Texts {
             calibration,
             evaluation,
             ..Texts::default()
         }
     }
-}
-
-/// Divides a text into two without a common paragraph. The second has about a fifth, spread over
-/// the text. Parts end at form feeds if there are enough, otherwise at empty lines, otherwise at
-/// the ends of lines.
-fn split(text: &str) -> (String, String) {
-    let mut pieces = ["\n\x0c\n", "\n\n", "\n"]
-        .iter()
-        .map(|end| text.split_inclusive(end).collect::<Vec<_>>());
-    let pieces = pieces
-        .clone()
-        .find(|p| p.len() >= PARTS)
-        .or_else(|| pieces.next_back())
-        .unwrap_or_default();
-    let (mut kept, mut held_out) = (String::new(), String::new());
-    let mut before = 0;
-    for piece in pieces {
-        let part = before * PARTS / text.len().max(1);
-        before += piece.len();
-        let to = if part % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 {
-            &mut held_out
-        } else {
-            &mut kept
-        };
-        to.push_str(piece);
-    }
-    (kept, held_out)
 }
 
 /// Checks the number of tokens of a chunk.
@@ -215,34 +167,5 @@ impl Cut {
     /// Tokens of the evaluation text, for keys.
     pub(super) fn evaluation_bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.evaluation)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_are_disjoint() {
-        for end in ["\n\x0c\n", "\n\n", "\n"] {
-            let pieces: Vec<String> = (0..500)
-                .map(|i| format!("piece {i} of the text{end}"))
-                .collect();
-            let (kept, held_out) = split(&pieces.concat());
-            assert_eq!(kept.len() + held_out.len(), pieces.concat().len());
-            let share = held_out.len() as f64 / (kept.len() + held_out.len()) as f64;
-            assert!((0.15..0.25).contains(&share), "{share}");
-            for piece in &pieces {
-                assert!(
-                    kept.contains(piece.as_str()) != held_out.contains(piece.as_str()),
-                    "{piece}"
-                );
-            }
-        }
-        assert_eq!(
-            split("one line without an end"),
-            ("one line without an end".into(), String::new())
-        );
-        assert_eq!(split(""), (String::new(), String::new()));
     }
 }

@@ -9,6 +9,11 @@
 //! ends a document. To add a document, append it to its file. To add a domain, write both files and
 //! a line in `DOMAINS`.
 
+mod held_out;
+
+pub(crate) use held_out::HELD_OUT;
+pub use held_out::Text;
+
 /// Separator of documents in a file: a line with a form feed.
 const SEPARATOR: &str = "\n\x0c\n";
 

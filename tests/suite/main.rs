@@ -34,5 +34,6 @@ mod slow;
 #[cfg(unix)]
 mod split;
 mod support;
+mod tune;
 mod unusual_inputs;
 mod vocabulary;

@@ -58,6 +58,7 @@
 pub mod feedback;
 mod float;
 mod fp4;
+mod halves;
 mod iq;
 mod iq4;
 mod k;
@@ -135,6 +136,9 @@ pub struct Codec {
     first_fault: fn(&[u8]) -> Option<(usize, Fault)>,
     /// Error feedback, for types with levels to choose.
     round_eight: Option<feedback::RoundEight>,
+    /// New codes within the scales, for the same types.
+    recode: Option<feedback::Recode>,
+    code_steps: Option<feedback::Steps>,
     /// For types whose scales can be solved for.
     encode_lossless: Option<lossless::EncodeLossless>,
 }
@@ -179,6 +183,8 @@ impl Codec {
             dequantize: dequantize_row::<B, N>,
             first_fault: first_fault::<B, N>,
             round_eight: None,
+            recode: None,
+            code_steps: None,
             encode_lossless: None,
         }
     }
@@ -186,6 +192,8 @@ impl Codec {
     const fn stepped<B: feedback::Stepped<N>, const N: usize>() -> Codec {
         Codec {
             round_eight: Some(feedback::round_stepped::<B, N>),
+            recode: Some(feedback::recode_stepped::<B, N>),
+            code_steps: Some(feedback::steps_stepped::<B, N>),
             ..Codec::new::<B, N>()
         }
     }
@@ -200,6 +208,8 @@ impl Codec {
     const fn pointed<B: feedback::Pointed>() -> Codec {
         Codec {
             round_eight: Some(feedback::round_pointed::<B>),
+            recode: Some(feedback::recode_pointed::<B>),
+            code_steps: Some(feedback::steps_pointed::<B>),
             ..Codec::new::<B, 256>()
         }
     }
@@ -297,6 +307,40 @@ impl Codec {
             .round_eight
             .expect("types without levels take no feedback");
         round(Isa::best(), coupling, weights, blocks);
+    }
+
+    /// Replaces the codes of a row, or of any whole number of blocks, by those nearest to `weights`,
+    /// `[blocks, block_len]`; the scales stay. Types without codes keep their bytes.
+    ///
+    /// # Panics
+    /// If lengths do not match.
+    pub fn recode_row(&self, weights: &[f32], row: &mut [u8]) {
+        assert_eq!(
+            self.ggml_type.row_bytes(weights.len() as u64),
+            Some(row.len() as u64),
+            "row length"
+        );
+        if let Some(recode) = self.recode {
+            recode(Isa::best(), weights, row);
+        }
+    }
+
+    /// The distance between adjacent levels at each weight of a row, or of any whole number of blocks:
+    /// `[blocks, block_len]`; for types with a codebook, between adjacent values of one weight. 0 for
+    /// types without codes.
+    ///
+    /// # Panics
+    /// If lengths do not match.
+    pub fn code_steps(&self, row: &[u8], steps: &mut [f32]) {
+        assert_eq!(
+            self.ggml_type.row_bytes(steps.len() as u64),
+            Some(row.len() as u64),
+            "row length"
+        );
+        match self.code_steps {
+            Some(code_steps) => code_steps(row, steps),
+            None => steps.fill(0.0),
+        }
     }
 
     /// Dequantizes one row of blocks, or any whole number of blocks, into `weights`,

@@ -3,9 +3,10 @@
 
 use super::super::Result;
 use super::super::options::{Options, Texts};
-use super::super::texts::{Text, Used, check_context, too_short};
+use super::super::texts::{Used, check_context, too_short};
 use crate::evaluate::windows;
 use crate::input::Input;
+use crate::text::Text;
 use crate::tokenizer::Tokenizer;
 
 /// Maximum number of parts of the calibration text: each loads the model anew.

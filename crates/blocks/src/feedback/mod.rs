@@ -18,11 +18,15 @@
 //! `stepped` is for types with a level for each weight, `pointed` for codebook types.
 
 mod pointed;
+mod recode;
 mod stepped;
 #[cfg(test)]
 mod tests;
 
 pub(super) use pointed::{Choice, Eights, Fours, Pointed, Points, round_pointed};
+pub(super) use recode::{
+    Recode, Steps, recode_pointed, recode_stepped, steps_pointed, steps_stepped,
+};
 pub(super) use stepped::{Grid, Stepped, Table, round_stepped};
 
 /// Factors of the input Hessian for one block: compensation and cost of the columns' errors.
@@ -48,6 +52,19 @@ pub struct Metric {
     pub first_four: [[f32; 4]; 4],
 }
 
+/// The longest block, in weights.
+const LONGEST: usize = 256;
+
+impl Coupling<'static> {
+    /// Columns without coupling, all of the same cost.
+    const NONE: Coupling<'static> = Coupling {
+        rows: &[0.0; LONGEST],
+        stride: 0,
+        costs: &[1.0; LONGEST],
+        groups: &[Metric::IDENTITY; LONGEST / 8],
+    };
+}
+
 impl Coupling<'_> {
     /// The factors of column `j` for columns `from..to`.
     #[inline(always)]
@@ -61,6 +78,23 @@ impl Coupling<'_> {
 pub(super) type RoundEight = fn(crate::simd::Isa, Coupling<'_>, &mut [f32], &mut [u8]);
 
 impl Metric {
+    /// The sum of squared errors.
+    const IDENTITY: Metric = {
+        let mut identity = Metric {
+            eight: [[0.0; 8]; 8],
+            first_four: [[0.0; 4]; 4],
+        };
+        let mut i = 0;
+        while i < 8 {
+            identity.eight[i][i] = 1.0;
+            if i < 4 {
+                identity.first_four[i][i] = 1.0;
+            }
+            i += 1;
+        }
+        identity
+    };
+
     /// From the factors among eight columns (`coupling[j][k]` for `k > j`) and their costs.
     ///
     /// In turn, the errors are `e'_j = e_j - sum of coupling[k][j] e'_k over k < j`, and each costs

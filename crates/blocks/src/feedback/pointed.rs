@@ -306,6 +306,19 @@ pub(crate) enum Points {
     Shifted(&'static Eights, f32),
 }
 
+impl Points {
+    /// The least distance between values of one weight, in units of the scale.
+    pub(super) fn spacing(&self) -> f32 {
+        let least = |values: &[f32]| values.iter().copied().fold(f32::INFINITY, f32::min);
+        match self {
+            // The least magnitude, from its negative.
+            Points::Eight(book) => 2.0 * least(&book.point(0)),
+            Points::Four(book) => 2.0 * least(&book.point(0)),
+            Points::Shifted(..) => 1.0,
+        }
+    }
+}
+
 /// A type with a codebook.
 pub(crate) trait Pointed: Block<N> {
     /// Weights under one scale.
@@ -355,6 +368,38 @@ pub(crate) fn round_pointed<B: Pointed>(
         if let [block] = bytemuck::cast_slice_mut::<u8, B>(block) {
             isa.run(Round { coupling, x, block });
         }
+    }
+}
+
+/// The choices nearest to the weights, with the scales of a block.
+pub(super) fn nearest_choices<B: Pointed>(isa: Isa, block: &B, x: &[f32; N]) -> [Choice; GROUPS] {
+    isa.run(Nearest { x, block })
+}
+
+struct Nearest<'a, B> {
+    x: &'a [f32; N],
+    block: &'a B,
+}
+
+impl<B: Pointed> Kernel for Nearest<'_, B> {
+    type Output = [Choice; GROUPS];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> [Choice; GROUPS] {
+        let points = B::points();
+        let mut choices = [Choice::default(); GROUPS];
+        for sub in 0..N / B::SUB {
+            let first = sub * B::SUB;
+            let here = Try {
+                first,
+                x: &self.x[first..first + B::SUB],
+                scale: self.block.scale(sub),
+                down: self.block.down(sub),
+            };
+            let tried = round_sub::<S, B>(simd, Coupling::NONE, here, &points);
+            choices[first / 8..][..B::SUB / 8].copy_from_slice(&tried.choices[..B::SUB / 8]);
+        }
+        choices
     }
 }
 

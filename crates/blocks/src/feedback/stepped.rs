@@ -77,6 +77,19 @@ impl Table {
             .map(|(number, level)| (f64::from(*number), *level))
     }
 
+    /// The mean distance of adjacent numbers.
+    pub(super) fn spacing(&self) -> f32 {
+        let adjacent = self.middles.iter().filter(|middle| middle.is_finite());
+        (self.numbers[15] - self.numbers[0]) / adjacent.count().max(1) as f32
+    }
+
+    /// The level of the number nearest to `x`.
+    #[inline(always)]
+    pub(super) fn nearest(&self, x: f32) -> u8 {
+        let above = self.middles.iter().filter(|middle| x >= **middle).count();
+        self.levels[above]
+    }
+
     /// The level and the number of an entry.
     #[cfg(test)]
     pub(super) fn level(&self, entry: u8) -> u8 {

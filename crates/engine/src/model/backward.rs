@@ -11,17 +11,22 @@
 //!
 //! The gradient is that of `L = sum over positions of ln p(label)`, in nats.
 
+use super::head::of_chunk;
 use super::layer::Layer;
 use super::linear::Pass;
+use super::ops::elementwise::add;
 use super::ops::rope::Angles;
 use super::rows::Rows;
 use super::states::{Slots, States};
-use super::{Engine, Error, LOGIT_ROWS, LinearInput, OutputGradient, Result, Routed, Tap};
-use quantier_arch::LinearId;
+use super::{
+    Engine, Error, LOGIT_ROWS, LinearInput, OutputGradient, Parameter, Result, Routed, Tap,
+};
+use quantier_arch::{Catalog, LinearId, TensorId};
 use quantier_core::progress::{Progress, Unit};
 use quantier_gguf::snapshot::Snapshot;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -66,6 +71,21 @@ pub struct Backward<'e, 'c> {
     angles: Vec<Arc<Angles>>,
     /// Layers left to process.
     left: usize,
+    /// Gradients of norms and biases of the last layer or tables processed, if they are observed.
+    parameters: Option<Parameters>,
+}
+
+/// Gradients of parameters that are no weights of linears, by tensor and its matrix.
+pub(super) type Parameters = BTreeMap<(TensorId, usize), Vec<f32>>;
+
+/// Adds the gradients of another chunk.
+pub(super) fn add_parameters(all: &mut Parameters, some: Parameters) {
+    for (tensor, gradient) in some {
+        match all.entry(tensor) {
+            Entry::Occupied(mut sum) => add(sum.get_mut(), &gradient),
+            Entry::Vacant(place) => drop(place.insert(gradient)),
+        }
+    }
 }
 
 /// Inputs and output gradients of one linear, or of one expert's, at the sampled positions.
@@ -116,6 +136,52 @@ struct Sampler<'s> {
     /// Ascending.
     positions: &'s [u32],
     samples: Mutex<Vec<Sample>>,
+    parameters: Option<ParameterSums<'s>>,
+}
+
+/// Sums the gradients of norms and biases of one chunk.
+pub(super) struct ParameterSums<'s> {
+    catalog: &'s Catalog,
+    sums: Mutex<Parameters>,
+}
+
+impl<'s> ParameterSums<'s> {
+    pub(super) fn new(catalog: &'s Catalog) -> ParameterSums<'s> {
+        ParameterSums {
+            catalog,
+            sums: Mutex::default(),
+        }
+    }
+
+    pub(super) fn into_sums(self) -> Parameters {
+        self.sums
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tap for ParameterSums<'_> {
+    fn input(&self, _input: LinearInput<'_>) {}
+
+    fn takes_parameters(&self) -> bool {
+        true
+    }
+
+    fn parameter_gradient(&self, parameter: Parameter, gradient: &[f32]) {
+        let tensor = match parameter {
+            Parameter::Norm(tensor) => Some((tensor, 0)),
+            Parameter::Bias(linear, matrix) => {
+                let bias = self.catalog.linears()[linear.index()].bias;
+                bias.map(|bias| (bias, matrix))
+            }
+        };
+        let Some(tensor) = tensor else {
+            return;
+        };
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = Parameters::from([(tensor, gradient.to_vec())]);
+        add_parameters(&mut sums, one);
+    }
 }
 
 /// Samples of one linear in a chunk.
@@ -163,6 +229,16 @@ impl Tap for Sampler<'_> {
         };
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         samples.extend(input.linears.iter().map(sample));
+    }
+
+    fn takes_parameters(&self) -> bool {
+        self.parameters.is_some()
+    }
+
+    fn parameter_gradient(&self, parameter: Parameter, gradient: &[f32]) {
+        if let Some(sums) = &self.parameters {
+            sums.parameter_gradient(parameter, gradient);
+        }
     }
 
     fn output_gradient(&self, gradient: OutputGradient<'_>) {
@@ -278,7 +354,8 @@ impl<'a> Engine<'a> {
                         };
                         let gradient = logits.iter().enumerate().flat_map(of_row).collect();
                         let gradient = Rows::new(gradient, logits.columns());
-                        let gradient = head.derivative(&rows, &logits, gradient)?;
+                        let gradient = head.output_gradient(&logits, gradient);
+                        let gradient = head.derivative(&rows, &gradient, &of_chunk(chunk, None))?;
                         out.extend_from_slice(gradient.numbers());
                     }
                 }
@@ -299,6 +376,7 @@ impl<'a> Engine<'a> {
             sample,
             angles,
             left: layers,
+            parameters: None,
         })
     }
 
@@ -364,6 +442,35 @@ impl<'a> Engine<'a> {
             sample,
             angles,
             left,
+            parameters: None,
+        })
+    }
+
+    /// Starts a backward pass at the last layer's output, with one gradient `[positions, streams *
+    /// hidden]` for each chunk, that also observes norms and biases.
+    pub(super) fn backward_from<'e, 'c>(
+        &'e self,
+        trace: &'e Trace<'c>,
+        starts: Vec<Rows>,
+        sample: &'e [Vec<u32>],
+    ) -> Result<Backward<'e, 'c>>
+    where
+        'a: 'e,
+    {
+        let gradients = self.gradients(trace, 1)?;
+        for (chunk, start) in starts.into_iter().enumerate() {
+            let bundle = self.with_carried(start);
+            gradients.put(chunk, bundle.into_rows().into_numbers())?;
+        }
+        Ok(Backward {
+            engine: self,
+            trace,
+            gradients,
+            draws: 1,
+            sample,
+            angles: self.angles(trace.positions)?,
+            left: self.hyper.runs(),
+            parameters: Some(Parameters::new()),
         })
     }
 
@@ -426,10 +533,17 @@ impl Backward<'_, '_> {
             };
             (0..chunks).into_par_iter().map(one).collect()
         });
+        let (samples, parameters): (Vec<_>, Vec<_>) = samples?.into_iter().unzip();
+        if let Some(all) = &mut self.parameters {
+            all.clear();
+            parameters
+                .into_iter()
+                .for_each(|some| add_parameters(all, some));
+        }
         let mut linears: BTreeMap<(&str, usize), LinearSamples> = BTreeMap::new();
         // Indexers choose and are not derived: nothing of the output depends on their weights.
         let derived = |sample: &Sample| !sample.piece.gradients.is_empty();
-        for sample in samples?.into_iter().flatten().filter(derived) {
+        for sample in samples.into_iter().flatten().filter(derived) {
             let name = &*engine.catalog().weight(sample.linear).name;
             let all = linears
                 .entry((name, sample.matrix))
@@ -453,11 +567,13 @@ impl Backward<'_, '_> {
         layer: &Layer,
         [number, chunk]: [usize; 2],
         progress: &dyn Progress,
-    ) -> Result<Vec<Sample>> {
+    ) -> Result<(Vec<Sample>, Parameters)> {
         let (chunks, engine) = (self.trace.chunks.len(), self.engine);
+        let takes = self.parameters.is_some();
         let sampler = Sampler {
             positions: &self.sample[chunk],
             samples: Mutex::default(),
+            parameters: takes.then(|| ParameterSums::new(engine.catalog())),
         };
         let pass = Pass {
             chunk,
@@ -482,17 +598,25 @@ impl Backward<'_, '_> {
             self.gradients.put(slot, below.into_numbers())?;
         }
         drop(tape);
-        Ok(sampler
-            .samples
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner))
+        let parameters = sampler.parameters.map(ParameterSums::into_sums);
+        let samples = sampler.samples.into_inner();
+        let samples = samples.unwrap_or_else(PoisonError::into_inner);
+        Ok((samples, parameters.unwrap_or_default()))
+    }
+
+    /// Gradients of norms and biases of the last layer or tables processed.
+    pub(super) fn take_parameters(&mut self) -> Parameters {
+        self.parameters
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
     }
 
     /// Gradients of the looked-up rows of every table; valid after the last layer.
     ///
     /// # Errors
     /// A temporary file that cannot be read.
-    pub fn tables(&self) -> Result<Vec<TableGradients>> {
+    pub fn tables(&mut self) -> Result<Vec<TableGradients>> {
         debug_assert_eq!(self.left, 0, "layers are left");
         let embedder = self.engine.embedder()?;
         let mut tables = embedder.tables();
@@ -502,7 +626,12 @@ impl Backward<'_, '_> {
                 Ok(self.engine.bundle(gradient))
             };
             let draws = (0..self.draws).map(draw).collect::<Result<Vec<_>>>()?;
-            let embedded = embedder.derivative(tokens, draws)?;
+            let sums = ParameterSums::new(self.engine.catalog());
+            let tap = self.parameters.is_some().then_some(&sums as &dyn Tap);
+            let embedded = embedder.derivative(tokens, draws, &of_chunk(chunk, tap))?;
+            if let Some(all) = &mut self.parameters {
+                add_parameters(all, sums.into_sums());
+            }
             let places = tables.iter_mut().zip(embedded);
             places.for_each(|(table, embedded)| table.chunks.push(embedded));
         }

@@ -8,7 +8,7 @@
 
 use super::backward::{Embedded, TableGradients};
 use super::layer::Bundle;
-use super::linear::Norm;
+use super::linear::{Norm, Pass};
 use super::ops::elementwise::{add, add_scaled, scale};
 use super::ops::product::{product, product_derivative};
 use super::rows::Rows;
@@ -59,12 +59,11 @@ impl PerLayerInputs<'_> {
 
     /// Derivative of [`PerLayerInputs::inputs`]: adds the gradient of the stream to `of_stream` and
     /// turns `g` into the gradient of the table's rows.
-    fn derivative(&self, stream: &Rows, g: &mut Rows, of_stream: &mut Rows) {
+    fn derivative(&self, stream: &Rows, g: &mut Rows, of_stream: &mut Rows, pass: &Pass<'_>) {
         scale(g.numbers_mut(), FRAC_1_SQRT_2);
         let mut of_projected = g.clone();
         let projected = self.project(stream);
-        self.norm
-            .derivative(projected.numbers(), of_projected.numbers_mut());
+        pass.back_norm(&self.norm, projected.numbers(), of_projected.numbers_mut());
         scale(
             of_projected.numbers_mut(),
             projection_scale(stream.columns()),
@@ -194,8 +193,13 @@ impl Embedder<'_> {
     }
 
     /// Gradients of the tables' rows, in the order of [`Embedder::tables`]: from those of the first
-    /// layer's input, one for each draw.
-    pub(super) fn derivative(&self, tokens: &[u32], draws: Vec<Bundle>) -> Result<Vec<Embedded>> {
+    /// layer's input, one for each draw. The tap of `pass` sees the gradients of the norms.
+    pub(super) fn derivative(
+        &self,
+        tokens: &[u32],
+        draws: Vec<Bundle>,
+        pass: &Pass<'_>,
+    ) -> Result<Vec<Embedded>> {
         let unchanged = |_: &str, _: &[u32], _: &mut [f32]| Ok::<_, Error>(());
         let stream = match self.per_layer.is_some() || self.expansion.is_some() {
             true => self.stream(tokens, unchanged)?,
@@ -224,11 +228,11 @@ impl Embedder<'_> {
             }
             if let (Some(inputs), Some(carried)) = (&self.per_layer, carried) {
                 let mut g = carried.columns_range(0..inputs.spec.columns());
-                inputs.derivative(&stream, &mut g, &mut of_stream);
+                inputs.derivative(&stream, &mut g, &mut of_stream, pass);
                 embedded[1].gradients.push(g.into_numbers());
             }
             if let Some(norm) = &self.norm {
-                norm.derivative(unnormalized.numbers(), of_stream.numbers_mut());
+                pass.back_norm(norm, unnormalized.numbers(), of_stream.numbers_mut());
             }
             scale(of_stream.numbers_mut(), self.engine.hyper.embedding_scale);
             embedded[0].gradients.push(of_stream.into_numbers());
@@ -240,6 +244,8 @@ impl Embedder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::head::of_chunk;
+    use crate::model::linear::NormTensors;
     use crate::model::ops::tests::{check_gradients, random};
     use quantier_arch::Norm as NormKind;
 
@@ -254,6 +260,7 @@ mod tests {
             weight: random(len, 3),
             bias: vec![0.0; len],
             len,
+            tensors: NormTensors::default(),
         };
         let spec = PerLayerInputsSpec {
             table: "table",
@@ -277,7 +284,7 @@ mod tests {
         let backward = |x: &[Vec<f32>], g: &[f32]| {
             let mut of_rows = Rows::new(g.to_vec(), spec.columns());
             let mut of_stream = Rows::zeros(2, HIDDEN);
-            inputs.derivative(&stream(x), &mut of_rows, &mut of_stream);
+            inputs.derivative(&stream(x), &mut of_rows, &mut of_stream, &of_chunk(0, None));
             vec![of_stream.into_numbers(), of_rows.into_numbers()]
         };
         let at = [random(2 * HIDDEN, 1), random(2 * spec.columns(), 2)];

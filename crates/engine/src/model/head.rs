@@ -50,14 +50,27 @@ impl HeadInput {
     }
 
     /// Derivative of [`HeadInput::of`]: from the gradient of the input to that of the streams.
-    fn derivative(&self, hidden: &Rows, mut gradient: Rows) -> Rows {
+    fn derivative(&self, hidden: &Rows, mut gradient: Rows, pass: &Pass<'_>) -> Rows {
         if let Some(norm) = &self.norm {
-            norm.derivative(self.merged(hidden).numbers(), gradient.numbers_mut());
+            let merged = self.merged(hidden);
+            pass.back_norm(norm, merged.numbers(), gradient.numbers_mut());
         }
         match &self.merging {
             Some(merging) => merging.derivative(hidden, gradient),
             None => gradient,
         }
+    }
+}
+
+/// The pass of a chunk through the head, on the calling thread.
+pub(super) fn of_chunk<'p>(chunk: usize, tap: Option<&'p dyn Tap>) -> Pass<'p> {
+    Pass {
+        chunk,
+        tap,
+        recording: false,
+        split: 1,
+        stored: None,
+        progress: &Silent,
     }
 }
 
@@ -118,6 +131,7 @@ impl Engine<'_> {
         if let Some(norm) = norm.as_mut().filter(|_| hyper.output_scale != 1.0) {
             let numbers = norm.weight.iter_mut().chain(&mut norm.bias);
             numbers.for_each(|x| *x *= hyper.output_scale);
+            norm.tensors.scale(hyper.output_scale, hyper.output_scale);
         }
         let streams = spec.streams.as_ref();
         let merging = streams.map(|streams| Merging::load(weights, streams, hyper.hidden));
@@ -184,14 +198,9 @@ impl Head<'_> {
         }
     }
 
-    /// The gradient of hidden activations `[rows, streams * hidden]`, given the logits and their gradient:
-    /// `[rows, vocabulary]` each.
-    pub(super) fn derivative(
-        &self,
-        hidden: &Rows,
-        logits: &Rows,
-        mut gradient: Rows,
-    ) -> Result<Rows> {
+    /// The output gradient of the output matrix, given the logits and their gradient: `[rows,
+    /// vocabulary]` each.
+    pub(super) fn output_gradient(&self, logits: &Rows, mut gradient: Rows) -> Rows {
         if let Some(cap) = self.hyper.logit_cap {
             gradient
                 .numbers_mut()
@@ -201,8 +210,19 @@ impl Head<'_> {
         }
         let factor = self.scale.unwrap_or(1.0);
         scale(gradient.numbers_mut(), factor * self.hyper.logit_scale);
+        gradient
+    }
+
+    /// The gradient of hidden activations `[rows, streams * hidden]`, given that of the output matrix:
+    /// `[rows, vocabulary]`. The tap of `pass` sees the gradient of the final norm.
+    pub(super) fn derivative(
+        &self,
+        hidden: &Rows,
+        gradient: &Rows,
+        pass: &Pass<'_>,
+    ) -> Result<Rows> {
         let of_input = match &self.output {
-            Output::Whole(linear) => product_derivative(&gradient, &linear.of_expert(0, None)?, 1),
+            Output::Whole(linear) => product_derivative(gradient, &linear.of_expert(0, None)?, 1),
             Output::Bands { .. } => {
                 let columns = self.hyper.hidden;
                 let mut sum = Rows::zeros(hidden.len(), columns);
@@ -217,7 +237,7 @@ impl Head<'_> {
                 sum
             }
         };
-        Ok(self.input.derivative(hidden, of_input))
+        Ok(self.input.derivative(hidden, of_input, pass))
     }
 
     /// Logits `[rows, vocabulary]` of a chunk's hidden activations `[rows, streams * hidden]`, computed on
@@ -227,14 +247,7 @@ impl Head<'_> {
     /// If the output matrix cannot be read, or a device fails.
     pub fn logits(&self, hidden: &Rows, chunk: usize, tap: Option<&dyn Tap>) -> Result<Rows> {
         let x = self.normalized(hidden);
-        let pass = Pass {
-            chunk,
-            tap,
-            recording: false,
-            split: 1,
-            stored: None,
-            progress: &Silent,
-        };
+        let pass = of_chunk(chunk, tap);
         let mut logits = match &self.output {
             Output::Whole(linear) => {
                 pass.input(&[linear], None, &x)?;

@@ -1,6 +1,6 @@
 //! Widened layers: blocks of mixers on the residual stream.
 
-use super::linear::{Linear, Norm, Pass};
+use super::linear::{Linear, Norm, NormTensors, Pass};
 use super::mixer::{
     Adjugates, AnyMixer, Apart, Attention, ChannelMix, Decay, DeltaNet, ExpandedAttention,
     Factored, Factors, Ffn, First, Gate, Indexer, KeysValues, Latent, LatentAttention, Laurel,
@@ -291,7 +291,7 @@ impl Layer {
     ) -> Result<Bundle> {
         scale(gradient.stream.numbers_mut(), self.scale);
         if let (Some(norm), Some(stream)) = (&self.norm, &tape.unnormalized) {
-            norm.derivative(stream.numbers(), gradient.stream.numbers_mut());
+            pass.back_norm(norm, stream.numbers(), gradient.stream.numbers_mut());
         }
         let Some(first) = tape.blocks.first() else {
             return Ok(gradient);
@@ -582,7 +582,7 @@ impl BlockTape<'_> {
         let mut of_mixed = gradient.stream.clone();
         scale(of_mixed.numbers_mut(), block.residual_scale);
         if let (Some(norm), Some(mixed)) = (&block.post_norm, &self.mixed) {
-            norm.derivative(mixed.numbers(), of_mixed.numbers_mut());
+            pass.back_norm(norm, mixed.numbers(), of_mixed.numbers_mut());
         }
         let mut of_stream = gradient.stream.clone();
         match block.residual {
@@ -591,14 +591,14 @@ impl BlockTape<'_> {
             Residual::Normalized(factor) => {
                 scale(of_stream.numbers_mut(), factor);
                 if let Some(norm) = block.first_norm() {
-                    norm.derivative(self.stream.numbers(), of_stream.numbers_mut());
+                    pass.back_norm(norm, self.stream.numbers(), of_stream.numbers_mut());
                 }
             }
         }
         for (branch, tape) in block.branches.iter().zip(&self.branches).rev() {
             let (mixer, mut dy) = (&branch.mixer, of_mixed.clone());
             if let (Some(norm), Some(before)) = (&branch.post_norm, &tape.unnormalized) {
-                norm.derivative(before.numbers(), dy.numbers_mut());
+                pass.back_norm(norm, before.numbers(), dy.numbers_mut());
             }
             if let Carry::Makes(columns) = branch.carry {
                 let of_carried = gradient.carried_up_to(columns);
@@ -626,7 +626,7 @@ impl BlockTape<'_> {
             }
             match (router, &branch.router_norm) {
                 (Some(mut of_router), Some(norm)) => {
-                    norm.derivative(self.stream.numbers(), of_router.numbers_mut());
+                    pass.back_norm(norm, self.stream.numbers(), of_router.numbers_mut());
                     add(of_stream.numbers_mut(), of_router.numbers());
                 }
                 (Some(of_router), None) => {
@@ -645,7 +645,7 @@ impl BlockTape<'_> {
                 of_carried.add_columns(columns.first, read);
             }
             if let Some(norm) = &branch.norm {
-                norm.derivative(source.numbers(), of_input.stream.numbers_mut());
+                pass.back_norm(norm, source.numbers(), of_input.stream.numbers_mut());
             }
             add(of_source.numbers_mut(), of_input.stream.numbers());
         }
@@ -915,6 +915,7 @@ fn delta_net(weights: &Weights<'_>, spec: &DeltaSpec) -> Result<DeltaNet> {
             weight: vec![1.0 / (length as f32).sqrt(); length],
             bias: Vec::new(),
             len: length,
+            tensors: NormTensors::default(),
         },
         norm: weights.norm(&spec.norm)?,
         output: weights.linear(&spec.output)?,
@@ -1077,6 +1078,7 @@ fn wkv7(weights: &Weights<'_>, spec: &Wkv7Spec) -> Result<Wkv7> {
             weight: vec![1.0 / (length as f32).sqrt(); length],
             bias: Vec::new(),
             len: length,
+            tensors: NormTensors::default(),
         },
         norm: norm(weights, &spec.norm)?,
         output: weights.linear(&spec.output)?,
@@ -1188,6 +1190,7 @@ pub(super) mod tests {
             weight: random(HIDDEN, seed),
             bias: vec![0.0; HIDDEN],
             len: HIDDEN,
+            tensors: NormTensors::default(),
         }
     }
 

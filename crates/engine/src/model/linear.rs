@@ -1,13 +1,13 @@
 //! Linear layers and norms with their weights, and the context of a chunk's pass.
 
 use super::device::Uploaded;
-use super::ops::elementwise::{add, add_bias, scale};
+use super::ops::elementwise::{add, add_bias, multiply, scale};
 use super::ops::norm;
 use super::ops::product::{product, product_derivative, row_derivative};
 use super::rows::Rows;
 use super::weights::Weights;
-use super::{Error, LinearInput, OutputGradient, Result, Routed, Tap};
-use quantier_arch::{LinearId, Norm as NormKind};
+use super::{Error, LinearInput, OutputGradient, Parameter, Result, Routed, Tap};
+use quantier_arch::{LinearId, Norm as NormKind, TensorId};
 use quantier_core::progress::Progress;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -128,6 +128,25 @@ pub(super) struct Norm {
     pub bias: Vec<f32>,
     /// Length of a normalized group.
     pub len: usize,
+    pub tensors: NormTensors,
+}
+
+/// The tensors of a norm's weights and bias, each with the factor of its numbers; None where the
+/// file has none.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct NormTensors {
+    pub weight: Option<(TensorId, f32)>,
+    pub bias: Option<(TensorId, f32)>,
+}
+
+impl NormTensors {
+    /// Multiplies the factors.
+    pub(super) fn scale(&mut self, weight: f32, bias: f32) {
+        self.weight
+            .iter_mut()
+            .for_each(|(_, factor)| *factor *= weight);
+        self.bias.iter_mut().for_each(|(_, factor)| *factor *= bias);
+    }
 }
 
 impl Norm {
@@ -171,6 +190,36 @@ impl Norm {
                 .zip(weights)
                 .for_each(|((g, x), weight)| derive(x, g, weight));
         }
+    }
+
+    /// Gradients of the stored weights and of the stored bias at `x`, from the output gradient `g`;
+    /// as long as the weights. Empty where the file has no tensor.
+    fn parameter_gradients(&self, x: &[f32], g: &[f32]) -> [Vec<f32>; 2] {
+        let columns = self.weight.len();
+        let sums = |of: &mut dyn FnMut(&mut [f32], usize), tensor: Option<(TensorId, f32)>| {
+            let Some((_, factor)) = tensor else {
+                return Vec::new();
+            };
+            let mut sums = vec![0.0; columns];
+            (0..g.len() / columns).for_each(|row| of(&mut sums, row * columns));
+            scale(&mut sums, factor);
+            sums
+        };
+        let mut unit = Norm {
+            weight: vec![1.0; self.len],
+            bias: vec![0.0; self.len],
+            ..self.clone()
+        };
+        unit.tensors = NormTensors::default();
+        let mut of_weight = |sums: &mut [f32], at: usize| {
+            let mut normalized = x[at..at + columns].to_vec();
+            unit.apply(&mut normalized);
+            multiply(&mut normalized, &g[at..at + columns]);
+            add(sums, &normalized);
+        };
+        let of_weight = sums(&mut of_weight, self.tensors.weight);
+        let mut of_bias = |sums: &mut [f32], at: usize| add(sums, &g[at..at + columns]);
+        [of_weight, sums(&mut of_bias, self.tensors.bias)]
     }
 
     /// Normalized copy of the rows.
@@ -266,6 +315,13 @@ impl Pass<'_> {
     ) -> Result<()> {
         self.go_on()?;
         let expert = routed.map_or(0, |routed| routed.expert);
+        if let (Some(_), Some(tap)) = (&linear.bias, self.tap)
+            && tap.takes_parameters()
+        {
+            let mut sums = vec![0.0; g.columns()];
+            g.iter().for_each(|row| add(&mut sums, row));
+            tap.parameter_gradient(Parameter::Bias(linear.id, expert), &sums);
+        }
         let scaled = linear.scale_of(expert).map(|factor| {
             let mut g = g.clone();
             scale(g.numbers_mut(), factor);
@@ -289,10 +345,69 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Derivative of a norm at `x`: turns the output gradient `g` into the gradient of `x`. The tap
+    /// sees the gradients of the norm's own tensors.
+    pub(super) fn back_norm(&self, norm: &Norm, x: &[f32], g: &mut [f32]) {
+        if let Some(tap) = self.tap.filter(|tap| tap.takes_parameters()) {
+            let gradients = norm.parameter_gradients(x, g);
+            let tensors = [norm.tensors.weight, norm.tensors.bias];
+            for (tensor, numbers) in tensors.into_iter().zip(&gradients) {
+                if let Some((tensor, _)) = tensor {
+                    tap.parameter_gradient(Parameter::Norm(tensor), numbers);
+                }
+            }
+        }
+        norm.derivative(x, g);
+    }
+
     fn go_on(&self) -> Result<()> {
         match self.progress.cancelled() {
             true => Err(Error::Cancelled),
             false => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ops::tests::{check_gradients, random};
+
+    #[test]
+    fn norms_have_derivatives_by_their_tensors() {
+        const LEN: usize = 6;
+        let factor = 1.5;
+        let tensors = NormTensors {
+            weight: Some((TensorId(0), factor)),
+            bias: Some((TensorId(1), factor)),
+        };
+        for kind in [NormKind::Rms, NormKind::Layer] {
+            for groups in [1, 2] {
+                let all = LEN * groups;
+                // The stored numbers, times the factor.
+                let norm = |x: &[Vec<f32>]| Norm {
+                    kind,
+                    epsilon: 1e-2,
+                    weight: x[1].iter().map(|x| x * factor).collect(),
+                    bias: x[2].iter().map(|x| x * factor).collect(),
+                    len: LEN,
+                    tensors,
+                };
+                let forward = |x: &[Vec<f32>]| {
+                    let mut rows = x[0].clone();
+                    norm(x).apply(&mut rows);
+                    rows
+                };
+                let backward = |x: &[Vec<f32>], g: &[f32]| {
+                    let norm = norm(x);
+                    let [of_weight, of_bias] = norm.parameter_gradients(&x[0], g);
+                    let mut of_x = g.to_vec();
+                    norm.derivative(&x[0], &mut of_x);
+                    vec![of_x, of_weight, of_bias]
+                };
+                let at = [random(3 * all, 1), random(all, 2), random(all, 3)];
+                check_gradients("norm", &at, &forward, &backward);
+            }
         }
     }
 }

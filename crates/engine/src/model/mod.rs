@@ -16,6 +16,7 @@ pub mod backward;
 mod candle;
 mod device;
 mod embed;
+mod gradients;
 mod head;
 mod layer;
 mod linear;
@@ -35,7 +36,7 @@ use linear::Pass;
 use ops::rope::Angles;
 use quantier_arch::Input;
 use quantier_arch::spec::ModelSpec;
-use quantier_arch::{Catalog, LinearId, role};
+use quantier_arch::{Catalog, LinearId, TensorId, role};
 use quantier_core::progress::{Progress, Unit};
 use quantier_core::{threads, words};
 use rayon::prelude::*;
@@ -45,6 +46,7 @@ use std::sync::Arc;
 use weights::Weights;
 
 pub use device::{Backend, Device, Uploaded, device};
+pub use gradients::{BaseLogits, Batch, ParameterGradients, RowGradient};
 pub use head::Head;
 pub use linear::{LinearWeights, Matrices};
 pub use ops::delta::delta_rule;
@@ -54,7 +56,7 @@ pub use quantier_arch::hyper::{AttentionNumbers, Hyper, Rotation};
 pub use quantier_core::turns::Turns;
 pub use rows::Rows;
 pub use sequential::SequentialRounder;
-pub use weights::Replaced;
+pub use weights::{Changed, Replaced};
 
 /// Rows of hidden activations per block of logits.
 pub const LOGIT_ROWS: usize = 64;
@@ -149,6 +151,15 @@ pub struct Routed<'a> {
     pub positions: &'a [u32],
 }
 
+/// A parameter that is no weight of a linear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parameter {
+    /// The weights or the bias of a norm.
+    Norm(TensorId),
+    /// The bias of a linear's matrix, or of an expert's.
+    Bias(LinearId, usize),
+}
+
 /// Observes linears. Chunks call from several threads at a time, but the calls of one chunk keep
 /// their order.
 pub trait Tap: Sync {
@@ -157,6 +168,15 @@ pub trait Tap: Sync {
 
     /// Called with the output gradient of a linear.
     fn output_gradient(&self, _gradient: OutputGradient<'_>) {}
+
+    /// True if the gradients of norms and biases are observed too.
+    fn takes_parameters(&self) -> bool {
+        false
+    }
+
+    /// Called with the gradient of a chunk by a parameter that is no weight of a linear, in a backward
+    /// pass only; several times for a parameter that is used several times.
+    fn parameter_gradient(&self, _parameter: Parameter, _gradient: &[f32]) {}
 
     /// True if every expert is to see every position, in forward passes only; the outputs of a
     /// layer remain those of the routed positions.

@@ -1,8 +1,9 @@
 //! Partial repetition of the forward pass with other weights.
 
 use super::backward::Trace;
-use super::{Engine, Hidden, LinearInput, Observer, Put, Replaced, Result, Tap};
+use super::{Changed, Engine, Hidden, LinearInput, Observer, Put, Replaced, Result, Tap};
 use quantier_core::progress::Progress;
+use std::sync::Arc;
 
 /// An observer that starts the run at the input of a layer, taken from a trace.
 struct From<'t> {
@@ -34,6 +35,22 @@ impl<'a> Engine<'a> {
             hyper: self.hyper.clone(),
             spec: self.spec.clone(),
             weights: self.weights.replacing(replaced)?,
+            pool: self.pool.clone(),
+            max_memory: self.max_memory,
+            reserved: self.reserved,
+        })
+    }
+
+    /// The same model with other bytes in some tensors, on the same thread pool; bytes that were
+    /// changed before are those of the file again.
+    ///
+    /// # Errors
+    /// A wrong number of bytes.
+    pub fn changing(&self, changed: Arc<Changed>) -> Result<Engine<'a>> {
+        Ok(Engine {
+            hyper: self.hyper.clone(),
+            spec: self.spec.clone(),
+            weights: self.weights.changing(changed)?,
             pool: self.pool.clone(),
             max_memory: self.max_memory,
             reserved: self.reserved,

@@ -177,7 +177,7 @@ impl Modalities {
         places.for_each(|(g, tanh)| *g *= 1.0 - tanh * tanh);
         let mut of_input = Rows::zeros(x.len(), x.columns());
         pass.back(&self.router, &of_modalities, &mut of_input)?;
-        self.norm.derivative(x.numbers(), of_input.numbers_mut());
+        pass.back_norm(&self.norm, x.numbers(), of_input.numbers_mut());
         add(of_x.numbers_mut(), of_input.numbers());
         Ok(())
     }

@@ -1,15 +1,16 @@
 //! The model's tensors, widened for the forward pass.
 
 use super::device::Device;
-use super::linear::{Linear, LinearWeights, Norm};
+use super::linear::{Linear, LinearWeights, Norm, NormTensors};
 use super::ops::elementwise::scale;
 use super::{Error, Options, Result};
 use quantier_arch::Input;
 use quantier_arch::catalog;
 use quantier_arch::spec::{LinearSpec, NormSpec, ScaledNormSpec};
-use quantier_arch::{Catalog, Entry};
+use quantier_arch::{Catalog, Entry, TensorId};
 use quantier_gguf as format;
-use quantier_gguf::reader::Tensor as Stored;
+use quantier_gguf::reader::{Band, Tensor as Stored};
+use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -18,6 +19,8 @@ pub(super) struct Weights<'a> {
     input: &'a Input<'a>,
     /// Weights that override those of the file.
     replaced: HashMap<String, Arc<Vec<f32>>>,
+    /// Bytes that override those of the file, of the same type and shape.
+    changed: Arc<Changed>,
     device: Device,
     /// Number of threads that multiply, if experts are widened one at a time: those of a layer
     /// exceed their share of the memory.
@@ -31,6 +34,9 @@ const MISSING: &str = "is missing; the file is not complete";
 /// The widened layer takes at most the memory limit divided by this; otherwise its experts are
 /// widened one at a time.
 const PART_OF_MEMORY: u64 = 2;
+
+/// Bytes that override those of some tensors: all of each, in the type of the file.
+pub type Changed = HashMap<TensorId, Vec<u8>>;
 
 /// Weights that override those of a tensor: all of them, in file order.
 #[derive(Clone, Debug)]
@@ -46,6 +52,7 @@ impl<'a> Weights<'a> {
         let whole = Weights {
             input,
             replaced: HashMap::new(),
+            changed: Arc::default(),
             device: options.device.clone(),
             by_matrix: None,
             shapes_only: false,
@@ -63,6 +70,7 @@ impl<'a> Weights<'a> {
         Weights {
             input: self.input,
             replaced: HashMap::new(),
+            changed: Arc::default(),
             device: Device::default(),
             by_matrix: None,
             shapes_only: true,
@@ -93,6 +101,27 @@ impl<'a> Weights<'a> {
         Ok(Weights {
             input: self.input,
             replaced: all,
+            changed: self.changed.clone(),
+            device: self.device.clone(),
+            by_matrix: self.by_matrix,
+            shapes_only: false,
+        })
+    }
+
+    /// A copy with other bytes in some tensors, in the place of earlier changes.
+    pub(super) fn changing(&self, changed: Arc<Changed>) -> Result<Weights<'a>> {
+        for (id, bytes) in changed.iter() {
+            let info = &self.input.tensor(*id).info;
+            if info.bytes() != bytes.len() as u64 {
+                let (needed, given) = (info.bytes(), bytes.len());
+                let what = format!("has {needed} bytes, and {given} should take their place");
+                return Err(self.bad(&info.name, what));
+            }
+        }
+        Ok(Weights {
+            input: self.input,
+            replaced: self.replaced.clone(),
+            changed,
             device: self.device.clone(),
             by_matrix: self.by_matrix,
             shapes_only: false,
@@ -325,14 +354,21 @@ impl<'a> Weights<'a> {
             true => [1, all],
             false => [spec.groups, spec.len],
         };
+        let bias_name = format!("{}.bias", spec.stem);
+        let bias_id = self.catalog().tensor_named(&bias_name);
+        let tensors = NormTensors {
+            weight: weight.map(|weight| (weight.id, 1.0)),
+            bias: bias_id.map(|bias| (bias, 1.0)),
+        };
         let weight = weight.map(|weight| self.tensor(&weight.name, &dims));
-        let bias = self.optional(&format!("{}.bias", spec.stem), &dims)?;
+        let bias = self.optional(&bias_name, &dims)?;
         Ok(Norm {
             kind: spec.kind,
             epsilon: spec.epsilon,
             weight: weight.transpose()?.unwrap_or_else(|| vec![1.0; all]),
             bias: bias.unwrap_or_else(|| vec![0.0; all]),
             len: spec.len,
+            tensors,
         })
     }
 
@@ -343,6 +379,7 @@ impl<'a> Weights<'a> {
     pub(super) fn scaled_norm(&self, spec: &ScaledNormSpec) -> Result<Norm> {
         let mut norm = self.norm(&spec.norm)?;
         scale(&mut norm.weight, spec.factor);
+        norm.tensors.scale(spec.factor, 1.0);
         Ok(norm)
     }
 
@@ -416,6 +453,21 @@ impl<'a> Weights<'a> {
         if let Some(weights) = self.replaced.get(&*info.name) {
             let first = rows.start as usize * info.shape.row_len() as usize;
             out.copy_from_slice(&weights[first..][..out.len()]);
+            return Ok(());
+        }
+        let changed = self.catalog().tensor_named(&info.name);
+        let changed = changed.and_then(|id| self.changed.get(&id));
+        if let Some(bytes) = changed {
+            let row = bytes.len() / info.shape.rows() as usize;
+            let bytes = &bytes[rows.start as usize * row..rows.end as usize * row];
+            let band = Band::new(stored, rows.start, bytes)
+                .ok_or_else(|| self.bad(&info.name, "holds no weights, and was changed".into()))?;
+            let task = stored.task_rows();
+            let parts = out.par_chunks_mut((task * band.row_len()).max(1));
+            match shared {
+                true => (band.par_chunks(task).zip(parts)).for_each(|(rows, out)| rows.widen(out)),
+                false => band.widen(out),
+            }
             return Ok(());
         }
         let widened = match shared {

@@ -218,10 +218,16 @@ impl Attention {
     }
 
     /// Derivative of [`Attention::placed`].
-    fn unplaced(&self, mut g: Rows, place: &HeadsPlace<'_>, tape: &Option<Rows>) -> Rows {
+    fn unplaced(
+        &self,
+        mut g: Rows,
+        place: &HeadsPlace<'_>,
+        tape: &Option<Rows>,
+        pass: &Pass<'_>,
+    ) -> Rows {
         let derive = |g: &mut Rows| {
             if let (Some(norm), Some(before)) = (place.norm, tape) {
-                norm.derivative(before.numbers(), g.numbers_mut());
+                pass.back_norm(norm, before.numbers(), g.numbers_mut());
             }
         };
         if self.norms_rotated {
@@ -505,7 +511,7 @@ impl HeadsTape<'_> {
             dy = dy.columns_range(0..outputs);
         }
         if let (Some(norm), Some(before)) = (&attention.output_norm, &self.unnormalized_output) {
-            norm.derivative(before.numbers(), dy.numbers_mut());
+            pass.back_norm(norm, before.numbers(), dy.numbers_mut());
         }
         let of_gates = self.gated.as_ref().map(|gated| gated.derivative(&mut dy));
         if let (Gate::Own(gate), Some(of_gates)) = (&attention.gate, &of_gates) {
@@ -518,11 +524,11 @@ impl HeadsTape<'_> {
             add(gradients.value.numbers_mut(), of_values.numbers());
         }
         if let (Some(norm), Some(before)) = (&attention.value_norm, &self.unnormalized_values) {
-            norm.derivative(before.numbers(), gradients.value.numbers_mut());
+            pass.back_norm(norm, before.numbers(), gradients.value.numbers_mut());
         }
         let [of_query, of_key] = &attention.places(true);
         let [queries, keys] = &self.unnormalized;
-        let of_queries = attention.unplaced(gradients.query, of_query, queries);
+        let of_queries = attention.unplaced(gradients.query, of_query, queries, pass);
         let none = [Rows::default(), Rows::default()];
         let (of_shared, [of_keys, of_values]) = match attention.keys_values {
             KeysValues::Shared => {
@@ -530,7 +536,7 @@ impl HeadsTape<'_> {
                 ([of_keys, gradients.value], none)
             }
             KeysValues::Own | KeysValues::Kept => {
-                let of_keys = attention.unplaced(gradients.key, of_key, keys);
+                let of_keys = attention.unplaced(gradients.key, of_key, keys, pass);
                 (none, [of_keys, gradients.value])
             }
         };

@@ -308,8 +308,7 @@ impl StageTape for StatesTape<'_> {
         );
         let mut of_outputs = self.gates.clone();
         gate(of_outputs.numbers_mut(), dy.numbers(), net.gate_activation);
-        net.norm
-            .derivative(self.outputs.numbers(), of_outputs.numbers_mut());
+        pass.back_norm(&net.norm, self.outputs.numbers(), of_outputs.numbers_mut());
         let Streams {
             mut query,
             mut key,

@@ -166,7 +166,7 @@ impl StageTape for ExpandedTape<'_> {
         let mut of_latent = Rows::zeros(input.len(), attention.numbers.rank);
         pass.back(&attention.expansion, &of_expanded, &mut of_latent)?;
         let norm = &attention.norm;
-        norm.derivative(self.latent.numbers(), of_latent.numbers_mut());
+        pass.back_norm(norm, self.latent.numbers(), of_latent.numbers_mut());
         let of_shared = attention.rotate(&of_shared, Direction::Back);
         let of_compressed = Rows::beside(&[&of_latent, &of_shared]);
         pass.back(&attention.compression, &of_compressed, dx)?;

@@ -113,7 +113,7 @@ impl StageTape for FactoredTape<'_> {
             activate_derivative(of_inner.numbers_mut(), g.numbers(), activation);
         }
         if let (Some(norm), Some(before)) = (&factors.norm, &self.unnormalized) {
-            norm.derivative(before.numbers(), of_inner.numbers_mut());
+            pass.back_norm(norm, before.numbers(), of_inner.numbers_mut());
         }
         pass.back(&factors.first, &of_inner, dx)
     }

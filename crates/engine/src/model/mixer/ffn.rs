@@ -279,7 +279,7 @@ impl GateTape<'_> {
         dx: &mut Rows,
     ) -> Result<()> {
         if let (Some(norm), Some(before)) = (&self.ffn.inner_norm, &self.unnormalized) {
-            norm.derivative(before.numbers(), dy.numbers_mut());
+            pass.back_norm(norm, before.numbers(), dy.numbers_mut());
         }
         let activation = self.ffn.activation;
         let Some(up) = &self.up else {

@@ -247,7 +247,7 @@ impl StageTape for LatentTape<'_> {
         let mut of_latent = key.columns_range(0..rank);
         add(of_latent.numbers_mut(), value.numbers());
         let norm = &attention.norm;
-        norm.derivative(self.latent.numbers(), of_latent.numbers_mut());
+        pass.back_norm(norm, self.latent.numbers(), of_latent.numbers_mut());
         let mut of_shared = key.columns_range(rank..key.columns());
         attention.rotate(&mut of_shared, Direction::Back);
         let of_compressed = Rows::beside(&[&of_latent, &of_shared]);

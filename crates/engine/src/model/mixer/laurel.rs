@@ -91,7 +91,7 @@ impl StageTape for SecondTape<'_> {
     fn backward(&self, _input: &Rows, dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
         let Laurel { second, norm, .. } = self.mixer;
         let mut of_product = dy.clone();
-        norm.derivative(self.unnormalized.numbers(), of_product.numbers_mut());
+        pass.back_norm(norm, self.unnormalized.numbers(), of_product.numbers_mut());
         let mut of_inner = Rows::zeros(dy.len(), second.columns);
         pass.back(second, &of_product, &mut of_inner)?;
         dx.add_columns(0, &of_inner);

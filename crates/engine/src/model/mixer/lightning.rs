@@ -126,9 +126,11 @@ impl StageTape for StatesTape<'_> {
         let gates = of_gates.numbers_mut().iter_mut().zip(self.gates.numbers());
         gates.for_each(|(g, gate)| *g *= sigmoid_slope(*gate));
         let mut of_outputs = times(&dy, &self.gates);
-        attention
-            .norm
-            .derivative(self.outputs.numbers(), of_outputs.numbers_mut());
+        pass.back_norm(
+            &attention.norm,
+            self.outputs.numbers(),
+            of_outputs.numbers_mut(),
+        );
         let gradient = self.streams.derivative(&of_outputs, pass.split);
         let parts = [&gradient.query, &gradient.key, &gradient.value];
         let of_activated = attention.side_by_side(parts);

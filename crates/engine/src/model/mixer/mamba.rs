@@ -168,7 +168,7 @@ impl StageTape for StatesTape<'_> {
         if let Some(norms) = &mamba.norms {
             let rows = of_parameters.iter_mut().zip(&self.parameters);
             for (norm, (g, before)) in norms.iter().zip(rows) {
-                norm.derivative(before.numbers(), g.numbers_mut());
+                pass.back_norm(norm, before.numbers(), g.numbers_mut());
             }
         }
         let of_parameters = Rows::beside(&of_parameters.each_ref());

@@ -217,7 +217,7 @@ impl StageTape for StatesTape<'_> {
     fn backward(&self, _input: &Rows, mut dy: Rows, pass: &Pass<'_>, dx: &mut Rows) -> Result<()> {
         let (space, silu) = (self.space, Activation::Silu);
         if let Some(norm) = &space.norm {
-            norm.derivative(self.gated.numbers(), dy.numbers_mut());
+            pass.back_norm(norm, self.gated.numbers(), dy.numbers_mut());
         }
         let mut of_gates = self.gates.clone();
         gate_derivative(
@@ -262,7 +262,7 @@ impl StageTape for StatesTape<'_> {
                 pass.back(&factors.step, &decay, &mut rank)?;
                 let of_made = [&mut key, &mut query, &mut rank];
                 for (i, g) in of_made.into_iter().enumerate() {
-                    factors.norms[i].derivative(parameters[i].numbers(), g.numbers_mut());
+                    pass.back_norm(&factors.norms[i], parameters[i].numbers(), g.numbers_mut());
                 }
                 let of_made = Rows::beside(&[&key, &query, &rank]);
                 pass.back(&factors.parameters, &of_made, &mut value)?;

@@ -7,7 +7,7 @@ use super::{
     Lightning, LowRank, Mamba, Mamba2, Moe, PerLayer, Projections, QueryKeyValue, Rank, Rates,
     Receptance, Shared, ShortConv, Single, Sparse, Tape, Wkv6, Wkv7,
 };
-use crate::model::linear::{Linear, Norm, Pass};
+use crate::model::linear::{Linear, Norm, NormTensors, Pass};
 use crate::model::ops::attention::{Scores, alibi_slopes};
 use crate::model::ops::rope::Angles;
 use crate::model::ops::router::Router;
@@ -88,6 +88,7 @@ fn norm(len: usize, seed: u32) -> Norm {
         weight: random(len, seed),
         bias: vec![0.0; len],
         len,
+        tensors: NormTensors::default(),
     }
 }
 
@@ -240,6 +241,7 @@ fn delta_net(sharing: DeltaHeads) -> AnyMixer {
         len: weight.len(),
         weight,
         bias: Vec::new(),
+        tensors: NormTensors::default(),
     };
     AnyMixer::DeltaNet(DeltaNet {
         numbers,
@@ -679,6 +681,7 @@ fn wkv7(is_first: bool, gated: bool) -> AnyMixer {
             weight: vec![0.5; HIDDEN / 2],
             bias: Vec::new(),
             len: HIDDEN / 2,
+            tensors: NormTensors::default(),
         },
         norm: gated.then(|| norm_of_two(139)),
         output: linear(1, HIDDEN, HIDDEN, 141),

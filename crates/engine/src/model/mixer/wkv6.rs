@@ -344,7 +344,7 @@ impl StageTape for StatesTape<'_> {
         let mut of_outputs = self.gates.clone();
         gate(of_outputs.numbers_mut(), dy, activation);
         if let Some(norm) = &mixer.norm {
-            norm.derivative(self.outputs.numbers(), of_outputs.numbers_mut());
+            pass.back_norm(norm, self.outputs.numbers(), of_outputs.numbers_mut());
         }
         scale(of_outputs.numbers_mut(), mixer.scale());
         let Wkv {

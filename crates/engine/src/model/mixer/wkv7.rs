@@ -434,7 +434,7 @@ impl StageTape for StatesTape<'_> {
         let mut of_value = of_ungated.clone();
         scale_groups(of_value.numbers_mut(), &self.found);
         if let Some(norm) = &mixer.norm {
-            norm.derivative(self.outputs.numbers(), of_ungated.numbers_mut());
+            pass.back_norm(norm, self.outputs.numbers(), of_ungated.numbers_mut());
         }
         let mut gradient = wkv.derivative(&of_ungated, pass.split);
         add(gradient.receptance.numbers_mut(), of_receptance.numbers());

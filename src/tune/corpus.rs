@@ -1,0 +1,185 @@
+//! The texts in chunks of tokens: for training, for decisions, for the report.
+
+use super::{Error, Result};
+use crate::evaluate::windows::{self, Windows};
+pub use crate::text::Text;
+use crate::tokenizer::Tokenizer;
+use quantier_core::rng::Rng;
+use std::collections::HashSet;
+use std::ops::Range;
+
+/// Fewest chunks for training, and fewest that are held out.
+const LEAST_TRAINED: usize = 16;
+const LEAST_HELD_OUT: usize = 4;
+/// Most held-out chunks of all texts together: more do not sharpen decisions, and cost time.
+const MOST_HELD_OUT: usize = 128;
+/// Tokens of a passage by which common text is found.
+const PASSAGE: usize = 24;
+/// More than one chunk in this many with passages of the training text is refused in a text that is
+/// given to be held out. Standard phrases, such as licences, recur in texts of different origin.
+const MOST_SHARED: usize = 20;
+
+/// All chunks of a run.
+pub(super) struct Corpus {
+    /// The chunks for training, then those that are held out.
+    pub chunks: Vec<Vec<u32>>,
+    /// Number of chunks for training.
+    pub trained: usize,
+    /// The held-out chunks of each text, and its name.
+    pub held_out: Vec<(String, Range<usize>)>,
+}
+
+/// The tokens of some texts, in chunks.
+struct Cut {
+    chunks: Vec<Vec<u32>>,
+    parts: Vec<(String, Range<usize>)>,
+    tokens: usize,
+}
+
+impl Cut {
+    fn new(tokenizer: &Tokenizer, texts: &[Text], context: usize) -> Result<Cut> {
+        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+        let mut cut = Cut {
+            chunks: Vec::new(),
+            parts: Vec::new(),
+            tokens: 0,
+        };
+        for text in texts {
+            let tokens = tokenizer.encode(&text.content, true, false);
+            cut.tokens += tokens.len();
+            let whole = tokens.len() / context.max(1) * context;
+            let first = cut.chunks.len();
+            match Windows::of_chunks(&tokens[..whole], context, bos) {
+                Ok(windows) => {
+                    let inputs = (0..windows.chunks()).map(|chunk| windows.input(chunk));
+                    cut.chunks.extend(inputs);
+                }
+                Err(windows::Error::NoChunks) => {}
+                Err(error) => return Err(Error::Context(error)),
+            }
+            cut.parts.push((text.name.clone(), first..cut.chunks.len()));
+        }
+        Ok(cut)
+    }
+
+    fn check_length(&self, purpose: &'static str, least: usize, context: usize) -> Result<()> {
+        match self.chunks.len() >= least {
+            true => Ok(()),
+            false => Err(Error::TooShort {
+                texts: self.parts.len(),
+                tokens: self.tokens,
+                purpose,
+                needed: least * context,
+                total: (LEAST_TRAINED + LEAST_TRAINED / 4 + LEAST_HELD_OUT) * context,
+            }),
+        }
+    }
+
+    /// Keeps at most `most` chunks, of each text about the same share, spread evenly.
+    fn thin(&mut self, most: usize) {
+        let all = self.chunks.len();
+        if all <= most {
+            return;
+        }
+        let mut kept = Vec::with_capacity(most);
+        for (_, part) in &mut self.parts {
+            let here = (part.len() * most / all).max(usize::from(part.len() > 0));
+            let first = kept.len();
+            for i in 0..here {
+                let at = part.start + (2 * i + 1) * part.len() / (2 * here);
+                kept.push(std::mem::take(&mut self.chunks[at]));
+            }
+            *part = first..kept.len();
+        }
+        self.chunks = kept;
+    }
+
+    /// Takes out the chunks with a passage of `passages`; returns the first text with too many of them,
+    /// with their number.
+    fn without(&mut self, passages: &HashSet<&[u32]>) -> Option<(String, usize, usize)> {
+        let has = |chunk: &Vec<u32>| chunk.windows(PASSAGE).any(|w| passages.contains(w));
+        let (mut kept, mut found) = (Vec::with_capacity(self.chunks.len()), None);
+        for (name, part) in &mut self.parts {
+            let first = kept.len();
+            let own = self.chunks[part.clone()].iter_mut().map(std::mem::take);
+            kept.extend(own.filter(|chunk| !has(chunk)));
+            let shared = part.len() - (kept.len() - first);
+            if shared * MOST_SHARED > part.len() {
+                found = found.or(Some((name.clone(), shared, part.len())));
+            }
+            *part = first..kept.len();
+        }
+        self.chunks = kept;
+        found
+    }
+}
+
+impl Corpus {
+    /// Cuts the texts. Without texts to hold out, about a fifth of each is held out, less chunks that
+    /// repeat passages of the rest.
+    ///
+    /// # Errors
+    /// Too few tokens, a text to hold out with passages of the training texts.
+    pub(super) fn new(
+        tokenizer: &Tokenizer,
+        texts: &[Text],
+        to_hold_out: &[Text],
+        context: usize,
+    ) -> Result<Corpus> {
+        let halves: (Vec<Text>, Vec<Text>) = texts.iter().map(Text::hold_out).unzip();
+        let (trained, held_out) = match to_hold_out.is_empty() {
+            true => (&halves.0[..], &halves.1[..]),
+            false => (texts, to_hold_out),
+        };
+        let trained = Cut::new(tokenizer, trained, context)?;
+        trained.check_length("training", LEAST_TRAINED, context)?;
+        let mut held_out = Cut::new(tokenizer, held_out, context)?;
+        held_out.check_length("decisions", LEAST_HELD_OUT, context)?;
+        let all = trained.chunks.iter();
+        let passages: HashSet<&[u32]> = all.flat_map(|chunk| chunk.windows(PASSAGE)).collect();
+        let found = held_out.without(&passages);
+        drop(passages);
+        if let (Some((held_out, shared, chunks)), false) = (found, to_hold_out.is_empty()) {
+            let names: Vec<&str> = trained.parts.iter().map(|(name, _)| &**name).collect();
+            return Err(Error::Shared {
+                held_out,
+                shared,
+                chunks,
+                training: names.join(", "),
+            });
+        }
+        held_out.check_length(
+            "decisions without passages of the rest",
+            LEAST_HELD_OUT,
+            context,
+        )?;
+        held_out.thin(MOST_HELD_OUT);
+        let first = trained.chunks.len();
+        let parts = held_out.parts.into_iter();
+        let parts = parts.map(|(name, part)| (name, first + part.start..first + part.end));
+        let parts = parts.filter(|(_, part)| !part.is_empty()).collect();
+        let mut chunks = trained.chunks;
+        chunks.extend(held_out.chunks);
+        Ok(Corpus {
+            chunks,
+            trained: first,
+            held_out: parts,
+        })
+    }
+
+    /// The chunks of step `number`, from 0 on: `batch` of those for training. Every pass over the text
+    /// has another order, which depends on `seed` alone.
+    pub(super) fn batch(&self, number: usize, batch: usize, seed: u64) -> Vec<usize> {
+        let at = |i: usize| {
+            let (pass, place) = (i / self.trained, i % self.trained);
+            self.order(pass, seed)[place]
+        };
+        (number * batch..(number + 1) * batch).map(at).collect()
+    }
+
+    fn order(&self, pass: usize, seed: u64) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.trained).collect();
+        Rng::new(seed ^ (pass as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).shuffle(&mut order);
+        order
+    }
+}
