@@ -223,7 +223,7 @@ impl<'a> Engine<'a> {
                 let base = batch.base.logits(chunk, range.clone())?;
                 let logits = head.logits(&rows.range(range), chunk, None)?;
                 for (logits, base) in logits.iter().zip(base.iter()) {
-                    nats += self.row_divergence(base, logits, chunk, None)?;
+                    nats += self.row_divergence([base, logits], chunk, None)?.0;
                 }
             }
             Ok(nats / positions.max(1) as f64)
@@ -232,23 +232,18 @@ impl<'a> Engine<'a> {
         self.pool.install(|| chunks.map(of_chunk).collect())
     }
 
-    /// Nats of a row; its derivative by the logits, times a scale, is appended.
+    /// Nats of a row, given the logits of base and model, and with a scale its derivative by the logits
+    /// times that.
     fn row_divergence(
         &self,
-        base: &[f32],
-        logits: &[f32],
+        [base, logits]: [&[f32]; 2],
         chunk: usize,
-        gradient: Option<(&mut Vec<f32>, f32)>,
-    ) -> Result<f64> {
-        let of_row = divergence(base, logits, gradient.as_ref().map(|(_, scale)| *scale));
-        let (nats, row) = of_row.ok_or(Error::NotFinite {
+        scale: Option<f32>,
+    ) -> Result<(f64, Vec<f32>)> {
+        divergence(base, logits, scale).ok_or(Error::NotFinite {
             layer: self.hyper.runs(),
             chunk,
-        })?;
-        if let Some((all, _)) = gradient {
-            all.extend_from_slice(&row);
-        }
-        Ok(nats)
+        })
     }
 
     /// Starts a backward pass with the gradient of the mean divergence.
@@ -319,7 +314,10 @@ impl<'a> Engine<'a> {
         let mut nats = 0.0;
         let mut gradient = Vec::with_capacity(logits.numbers().len());
         for (logits, base) in logits.iter().zip(base.iter()) {
-            nats += self.row_divergence(base, logits, chunk, Some((&mut gradient, scale)))?;
+            let rows = [base, logits];
+            let (of_row, row) = self.row_divergence(rows, chunk, Some(scale))?;
+            nats += of_row;
+            gradient.extend_from_slice(&row);
         }
         let output = head.output_gradient(&logits, Rows::new(gradient, logits.columns()));
         let sums = ParameterSums::new(self.catalog());
