@@ -448,7 +448,7 @@ impl<'a> Engine<'a> {
 
     /// Starts a backward pass at the last layer's output, with one gradient `[positions, streams *
     /// hidden]` for each chunk, that also observes norms and biases.
-    pub(super) fn backward_from<'e, 'c>(
+    pub(super) fn backward_with_parameters<'e, 'c>(
         &'e self,
         trace: &'e Trace<'c>,
         starts: Vec<Rows>,

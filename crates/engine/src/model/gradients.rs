@@ -299,7 +299,7 @@ impl<'a> Engine<'a> {
             }
             Ok(())
         })?;
-        Ok((self.backward_from(trace, starts, sample)?, all))
+        Ok((self.backward_with_parameters(trace, starts, sample)?, all))
     }
 
     fn head_block(
