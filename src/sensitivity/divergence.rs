@@ -68,7 +68,7 @@ pub(super) fn measured(
         keep(&backward, &nats)?;
     }
     recorder.map(Recorder::finish).transpose()?;
-    scoring.tables(&backward, &mut nats)?;
+    scoring.tables(&mut backward, &mut nats)?;
     Ok((nats, scoring.positions))
 }
 
@@ -154,7 +154,7 @@ impl<'s> Scoring<'s> {
     }
 
     /// Scores the tables that tokens are looked up in, and tensors that no input reaches.
-    pub(super) fn tables(&self, backward: &Backward<'_, '_>, nats: &mut Nats) -> Result<()> {
+    pub(super) fn tables(&self, backward: &mut Backward<'_, '_>, nats: &mut Nats) -> Result<()> {
         let (engine, candidates) = (self.run.engine, self.candidates);
         for name in engine.hyper.unread(engine.catalog()) {
             if let Some(candidate) = candidates.get(name) {

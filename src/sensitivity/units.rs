@@ -189,7 +189,7 @@ pub(crate) fn scores(
                 scoring.layer(&samples, recorder.as_ref(), &mut nats)?;
             }
         }
-        None => scoring.tables(&backward, &mut nats)?,
+        None => scoring.tables(&mut backward, &mut nats)?,
     }
     let files = recorder.map_or(Vec::new(), |recorder| recorder.files());
     Ok(Costs { nats, files })
