@@ -83,7 +83,7 @@ impl Cut {
         }
         let mut kept = Vec::with_capacity(most);
         for (_, part) in &mut self.parts {
-            let here = (part.len() * most / all).max(usize::from(!part.is_empty()));
+            let here = (part.len() * most / all).max(part.len().min(1));
             let first = kept.len();
             for i in 0..here {
                 let at = part.start + (2 * i + 1) * part.len() / (2 * here);
