@@ -18,6 +18,10 @@ use std::process::{Command, ExitCode};
 /// dependencies, memory and time. Other schedulers need only `quantier shard` and `quantier merge-shards`:
 /// see docs/many-machines.md.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  quantier make ./Qwen3-4B --bpw 4.25 -o out --plan-only
+  quantier cluster slurm out --cores 16
+  quantier cluster status out")]
 pub struct Args {
     #[command(subcommand)]
     what: What,

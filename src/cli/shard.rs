@@ -51,6 +51,10 @@ pub struct Args {
 /// Parts are added in the order of the units of work: the result is that of one process. `quantier make`
 /// with the plan's arguments then continues from it. The merged parts are removed.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  quantier make ./Qwen3-4B --bpw 4.25 -o out --plan-only --shards 1
+  quantier shard out imatrix 0
+  quantier merge-shards out imatrix")]
 pub struct MergeArgs {
     /// Output directory of `make`
     #[arg(value_name = "DIR")]
