@@ -277,7 +277,7 @@ fn fast_settings_are_defaults() {
     fs::write(dir.path().join("cal.txt"), text(1, 12_000)).unwrap();
     let plan = |more: &str| {
         let args = format!(
-            "make m.gguf -c 64 -f cal.txt --eval eval.txt --types q4_K --bpw 4.5 -o out --dry-run --json {more}"
+            "make m.gguf -c 64 -f cal.txt --eval eval.txt --types q4_K,q8_0 --bpw 5 -o out --dry-run --json {more}"
         );
         let plan = json(dir.path(), &args);
         let stages = plan["stages"].as_array().unwrap();
