@@ -30,8 +30,8 @@ use std::time::Duration;
   quantier tune model-F16.gguf model-Q4_K_M.gguf -f calibration.txt -o tuned-Q4_K_M.gguf
 
   # Only norms and scales, with a text of its own for decisions:
-  quantier tune ./Qwen3-0.6B Qwen3-0.6B-Q2_K.gguf -f books.txt -f code.txt --eval chat.txt \\
-      --train norms,scales -o tuned-Q2_K.gguf")]
+  quantier tune model-F16.gguf model-Q4_K_M.gguf -f calibration.txt --eval held-out.txt \\
+      --train norms,scales -o tuned.gguf")]
 pub struct Args {
     /// The unquantized model
     base: PathBuf,

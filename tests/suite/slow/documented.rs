@@ -62,7 +62,7 @@ const NOT_RUN: [(&str, &str); 6] = [
 
 /// Sizes for a page's model, and the replacements for the small one.
 const SIZES: [(&str, &str); 3] = [
-    ("quantier tune ", "quantier tune --steps 5 "),
+    ("quantier tune ", "quantier tune --steps 5 -c 64 "),
     ("--size 2.2GiB", "--size 2MiB"),
     ("--size 400MiB", "--size 2MiB"),
 ];
