@@ -70,7 +70,7 @@ pub struct Common {
     #[arg(
         long,
         value_name = "N",
-        default_value_if("fast", "true", "6"),
+        default_value_if("fast", "true", "12"),
         default_value_t = 24
     )]
     score_chunks: usize,
