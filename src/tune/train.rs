@@ -339,26 +339,13 @@ impl Session<'_, '_> {
         let options = &self.job.options;
         let numbers = self.corpus.batch(done, options.batch, options.seed);
         let name = &self.job.file.name;
-        let engine = self.job.file.engine.changing(parameters.bytes.clone());
-        let engine = engine.map_err(named(name))?;
-        let chunks: Vec<Vec<u32>> = numbers
-            .iter()
-            .map(|number| self.corpus.chunks[*number].clone())
-            .collect();
-        let base = Logits {
-            hidden: &self.hidden,
-            head: &self.head,
-            chunks: &numbers,
-        };
-        let batch = Batch {
-            chunks: &chunks,
-            base: &base,
-        };
+        let bytes = parameters.bytes.clone();
         let mut adding = parameters.adding();
         let quiet = Quiet(self.progress);
-        let ran = engine.divergence_gradients(&batch, &mut adding, &quiet);
+        let ran = self.on_chunks(bytes, &numbers, |engine, batch| {
+            engine.divergence_gradients(batch, &mut adding, &quiet)
+        })?;
         let not_finite = adding.not_finite;
-        drop(engine);
         let why = match (ran, not_finite) {
             (Ok(nats), None) => {
                 let pool = self.job.file.engine.pool();
@@ -376,6 +363,29 @@ impl Session<'_, '_> {
         };
         parameters.undo();
         Ok(Err(why))
+    }
+
+    /// Runs the file with these bytes on some chunks of the corpus, beside the base's logits.
+    fn on_chunks<T>(
+        &self,
+        bytes: Arc<Changed>,
+        numbers: &[usize],
+        run: impl FnOnce(&Engine<'_>, &Batch<'_>) -> T,
+    ) -> Result<T> {
+        let file = &self.job.file;
+        let engine = file.engine.changing(bytes).map_err(named(&file.name))?;
+        let chunks = numbers.iter().map(|number| &self.corpus.chunks[*number]);
+        let chunks: Vec<Vec<u32>> = chunks.cloned().collect();
+        let base = Logits {
+            hidden: &self.hidden,
+            head: &self.head,
+            chunks: numbers,
+        };
+        let batch = Batch {
+            chunks: &chunks,
+            base: &base,
+        };
+        Ok(run(&engine, &batch))
     }
 
     /// The rates of a step: a linear rise, then half a cosine.
@@ -407,32 +417,14 @@ impl Session<'_, '_> {
 
     /// Mean divergence of half the held-out chunks by text.
     fn nats(&self, bytes: &Arc<Changed>, half: usize) -> Result<Vec<f64>> {
-        let name = &self.job.file.name;
-        let engine = self
-            .job
-            .file
-            .engine
-            .changing(bytes.clone())
-            .map_err(named(name))?;
         let halves: Vec<Vec<usize>> = (self.corpus.held_out.iter())
             .map(|(_, part)| self.half(part, half))
             .collect();
-        let numbers = halves.concat();
-        let chunks: Vec<Vec<u32>> = numbers
-            .iter()
-            .map(|number| self.corpus.chunks[*number].clone())
-            .collect();
-        let base = Logits {
-            hidden: &self.hidden,
-            head: &self.head,
-            chunks: &numbers,
-        };
-        let batch = Batch {
-            chunks: &chunks,
-            base: &base,
-        };
         let quiet = Quiet(self.progress);
-        let all = engine.divergence(&batch, &quiet).map_err(named(name))?;
+        let all = self.on_chunks(bytes.clone(), &halves.concat(), |engine, batch| {
+            engine.divergence(batch, &quiet)
+        })?;
+        let all = all.map_err(named(&self.job.file.name))?;
         let mut all = all.into_iter();
         let mean = |half: &Vec<usize>| {
             let sum: f64 = all.by_ref().take(half.len()).sum();
