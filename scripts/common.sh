@@ -6,6 +6,18 @@ find_quantier() {
     [ -x "$quantier" ] || cargo build --release --quiet
 }
 
+# Plans `make` in $1 shards of every stage for the scheduler $2, in $out below $work; `$work/one/out` there has the outputs of one
+# process. $MAKE has the arguments of make, in place of three sizes of the reference model with few chunks.
+plan_for() {
+    local arguments usual=(testdata/refmodel --bpw 3.3 --bpw 4.25 --bpw 5.5 -c 128 --score-chunks 6 --eval-chunks 40
+        -f testdata/texts/calibration.txt --eval testdata/texts/evaluation.txt)
+    read -ra arguments <<<"${MAKE:-${usual[*]}}"
+    [ -f "$work/one/out/frontier.json" ] || "$quantier" make "${arguments[@]}" -o "$work/one/out" >/dev/null
+    out=$work/$2/out
+    rm -rf "$out"
+    "$quantier" make "${arguments[@]}" -o "$out" --plan-only --shards "$1"
+}
+
 # Sets $work: the named directory, created if missing; without a name a temporary one, removed at the end.
 work_in() {
     if [ -n "$1" ]; then

@@ -67,13 +67,7 @@ slurmctld -c
 slurmd -N n1
 slurmd -N n2
 
-usual=(testdata/refmodel --bpw 3.3 --bpw 4.25 --bpw 5.5 -c 128 --score-chunks 6 --eval-chunks 40
-    -f testdata/texts/calibration.txt --eval testdata/texts/evaluation.txt)
-read -ra arguments <<<"${MAKE:-${usual[*]}}"
-[ -f "$work/one/out/frontier.json" ] || "$quantier" make "${arguments[@]}" -o "$work/one/out" >/dev/null
-out=$work/slurm/out
-rm -rf "$out"
-"$quantier" make "${arguments[@]}" -o "$out" --plan-only --shards "$shards"
+plan_for "$shards" slurm
 "$quantier" cluster slurm "$out" --cores 1 --submit
 
 # Processes of shards: their own numbers, found by the output directory in their arguments.

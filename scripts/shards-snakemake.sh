@@ -23,13 +23,7 @@ if [ -z "$snakemake" ]; then
     "$work/venv/bin/pip" install --quiet snakemake
     snakemake=$work/venv/bin/snakemake
 fi
-usual=(testdata/refmodel --bpw 3.3 --bpw 4.25 --bpw 5.5 -c 128 --score-chunks 6 --eval-chunks 40
-    -f testdata/texts/calibration.txt --eval testdata/texts/evaluation.txt)
-read -ra arguments <<<"${MAKE:-${usual[*]}}"
-[ -f "$work/one/out/frontier.json" ] || "$quantier" make "${arguments[@]}" -o "$work/one/out" >/dev/null
-out=$work/snakemake/out
-rm -rf "$out"
-"$quantier" make "${arguments[@]}" -o "$out" --plan-only --shards "$shards" >/dev/null
+plan_for "$shards" snakemake >/dev/null
 "$quantier" cluster snakemake "$out" --cores 1
 "$snakemake" --snakefile "$out/work/snakemake/Snakefile" --cores 2 --directory "$work" --keep-going --quiet &
 engine=$!
