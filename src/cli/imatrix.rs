@@ -3,7 +3,7 @@
 use super::measure::{Common, Opened, open, read_text, runnable, source};
 use super::messages::{note, warning};
 use super::terminal::Bar;
-use super::text::{say, size};
+use super::text::{beside, say, size};
 use super::wrong_usage;
 use anyhow::{Context, ensure};
 use clap::ArgMatches;
@@ -499,13 +499,6 @@ fn resume(
         note!("{note}");
     }
     Ok(Some(resume))
-}
-
-/// A path with a suffix appended to its name.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 fn names(paths: &[PathBuf]) -> String {

@@ -3,7 +3,7 @@
 use super::measure::{Common, open, read_text, runnable, source};
 use super::messages::{note, warning};
 use super::terminal::Bar;
-use super::text::say;
+use super::text::{beside, say};
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use quantier::input::Source;
@@ -152,10 +152,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let resume = match args.no_snapshot {
         true => None,
         false => {
-            let mut path = args.output.as_os_str().to_owned();
-            path.push(".resume");
+            let path = beside(&args.output, ".resume");
             let every = Duration::from_secs(args.snapshot_every);
-            let (resume, text) = Resume::open(Path::new(&path), job.key()?, every)?;
+            let (resume, text) = Resume::open(&path, job.key()?, every)?;
             text.iter().for_each(|text| note!("{text}"));
             Some(resume)
         }
