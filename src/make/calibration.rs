@@ -251,9 +251,7 @@ impl Stage for Calibration<'_> {
         let missing = self.hessians.as_ref().filter(|_| hessians.is_none());
         if let Some(missing) = missing {
             // Remove Hessians of other texts; keep those of an interrupted run.
-            if hessian::holds_others(&missing.job.directory, &missing.job.key)? {
-                hessian::clear(&missing.job.directory)?;
-            }
+            hessian::clear_others(&missing.job.directory, &missing.job.key)?;
             missing.needs.check(&missing.job)?;
         }
         let key = KeyBuilder::new("make: imatrix")

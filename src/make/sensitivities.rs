@@ -430,9 +430,7 @@ impl Stage for ScoringStage<'_> {
         let loaded = self.loaded_hessians();
         let missing = self.output_hessians.as_ref().filter(|_| loaded.is_none());
         if let (Some(missing), Some(model)) = (missing, self.job.model()) {
-            if hessian::holds_others(&missing.directory, &missing.key).unwrap_or(false) {
-                hessian::clear(&missing.directory)?;
-            }
+            hessian::clear_others(&missing.directory, &missing.key)?;
             let rows = gradient_rows(model.engine);
             let bytes = rows.into_iter().map(hessian::gradient_bytes);
             hessian::check_room(missing, bytes.sum())?;

@@ -84,7 +84,8 @@ pub(crate) fn gradients(
     Ok(())
 }
 
-fn locked(part: &Mutex<Writer>) -> MutexGuard<'_, Writer> {
+/// A part that no other thread writes now.
+pub(crate) fn locked(part: &Mutex<Writer>) -> MutexGuard<'_, Writer> {
     part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -1,8 +1,8 @@
 //! The importance matrix and the input Hessians: sums by units of the calibration text, then the
 //! Hessians by layers.
 
-use super::parts::{folder, move_files};
-use super::{Cut, Parts, Result, locked};
+use super::parts::{move_files, unit_hessians};
+use super::{Cut, Parts, Result};
 use crate::format::imatrix::Format;
 use crate::format::part::{Part, Writer};
 use crate::format::snapshot::{Key, Packer, Unpacker};
@@ -13,6 +13,7 @@ use crate::make::cost::Cost;
 use crate::make::stage::Session;
 use crate::make::workdir::WorkDir;
 use crate::resume::KeyBuilder;
+use crate::sensitivity::units::locked;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -151,10 +152,7 @@ impl Averaging<'_, '_> {
     /// Hessians of the units, until they are merged.
     fn unit_job(&self, work: &WorkDir) -> Option<hessian::Job> {
         let hessians = self.0.hessians.as_ref()?;
-        Some(hessian::Job {
-            directory: folder(work, self.name()).join("hessians"),
-            ..hessians.job.clone()
-        })
+        Some(unit_hessians(work, self.name(), &hessians.job))
     }
 }
 
@@ -204,9 +202,7 @@ impl Cut for Averaging<'_, '_> {
             layer.map_or(last, |layer| layer.index().min(last))
         };
         let sums = Parts::all(session.work, &Summing(self.0))?;
-        if hessian::holds_others(&job.directory, &job.key)? {
-            hessian::clear(&job.directory)?;
-        }
+        hessian::clear_others(&job.directory, &job.key)?;
         for (unit, part) in units.zip(parts) {
             let recorder = Recorder::new(&job, [self.0.chunks(), self.0.job.context])?;
             let merge = || recorder.merge(&sums, &|lead| group(lead) == unit);
@@ -226,9 +222,7 @@ impl Cut for Averaging<'_, '_> {
         let (stage, work) = (self.0, session.work);
         if let (Some(from), Some(hessians)) = (self.unit_job(work), &stage.hessians) {
             let job = &hessians.job;
-            if hessian::holds_others(&job.directory, &job.key)? {
-                hessian::clear(&job.directory)?;
-            }
+            hessian::clear_others(&job.directory, &job.key)?;
             let mut files = Vec::new();
             for part in parts {
                 let bad = || part.bad("its list of files cannot be read".into());

@@ -1,6 +1,6 @@
 //! The divergences of the files, by chunks of the evaluation text.
 
-use super::{Cut, Result, locked};
+use super::{Cut, Result};
 use crate::evaluate::score::Comparison;
 use crate::evaluate::statistics::Statistics;
 use crate::format::part::{Part, Writer};
@@ -9,6 +9,7 @@ use crate::make::cost::Cost;
 use crate::make::proof::{EngineMeter, Proof, Subject, divergence};
 use crate::make::stage::Session;
 use crate::resume::KeyBuilder;
+use crate::sensitivity::units::locked;
 use std::ops::Range;
 use std::sync::Mutex;
 

@@ -37,7 +37,7 @@ use crate::format::part::{Part, Writer};
 use crate::format::snapshot::Key;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 /// A way to cut a stage into units of work.
 pub(super) trait Cut {
@@ -84,11 +84,6 @@ pub(super) trait Cut {
 
     /// Names of the cuts whose parts are of no use after the merge.
     fn uses_up(&self) -> &'static [&'static str];
-}
-
-/// A part that no other thread writes now.
-fn locked(part: &Mutex<Writer>) -> MutexGuard<'_, Writer> {
-    part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The error for files of units that are not there.

@@ -10,6 +10,7 @@ use super::Cut;
 use super::arithmetic;
 use crate::format;
 use crate::format::part::{Identity, Lookup, Part, Writer};
+use crate::hessian;
 use crate::make::workdir::WorkDir;
 use crate::make::{Error, Result, write_text};
 use serde::{Deserialize, Serialize};
@@ -142,6 +143,14 @@ impl Parts {
 
 fn path(folder: &Path, unit: usize) -> PathBuf {
     folder.join(format!("{unit:05}.part"))
+}
+
+/// Hessians of a cut's units, until they are merged into those of the job.
+pub(super) fn unit_hessians(work: &WorkDir, name: &str, job: &hessian::Job) -> hessian::Job {
+    hessian::Job {
+        directory: folder(work, name).join("hessians"),
+        ..job.clone()
+    }
 }
 
 /// Moves files to another directory of the same file system. Those that a killed merge has moved are there

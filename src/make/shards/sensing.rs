@@ -1,7 +1,7 @@
 //! Sensitivities and output Hessians: the gradients by chunks, then the scores by layers.
 
-use super::parts::{folder, move_files};
-use super::{Cut, Parts, Result, locked};
+use super::parts::{move_files, unit_hessians};
+use super::{Cut, Parts, Result};
 use crate::format::part::{Part, Writer};
 use crate::format::snapshot::Key;
 use crate::hessian;
@@ -12,7 +12,7 @@ use crate::make::sensitivities::{SCORES, ScoringStage, token_bytes};
 use crate::make::stage::Session;
 use crate::make::workdir::WorkDir;
 use crate::resume::KeyBuilder;
-use crate::sensitivity::units::{self, Costs, Unit};
+use crate::sensitivity::units::{self, Costs, Unit, locked};
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -87,10 +87,7 @@ impl Sensing<'_, '_> {
     /// Output Hessians of the units, until they are merged.
     fn unit_hessians(&self, work: &WorkDir) -> Option<hessian::Job> {
         let job = self.0.output_hessians.as_ref()?;
-        Some(hessian::Job {
-            directory: folder(work, self.name()).join("hessians"),
-            ..job.clone()
-        })
+        Some(unit_hessians(work, self.name(), job))
     }
 }
 
@@ -132,10 +129,8 @@ impl Cut for Sensing<'_, '_> {
         let model = native(stage)?;
         let gradients = Parts::all(session.work, &Gradients(stage))?;
         let hessians = self.unit_hessians(session.work);
-        if let Some(job) = &hessians
-            && hessian::holds_others(&job.directory, &job.key).unwrap_or(false)
-        {
-            hessian::clear(&job.directory)?;
+        if let Some(job) = &hessians {
+            hessian::clear_others(&job.directory, &job.key)?;
         }
         let run = stage.run_of(model, hessians.as_ref());
         let knowledge = stage.calibrated.knowledge(stage.job.input);
@@ -158,9 +153,7 @@ impl Cut for Sensing<'_, '_> {
         let costs = costs.collect::<crate::sensitivity::Result<Vec<_>>>()?;
         let to = stage.output_hessians.as_ref();
         if let (Some(from), Some(to)) = (self.unit_hessians(work), to) {
-            if hessian::holds_others(&to.directory, &to.key).unwrap_or(false) {
-                hessian::clear(&to.directory)?;
-            }
+            hessian::clear_others(&to.directory, &to.key)?;
             move_files(
                 [&from.directory, &to.directory],
                 costs.iter().flat_map(Costs::files),

@@ -14,7 +14,7 @@ pub use collect::Written;
 pub use needs::Needs;
 pub use needs::{check_room, gradient_bytes, input_of};
 pub use quantier_round::hessian::{
-    EXPERT_SAMPLE, HELD_OUT, Hessian, Identity, LEAST_ROWS, SAMPLE, Store, clear, holds_others,
+    EXPERT_SAMPLE, HELD_OUT, Hessian, Identity, LEAST_ROWS, SAMPLE, Store, clear, clear_others,
     is_held_out, unit_chunks,
 };
 

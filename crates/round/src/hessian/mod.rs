@@ -17,7 +17,7 @@ pub mod sums;
 
 pub use pairs::{PairMeans, PairSums};
 pub use sample::Sample;
-pub use store::{Hessian, Identity, Store, check_free, clear, holds_others};
+pub use store::{Hessian, Identity, Store, check_free, clear, clear_others};
 
 /// One chunk in this many is held out, the last.
 pub const HELD_OUT: usize = 8;

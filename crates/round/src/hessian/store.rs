@@ -224,20 +224,20 @@ pub fn clear(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// True if a directory holds Hessians of another job.
+/// Removes the Hessian files of a directory if some are of another job; those of an interrupted run stay.
 ///
 /// # Errors
-/// If the directory cannot be read.
-pub fn holds_others(directory: &Path, key: &Key) -> Result<bool> {
-    let files = if directory.exists() {
-        gguf_files(directory)?
-    } else {
-        Vec::new()
+/// As [`clear`].
+pub fn clear_others(directory: &Path, key: &Key) -> Result<()> {
+    let files = match directory.exists() {
+        true => gguf_files(directory)?,
+        false => return Ok(()),
     };
-    Ok(files
-        .iter()
-        .filter_map(|path| key_of(path))
-        .any(|found| found != *key))
+    let mut keys = files.iter().filter_map(|path| key_of(path));
+    match keys.any(|found| found != *key) {
+        true => clear(directory),
+        false => Ok(()),
+    }
 }
 
 /// Fails if a directory holds Hessians of another job. Returns the bytes of this job's files.
