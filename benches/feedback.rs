@@ -9,11 +9,12 @@
 //! models. The error is measured on held-out inputs.
 
 use quantier_blocks::Codec;
+use quantier_core::progress::Silent;
 use quantier_core::rng::Rng;
 use quantier_engine::model::rows_times_rows;
 use quantier_gguf::safetensors;
 use quantier_gguf::types::GgmlType;
-use quantier_round::{DAMPING, InputFactor, round_rows};
+use quantier_round::{InputStatistics, Knowledge, Rounder};
 use rayon::prelude::*;
 use std::time::Instant;
 
@@ -90,8 +91,7 @@ fn compare(name: &str, w: &[f32], n: usize, mixture: &[f32], types: &[GgmlType])
     let unseen = made_up(&mut rng, mixture, 512, n);
     let mean = covariance(&x, n);
     let start = Instant::now();
-    let factor =
-        InputFactor::new(&mean, n, DAMPING, rayon::current_num_threads()).expect("a covariance");
+    let inputs = InputStatistics::unjudged(mean.clone(), n).expect("a covariance");
     println!(
         "\n{name}, {} x {n}: the factor took {:.2} s\n",
         w.len() / n,
@@ -108,7 +108,14 @@ fn compare(name: &str, w: &[f32], n: usize, mixture: &[f32], types: &[GgmlType])
             rows.for_each(|(w, out)| codec.quantize_row(w, Some(&importance), out));
         });
         let (fed, fed_s) = rounded(codec, w, n, |w, out| {
-            round_rows(codec, &factor, &mut w.to_vec(), out)
+            let knowledge = Knowledge {
+                inputs: Some(&inputs),
+                ..Knowledge::default()
+            };
+            let rounder = Rounder::new(codec.ggml_type, n).expect("whole blocks");
+            rounder
+                .round(w, &knowledge, out, &Silent)
+                .expect("never cancelled");
         });
         let [before, after] = [&plain, &fed].map(|blocks| error(codec, w, n, blocks, &unseen));
         let ratio = after / before;

@@ -178,8 +178,13 @@ impl Machine {
         {
             Some(tried) => {
                 // An error changes all later columns of its row: on average half of them, in one
-                // product.
-                let more = weights * (columns as f64 - tried.columns as f64).max(0.0);
+                // product. Coordinate descent takes a whole one, and one for each change of scales.
+                let products = match ggml_type.block_len() {
+                    256 => 1.5,
+                    _ => 3.5,
+                };
+                let more =
+                    2.0 * products * weights * (columns as f64 - tried.columns as f64).max(0.0);
                 weights / tried.rate.max(1.0) + more / self.flops_per_second
             }
             None => self
@@ -210,6 +215,5 @@ fn synthetic(columns: usize) -> Option<InputStatistics> {
     let mean: Vec<f32> = (0..columns)
         .flat_map(|i| (0..columns).map(move |j| of(i, j)))
         .collect();
-    let factor = InputFactor::new(&mean, columns, DAMPING, 1).ok()?;
-    Some(InputStatistics::unjudged(factor))
+    InputStatistics::unjudged(mean, columns).ok()
 }

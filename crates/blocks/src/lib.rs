@@ -136,6 +136,8 @@ pub struct Codec {
     first_fault: fn(&[u8]) -> Option<(usize, Fault)>,
     /// Error feedback, for types with levels to choose.
     round_eight: Option<feedback::RoundEight>,
+    descend: Option<feedback::Descend>,
+    has_codebook: bool,
     /// New codes within the scales, for the same types.
     recode: Option<feedback::Recode>,
     code_steps: Option<feedback::Steps>,
@@ -183,6 +185,8 @@ impl Codec {
             dequantize: dequantize_row::<B, N>,
             first_fault: first_fault::<B, N>,
             round_eight: None,
+            descend: None,
+            has_codebook: false,
             recode: None,
             code_steps: None,
             encode_lossless: None,
@@ -192,6 +196,7 @@ impl Codec {
     const fn stepped<B: feedback::Stepped<N>, const N: usize>() -> Codec {
         Codec {
             round_eight: Some(feedback::round_stepped::<B, N>),
+            descend: Some(feedback::descend_stepped::<B, N>),
             recode: Some(feedback::recode_stepped::<B, N>),
             code_steps: Some(feedback::steps_stepped::<B, N>),
             ..Codec::new::<B, N>()
@@ -208,6 +213,8 @@ impl Codec {
     const fn pointed<B: feedback::Pointed>() -> Codec {
         Codec {
             round_eight: Some(feedback::round_pointed::<B>),
+            descend: Some(feedback::descend_pointed::<B>),
+            has_codebook: true,
             recode: Some(feedback::recode_pointed::<B>),
             code_steps: Some(feedback::steps_pointed::<B>),
             ..Codec::new::<B, 256>()
@@ -282,6 +289,11 @@ impl Codec {
         self.round_eight.is_some()
     }
 
+    /// True if the weights of a group are a point of a codebook.
+    pub fn has_codebook(&self) -> bool {
+        self.has_codebook
+    }
+
     /// Rounds a block of eight rows with error feedback: `weights` is `[8, block_len]`, `blocks` is
     /// `[8, block_bytes]`. On return, `weights` holds the errors for compensation in later columns:
     /// each weight before its own rounding, minus its rounded value.
@@ -307,6 +319,29 @@ impl Codec {
             .round_eight
             .expect("types without levels take no feedback");
         round(Isa::best(), coupling, weights, blocks);
+    }
+
+    /// Changes codes of a rounded block of one row while the cost of the row's errors falls, each once,
+    /// given all others; scales stay. Returns true if a code has changed: then values and slopes are
+    /// the new ones. Changes of other blocks' columns are not added to their slopes.
+    ///
+    /// # Panics
+    /// If lengths do not match.
+    pub fn descend(
+        &self,
+        curvature: feedback::Curvature<'_>,
+        rounded: feedback::Rounded<'_>,
+    ) -> bool {
+        let len = self.ggml_type.block_len();
+        assert!(
+            rounded.values.len() == len
+                && rounded.slopes.len() == len
+                && rounded.block.len() == self.ggml_type.block_bytes()
+                && curvature.groups.len() * 8 >= len,
+            "one block"
+        );
+        let descend = self.descend;
+        descend.is_some_and(|descend| descend(Isa::best(), curvature, rounded))
     }
 
     /// Replaces the codes of a row, or of any whole number of blocks, by those nearest to `weights`,

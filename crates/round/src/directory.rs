@@ -1,6 +1,7 @@
 //! The input Hessians of a model, in a directory.
 
 use crate::InputStatistics;
+use crate::factor::InputCurvature;
 use crate::hessian::{HELD_OUT, Hessian, Identity, Store};
 use crate::statistics::factored;
 use quantier_gguf::snapshot::Key;
@@ -116,11 +117,12 @@ impl InputHessians {
         let Some(hessian) = self.store.get(tensor, matrix)? else {
             return Ok(None);
         };
-        let factor = factored(&hessian.mean, columns, hessian.rows)
+        let factored = factored(&hessian.mean, columns, hessian.rows)
             .map_err(|error| bad(error.to_string()))?;
-        let inputs = factor.map(|factor| {
+        let inputs = factored.map(|(factor, damping)| {
             Arc::new(InputStatistics {
                 factor: factor.into(),
+                curvature: InputCurvature::new(hessian.mean, columns, damping).into(),
                 held_out: hessian.sample.into(),
                 shift: None,
             })

@@ -41,7 +41,7 @@ impl PairMeans {
         add_with_transpose(&mut xx, &dx, 1.0, n);
         add(&mut xx, &k);
         add(&mut dx, &k);
-        let Some(factor) = factored(&xx, n, self.rows)? else {
+        let Some((factor, _)) = factored(&xx, n, self.rows)? else {
             // All inputs of the original model are zero.
             (self.mean, self.cross) = (k.clone(), negated(&k));
             return Ok(self);

@@ -8,8 +8,9 @@
 //! 2022).
 
 use crate::matrix::{View, multiply, subtract_product};
-use quantier_blocks::feedback::{Coupling, Metric};
+use quantier_blocks::feedback::{Coupling, Curvature, Metric};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Damping of the diagonal, relative to its mean: the Hessian of few inputs has directions without
 /// any, in which errors still cost.
@@ -188,6 +189,61 @@ impl InputFactor {
             end - to,
             self.columns,
         )
+    }
+}
+
+/// An input Hessian with the damping of its factor, for changes of rounded weights.
+pub(crate) struct InputCurvature {
+    columns: usize,
+    /// `[columns, columns]`.
+    hessian: Vec<f32>,
+    /// The Hessian among each group of eight columns.
+    groups: Vec<Metric>,
+}
+
+impl InputCurvature {
+    /// The curvature of a Hessian `[columns, columns]`, with `damping` times the mean of its diagonal added
+    /// to the diagonal.
+    pub(crate) fn new(mut hessian: Vec<f32>, columns: usize, damping: f64) -> InputCurvature {
+        let added = InputFactor::added(&hessian, columns, damping).unwrap_or(0.0) as f32;
+        let diagonal = hessian.iter_mut().step_by(columns + 1);
+        diagonal.for_each(|x| *x += added);
+        let group = |g: usize| {
+            let row =
+                |j: usize| std::array::from_fn(|k| hessian[(8 * g + j) * columns + 8 * g + k]);
+            Metric::of_hessian(std::array::from_fn(row))
+        };
+        let groups = (0..columns / 8).map(group).collect();
+        InputCurvature {
+            columns,
+            hessian,
+            groups,
+        }
+    }
+
+    /// The whole Hessian.
+    pub(crate) fn hessian(&self) -> View<'_> {
+        View::new(&self.hessian, self.columns, self.columns, self.columns)
+    }
+
+    /// Some rows and columns.
+    pub(crate) fn part(&self, rows: Range<usize>, columns: Range<usize>) -> View<'_> {
+        let first = &self.hessian[rows.start * self.columns + columns.start..];
+        View::new(first, rows.len(), columns.len(), self.columns)
+    }
+
+    /// Row of a column.
+    pub(crate) fn row(&self, column: usize) -> &[f32] {
+        &self.hessian[column * self.columns..][..self.columns]
+    }
+
+    /// The part among the columns from `from` on.
+    pub(crate) fn of_block(&self, from: usize) -> Curvature<'_> {
+        Curvature {
+            rows: &self.hessian[from * self.columns + from..],
+            stride: self.columns,
+            groups: &self.groups[from / 8..],
+        }
     }
 }
 

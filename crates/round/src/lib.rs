@@ -36,7 +36,6 @@ mod tests;
 
 pub use directory::InputHessians;
 pub use factor::{DAMPING, InputFactor, NoFactor};
-pub use feedback::round_rows;
 pub use lossless::lossless_type;
 pub use output::OutputFactor;
 pub use proof::{Proof, TensorProof, spread};

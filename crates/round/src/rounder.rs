@@ -1,6 +1,6 @@
 //! Rounding of rows of weights into blocks, for all methods.
 
-use crate::feedback::round_rows;
+use crate::feedback::{descend, round_rows};
 use crate::{InputStatistics, OutputFactor, Proof};
 use quantier_blocks::Codec;
 use quantier_blocks::simd::LANES;
@@ -228,11 +228,10 @@ impl Rounder {
     ) -> Proof {
         let rows = weights.len() / self.row_len;
         let mut rounded = inputs.target(weights, 1);
-        round_rows(self.codec, &inputs.factor, &mut rounded, out);
+        self.feed_back(inputs, &mut rounded, out);
         if inputs.held_out.is_empty() {
             return Proof::unjudged(rows);
         }
-        self.widen(out, &mut rounded);
         let feedback = inputs.squared_error(weights, &mut rounded);
         let mut plain = vec![0; out.len()];
         for (weights, plain) in self.rows(weights, &mut plain) {
@@ -241,6 +240,13 @@ impl Rounder {
         self.widen(&plain, &mut rounded);
         let reference = inputs.squared_error(weights, &mut rounded);
         better([feedback, reference], rows, out, &plain)
+    }
+
+    /// Rounds the targets of some rows; on return, `numbers` has the rounded values.
+    fn feed_back(&self, inputs: &InputStatistics, numbers: &mut [f32], out: &mut [u8]) {
+        let target = numbers.to_vec();
+        round_rows(self.codec, &inputs.factor, numbers, out);
+        descend(self.codec, &inputs.curvature, &target, numbers, out);
     }
 
     /// Feedback along rows and between them.
@@ -267,8 +273,7 @@ impl Rounder {
                 .par_chunks_mut(task_rows * n)
                 .zip(blocks.par_chunks_mut(task_rows * row_bytes))
                 .for_each(|(numbers, blocks)| {
-                    round_rows(self.codec, &inputs.factor, numbers, blocks);
-                    self.widen(blocks, numbers);
+                    self.feed_back(inputs, numbers, blocks);
                 });
             for (row, blocks) in rows.iter().zip(blocks.chunks_exact(row_bytes)) {
                 out[row * row_bytes..][..row_bytes].copy_from_slice(blocks);

@@ -1,6 +1,7 @@
 //! Statistics of a linear's inputs: the factored Hessian, held-out rows, and the target shift of
 //! sequential rounding.
 
+use crate::factor::InputCurvature;
 use crate::hessian::{PairMeans, PairSums};
 use crate::matrix::{View, add_product, multiply, subtract_product};
 use crate::{DAMPING, InputFactor, NoFactor, extension};
@@ -9,6 +10,8 @@ use std::sync::Arc;
 /// Statistics of the inputs of one matrix.
 pub struct InputStatistics {
     pub(crate) factor: Arc<InputFactor>,
+    /// The Hessian itself, for changes after rounding.
+    pub(crate) curvature: Arc<InputCurvature>,
     /// Held-out rows, not contained in the factor: `[rows, columns]`.
     pub(crate) held_out: Arc<Vec<f32>>,
     /// The target shift of sequential rounding.
@@ -25,17 +28,17 @@ pub(crate) struct TargetShift {
     held_out: Vec<f32>,
 }
 
-/// The factor of a Hessian, a mean over `rows` inputs, computed on the threads of the current pool;
-/// `None` if all inputs are zero.
+/// The factor of a Hessian, a mean over `rows` inputs, with its damping, computed on the threads of the current
+/// pool; `None` if all inputs are zero.
 pub(crate) fn factored(
     mean: &[f32],
     columns: usize,
     rows: u64,
-) -> Result<Option<InputFactor>, NoFactor> {
+) -> Result<Option<(InputFactor, f64)>, NoFactor> {
     let mut damping = damping(columns, rows);
     loop {
         match InputFactor::new(mean, columns, damping, rayon::current_num_threads()) {
-            Ok(factor) => return Ok(Some(factor)),
+            Ok(factor) => return Ok(Some((factor, damping))),
             Err(NoFactor::Zero) => return Ok(None),
             // With few rows, f32 rounding can leave negative eigenvalues.
             Err(NoFactor::Negative { .. }) if damping < 1.0 => damping *= 10.0,
@@ -51,13 +54,19 @@ fn damping(columns: usize, rows: u64) -> f64 {
 }
 
 impl InputStatistics {
-    /// Statistics without held-out inputs: the rounding has no proof.
-    pub fn unjudged(factor: InputFactor) -> InputStatistics {
-        InputStatistics {
+    /// Statistics of a Hessian without held-out inputs: the rounding has no proof. Factored on the threads of
+    /// the current pool.
+    ///
+    /// # Errors
+    /// Those of [`InputFactor::new`].
+    pub fn unjudged(mean: Vec<f32>, columns: usize) -> Result<InputStatistics, NoFactor> {
+        let factor = InputFactor::new(&mean, columns, DAMPING, rayon::current_num_threads())?;
+        Ok(InputStatistics {
             factor: factor.into(),
+            curvature: InputCurvature::new(mean, columns, DAMPING).into(),
             held_out: Arc::default(),
             shift: None,
-        }
+        })
     }
 
     /// Statistics for sequential rounding. The rounding target is then not the original weights but
@@ -76,7 +85,7 @@ impl InputStatistics {
             samples: [original, rounded],
             ..
         } = means;
-        let Some(factor) = factored(&mean, columns, rows)? else {
+        let Some((factor, damping)) = factored(&mean, columns, rows)? else {
             return Ok(None);
         };
         if let Some(at) = cross.iter().position(|x| !x.is_finite()) {
@@ -91,6 +100,7 @@ impl InputStatistics {
         cross.iter_mut().for_each(|x| *x *= trust);
         Ok(Some(InputStatistics {
             factor: factor.into(),
+            curvature: InputCurvature::new(mean, columns, damping).into(),
             held_out: rounded.into(),
             shift: Some(Arc::new(TargetShift {
                 map: cross,
@@ -104,6 +114,7 @@ impl InputStatistics {
     pub fn with_shift_of(&self, all: &InputStatistics) -> InputStatistics {
         InputStatistics {
             factor: self.factor.clone(),
+            curvature: self.curvature.clone(),
             held_out: all.held_out.clone(),
             shift: all.shift.clone(),
         }

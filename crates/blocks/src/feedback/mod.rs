@@ -17,12 +17,15 @@
 //!
 //! `stepped` is for types with a level for each weight, `pointed` for codebook types.
 
+mod descent;
 mod pointed;
 mod recode;
 mod stepped;
 #[cfg(test)]
 mod tests;
 
+pub use descent::{Curvature, Rounded};
+pub(super) use descent::{Descend, descend_pointed, descend_stepped};
 pub(super) use pointed::{Choice, Eights, Fours, Pointed, Points, round_pointed};
 pub(super) use recode::{
     Recode, Steps, recode_pointed, recode_stepped, steps_pointed, steps_stepped,
@@ -94,6 +97,46 @@ impl Metric {
         }
         identity
     };
+
+    /// From the Hessian among eight columns, which is positive definite.
+    pub fn of_hessian(eight: [[f32; 8]; 8]) -> Metric {
+        // Without the last four columns, one after the other: their errors compensate.
+        let mut rest = eight.map(|row| row.map(f64::from));
+        for k in (4..8).rev() {
+            for i in 0..k {
+                let factor = rest[i][k] / rest[k][k];
+                for j in 0..k {
+                    rest[i][j] -= factor * rest[k][j];
+                }
+            }
+        }
+        Metric {
+            eight,
+            first_four: std::array::from_fn(|i| std::array::from_fn(|j| rest[i][j] as f32)),
+        }
+    }
+
+    /// The errors `x` with `eight * x = slopes`.
+    #[inline(always)]
+    pub(super) fn solve(&self, slopes: &[f32; 8]) -> [f32; 8] {
+        let (mut a, mut x) = (self.eight, *slopes);
+        for k in 0..8 {
+            for i in k + 1..8 {
+                let factor = a[i][k] / a[k][k];
+                for j in k + 1..8 {
+                    a[i][j] -= factor * a[k][j];
+                }
+                x[i] -= factor * x[k];
+            }
+        }
+        for k in (0..8).rev() {
+            for j in k + 1..8 {
+                x[k] -= a[k][j] * x[j];
+            }
+            x[k] /= a[k][k];
+        }
+        x
+    }
 
     /// From the factors among eight columns (`coupling[j][k]` for `k > j`) and their costs.
     ///

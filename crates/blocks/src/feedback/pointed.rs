@@ -435,12 +435,20 @@ struct Group<'a> {
     scale: f32,
 }
 
+/// Scale and shift of a group's sub-block.
+#[derive(Clone, Copy)]
+pub(super) struct Under {
+    pub(super) scale: f32,
+    /// True if its values are shifted down.
+    pub(super) down: bool,
+}
+
 /// A rounded group.
-struct Rounded {
-    choice: Choice,
+pub(super) struct Rounded {
+    pub(super) choice: Choice,
     /// Dequantized values of the choice.
-    values: [f32; 8],
-    cost: f32,
+    pub(super) values: [f32; 8],
+    pub(super) cost: f32,
 }
 
 impl<B: Pointed> Kernel for Round<'_, B> {
@@ -521,21 +529,9 @@ fn round_sub<S: Simd, B: Pointed>(
     y.copy_from_slice(x);
     for number in 0..B::SUB / 8 {
         let at = number * 8;
-        let group = Group {
-            metric: &coupling.groups[first / 8 + number],
-            x: std::array::from_fn(|i| y[at + i]),
-            scale,
-        };
-        let rounded = match points {
-            Points::Shifted(book, shift) if B::SHIFTS_GROUPS => {
-                let up = shifted(simd, book, &group, *shift, false);
-                let down = shifted(simd, book, &group, *shift, true);
-                if down.cost < up.cost { down } else { up }
-            }
-            Points::Shifted(book, shift) => shifted(simd, book, &group, *shift, down),
-            Points::Eight(book) => signed(simd, *book, &group, B::EVEN_SIGNS),
-            Points::Four(book) => signed(simd, *book, &group, B::EVEN_SIGNS),
-        };
+        let metric = &coupling.groups[first / 8 + number];
+        let x = std::array::from_fn(|i| y[at + i]);
+        let rounded = search_group::<S, B>(simd, metric, x, Under { scale, down }, points);
         tried.choices[number] = rounded.choice;
         for (i, value) in rounded.values.into_iter().enumerate() {
             let error = y[at + i] - value;
@@ -546,6 +542,32 @@ fn round_sub<S: Simd, B: Pointed>(
         }
     }
     tried
+}
+
+/// The best choice for a group given all other columns: `x` is its target in the metric.
+#[inline(always)]
+pub(super) fn search_group<S: Simd, B: Pointed>(
+    simd: S,
+    metric: &Metric,
+    x: [f32; 8],
+    under: Under,
+    points: &Points,
+) -> Rounded {
+    let group = Group {
+        metric,
+        x,
+        scale: under.scale,
+    };
+    match points {
+        Points::Shifted(book, shift) if B::SHIFTS_GROUPS => {
+            let up = shifted(simd, book, &group, *shift, false);
+            let down = shifted(simd, book, &group, *shift, true);
+            if down.cost < up.cost { down } else { up }
+        }
+        Points::Shifted(book, shift) => shifted(simd, book, &group, *shift, under.down),
+        Points::Eight(book) => signed(simd, *book, &group, B::EVEN_SIGNS),
+        Points::Four(book) => signed(simd, *book, &group, B::EVEN_SIGNS),
+    }
 }
 
 /// `m x`.

@@ -90,6 +90,19 @@ impl Table {
         self.levels[above]
     }
 
+    /// The number nearest to `x`.
+    #[inline(always)]
+    pub(super) fn nearest_number(&self, x: f32) -> f32 {
+        let above = self.middles.iter().filter(|middle| x >= **middle).count();
+        self.numbers[above]
+    }
+
+    /// The least distance of adjacent numbers.
+    pub(super) fn narrowest(&self) -> f32 {
+        let pairs = self.numbers.windows(2).map(|pair| pair[1] - pair[0]);
+        pairs.filter(|gap| *gap > 0.0).fold(f32::INFINITY, f32::min)
+    }
+
     /// The level and the number of an entry.
     #[cfg(test)]
     pub(super) fn level(&self, entry: u8) -> u8 {

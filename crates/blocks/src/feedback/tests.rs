@@ -211,3 +211,27 @@ fn group_metric_equals_sequential_costs() {
     assert!((form(&|i, j| metric.eight[i][j], 8) / in_turn(8) - 1.0).abs() < 1e-4);
     assert!((form(&|i, j| metric.first_four[i][j], 4) / in_turn(4) - 1.0).abs() < 1e-4);
 }
+
+/// A metric from a Hessian is that from its factors; `solve` inverts it.
+#[test]
+fn metrics_of_hessians_and_of_factors_agree() {
+    let mut rng = Rng::new(4);
+    let coupling: [[f32; 8]; 8] = std::array::from_fn(|_| std::array::from_fn(|_| rng.centered()));
+    let costs: [f32; 8] = std::array::from_fn(|_| rng.centered() + 0.7);
+    let of_factors = Metric::new(std::array::from_fn(|j| &coupling[j][..]), &costs);
+    let of_hessian = Metric::of_hessian(of_factors.eight);
+    for (a, b) in
+        (of_factors.first_four.iter().flatten()).zip(of_hessian.first_four.iter().flatten())
+    {
+        assert!((a - b).abs() < 1e-4, "{a}, {b}");
+    }
+    let x: [f32; 8] = std::array::from_fn(|_| rng.centered());
+    let slopes = of_hessian
+        .eight
+        .map(|row| row.iter().zip(&x).map(|(m, x)| m * x).sum());
+    let found = of_hessian.solve(&slopes);
+    assert!(
+        found.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-3),
+        "{found:?}, {x:?}"
+    );
+}
