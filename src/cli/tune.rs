@@ -7,7 +7,9 @@ use super::text::{beside, say};
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use quantier::input::Source;
-use quantier::tune::{Job, Kinds, Model, Options, Outcome, Rates, Text, targets};
+use quantier::tune::{
+    Base, Corpus, Job, Kinds, Model, Options, Outcome, Rates, Text, check, targets,
+};
 use quantier_core::words;
 use quantier_engine::resume::Resume;
 use serde_json::json;
@@ -21,7 +23,7 @@ use std::time::Duration;
 /// layout as FILE, so that size and speed stay. BASE is the model that FILE was made from, unquantized.
 ///
 /// About a fifth of each text is held out. Half of the held-out chunks decide which state is kept and
-/// when to stop; a state must have a lower divergence on every text. The other half is reported.
+/// when to stop: the one with the least divergence that is worse on no text. The other half is reported.
 ///
 /// An interrupted run resumes when the same command is run again: its snapshot is in OUT.resume,
 /// which is removed at the end.
@@ -107,7 +109,6 @@ impl Args {
             },
             steps: self.steps,
             batch: self.batch.max(1),
-            context: self.common.ctx_size,
             rates: Rates {
                 norms: self.rate_norms,
                 scales: self.rate_scales,
@@ -141,12 +142,20 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         input: &inputs[at],
         engine,
     };
+    let [of_base, of_file] = [
+        model(&args.base, 0, &base.engine),
+        model(&args.file, 1, &file.engine),
+    ];
+    check(&of_base, &of_file)?;
+    let [texts, held_out] = [&args.texts, &args.eval].map(|paths| texts(paths, args.common.chunks));
+    let (texts, held_out) = (texts?, held_out?);
+    let corpus = Corpus::new(&base.tokenizer, &texts, &held_out, args.common.ctx_size)?;
+    let bar = Bar::new();
+    let base = Base::new(of_base, corpus, &bar)?;
+    drop(bar);
     let job = Job {
-        base: model(&args.base, 0, &base.engine),
-        file: model(&args.file, 1, &file.engine),
-        tokenizer: &base.tokenizer,
-        texts: texts(&args.texts, args.common.chunks)?,
-        held_out: texts(&args.eval, args.common.chunks)?,
+        base: &base,
+        file: of_file,
         options: args.options(),
     };
     let resume = match args.no_snapshot {

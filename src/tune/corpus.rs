@@ -2,6 +2,7 @@
 
 use super::{Error, Result};
 use crate::evaluate::windows::{self, Windows};
+use crate::resume::KeyBuilder;
 pub use crate::text::Text;
 use crate::tokenizer::Tokenizer;
 use quantier_core::rng::Rng;
@@ -19,17 +20,23 @@ const PASSAGE: usize = 24;
 /// given to be held out. Standard phrases, such as licences, recur in texts of different origin.
 const MOST_SHARED: usize = 20;
 
+/// One chunk in this many of a text in chunks is held out.
+const HELD_OUT_EVERY: usize = 5;
+
 /// All chunks of a run.
-pub(super) struct Corpus {
+pub struct Corpus {
     /// The chunks for training, then those that are held out.
-    pub chunks: Vec<Vec<u32>>,
+    pub(super) chunks: Vec<Vec<u32>>,
     /// Number of chunks for training.
-    pub trained: usize,
+    pub(super) trained: usize,
     /// The held-out chunks of each text, and its name.
-    pub held_out: Vec<(String, Range<usize>)>,
+    pub(super) held_out: Vec<(String, Range<usize>)>,
+    /// Tokens of each chunk.
+    pub(super) context: usize,
 }
 
 /// The tokens of some texts, in chunks.
+#[derive(Default)]
 struct Cut {
     chunks: Vec<Vec<u32>>,
     parts: Vec<(String, Range<usize>)>,
@@ -39,11 +46,7 @@ struct Cut {
 impl Cut {
     fn new(tokenizer: &Tokenizer, texts: &[Text], context: usize) -> Result<Cut> {
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-        let mut cut = Cut {
-            chunks: Vec::new(),
-            parts: Vec::new(),
-            tokens: 0,
-        };
+        let mut cut = Cut::default();
         for text in texts {
             let tokens = tokenizer.encode(&text.content, true, false);
             cut.tokens += tokens.len();
@@ -120,7 +123,7 @@ impl Corpus {
     ///
     /// # Errors
     /// Too few tokens, a text to hold out with passages of the training texts.
-    pub(super) fn new(
+    pub fn new(
         tokenizer: &Tokenizer,
         texts: &[Text],
         to_hold_out: &[Text],
@@ -132,14 +135,40 @@ impl Corpus {
             false => (texts, to_hold_out),
         };
         let trained = Cut::new(tokenizer, trained, context)?;
+        let held_out = Cut::new(tokenizer, held_out, context)?;
+        Corpus::of_cuts(trained, held_out, !to_hold_out.is_empty(), context)
+    }
+
+    /// Texts that are cut already: names, and chunks of `context` tokens. Every fifth chunk is held out, less
+    /// those that repeat passages of the rest.
+    ///
+    /// # Errors
+    /// Too few chunks.
+    pub fn of_chunks(texts: Vec<(String, Vec<Vec<u32>>)>, context: usize) -> Result<Corpus> {
+        let [mut trained, mut held_out] = [Cut::default(), Cut::default()];
+        for (name, chunks) in texts {
+            let numbered = chunks.into_iter().enumerate();
+            let (held, kept): (Vec<_>, Vec<_>) =
+                numbered.partition(|(at, _)| at % HELD_OUT_EVERY == HELD_OUT_EVERY - 1);
+            for (cut, chunks) in [(&mut trained, kept), (&mut held_out, held)] {
+                let first = cut.chunks.len();
+                cut.chunks
+                    .extend(chunks.into_iter().map(|(_, chunk)| chunk));
+                cut.tokens += (cut.chunks.len() - first) * context;
+                cut.parts.push((name.clone(), first..cut.chunks.len()));
+            }
+        }
+        Corpus::of_cuts(trained, held_out, false, context)
+    }
+
+    fn of_cuts(trained: Cut, mut held_out: Cut, is_given: bool, context: usize) -> Result<Corpus> {
         trained.check_length("training", LEAST_TRAINED, context)?;
-        let mut held_out = Cut::new(tokenizer, held_out, context)?;
         held_out.check_length("decisions", LEAST_HELD_OUT, context)?;
         let all = trained.chunks.iter();
         let passages: HashSet<&[u32]> = all.flat_map(|chunk| chunk.windows(PASSAGE)).collect();
         let found = held_out.without(&passages);
         drop(passages);
-        if let (Some((held_out, shared, chunks)), false) = (found, to_hold_out.is_empty()) {
+        if let (Some((held_out, shared, chunks)), true) = (found, is_given) {
             let names: Vec<&str> = trained.parts.iter().map(|(name, _)| &**name).collect();
             return Err(Error::Shared {
                 held_out,
@@ -164,6 +193,20 @@ impl Corpus {
             chunks,
             trained: first,
             held_out: parts,
+            context,
+        })
+    }
+
+    /// Adds all chunks to a key.
+    pub(super) fn with(&self, key: KeyBuilder) -> KeyBuilder {
+        let mut key = key.with("trained", &(self.trained as u64).to_le_bytes());
+        for (_, part) in &self.held_out {
+            let ends = [part.start as u64, part.end as u64];
+            key = key.with("held out", bytemuck::cast_slice(&ends));
+        }
+        let chunks = self.chunks.iter();
+        chunks.fold(key, |key, chunk| {
+            key.with("chunk", bytemuck::cast_slice(chunk))
         })
     }
 

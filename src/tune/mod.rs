@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Corpus       the texts in chunks: for training, for decisions, for the report
-//! base         its activations before the output matrix, once, for all chunks
+//! Base         its activations before the output matrix, once, for all chunks and files
 //! Parameters   norms, scales and codes of the file, with the state of their optimizers
 //! steps        a batch: gradients, an update, new bytes; at intervals the divergence of held-out chunks
 //! best         the bytes of the state with the least divergence there, written over a copy of the file
@@ -19,9 +19,9 @@ mod saved;
 mod train;
 mod write;
 
-pub use corpus::Text;
+pub use corpus::{Corpus, Text};
 pub use parameters::Kinds;
-pub use train::{Job, Model, Outcome, Point, TextOutcome};
+pub use train::{Base, Job, Model, Outcome, Point, TextOutcome, Work, check};
 pub use write::{Targets, targets};
 
 use crate::evaluate::windows;
@@ -37,8 +37,6 @@ pub struct Options {
     pub steps: usize,
     /// Chunks of each step.
     pub batch: usize,
-    /// Tokens of each chunk.
-    pub context: usize,
     /// Learning rates.
     pub rates: Rates,
     /// Seed of the order of the chunks.
@@ -63,7 +61,6 @@ impl Default for Options {
             kinds: Kinds::default(),
             steps: 400,
             batch: 4,
-            context: 512,
             rates: Rates::default(),
             seed: 1,
         }

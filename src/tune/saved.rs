@@ -24,6 +24,8 @@ pub(super) struct Course {
     pub bad: usize,
     /// Divergence of the batches since the last decision.
     pub training: Vec<f64>,
+    /// Divergences of the chunks that decide at the start, by text.
+    pub start: Vec<Vec<f64>>,
     pub points: Vec<Point>,
     pub notes: Vec<String>,
     /// Steps done in the best state.

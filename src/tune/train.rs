@@ -1,6 +1,6 @@
 //! The run: steps over batches, decisions on held-out chunks, the best state.
 
-use super::corpus::{Corpus, Text};
+use super::corpus::Corpus;
 use super::parameters::Parameters;
 use super::saved::{self, Course};
 use super::write::{Targets, write};
@@ -11,7 +11,6 @@ use crate::input::Input;
 use crate::model::{self, BaseLogits, Batch, Changed, Engine, Head, Hidden, Rows};
 use crate::progress::{Progress, Unit};
 use crate::resume::{KeyBuilder, Resume};
-use crate::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -40,18 +39,21 @@ pub struct Model<'m> {
     pub engine: &'m Engine<'m>,
 }
 
-/// A run: a base, a quantized file of it, texts.
-pub struct Job<'m> {
+/// The base with its activations before the output matrix on all chunks of a corpus: it serves any number of
+/// files.
+pub struct Base<'m> {
+    model: Model<'m>,
+    corpus: Corpus,
+    hidden: Hidden,
+    head: Head<'m>,
+}
+
+/// A run: a base with its texts, and a quantized file of it.
+pub struct Job<'j, 'm> {
     /// The model that the file was made from.
-    pub base: Model<'m>,
+    pub base: &'j Base<'m>,
     /// The quantized file.
     pub file: Model<'m>,
-    /// The tokenizer of both.
-    pub tokenizer: &'m Tokenizer,
-    /// Texts for training.
-    pub texts: Vec<Text>,
-    /// Texts for decisions and the report; without any, a fifth of the others.
-    pub held_out: Vec<Text>,
     /// Settings.
     pub options: Options,
 }
@@ -115,41 +117,75 @@ impl BaseLogits for Logits<'_> {
     }
 }
 
-/// Text of a run with the base's activations.
-struct Session<'j, 'm> {
-    job: &'j Job<'m>,
-    corpus: Corpus,
-    hidden: Hidden,
-    head: Head<'j>,
-    progress: &'j dyn Progress,
+/// Work of a run that nothing stops, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Work {
+    /// Tokens of all steps.
+    pub trained: f64,
+    /// Tokens that the file's divergence is measured on.
+    pub measured: f64,
 }
 
-impl<'m> Job<'m> {
+impl Work {
+    /// The work for a corpus.
+    pub fn new(options: &Options, corpus: &Corpus) -> Work {
+        let (context, held_out) = (corpus.context as f64, corpus.chunks.len() - corpus.trained);
+        // One at the start, and two of the other half for the report.
+        let decisions = options.steps.div_ceil(every(options)) + 3;
+        Work {
+            trained: (options.steps * options.batch) as f64 * context,
+            measured: (decisions * held_out) as f64 / 2.0 * context,
+        }
+    }
+}
+
+/// Steps between two decisions.
+fn every(options: &Options) -> usize {
+    (options.steps / DECISIONS).max(LEAST_STEPS)
+}
+
+/// A run with its observer.
+struct Session<'s, 'j, 'm> {
+    job: &'s Job<'j, 'm>,
+    corpus: &'s Corpus,
+    progress: &'s dyn Progress,
+}
+
+impl<'m> Base<'m> {
+    /// Runs the base on all chunks of a corpus.
+    ///
+    /// # Errors
+    /// A model that cannot be run, cancellation.
+    pub fn new(model: Model<'m>, corpus: Corpus, progress: &dyn Progress) -> Result<Base<'m>> {
+        let all = 0..corpus.context;
+        let hidden = model.engine.run(&corpus.chunks, all, None, progress);
+        Ok(Base {
+            hidden: hidden.map_err(named(&model.name))?,
+            head: model.engine.head().map_err(named(&model.name))?,
+            corpus,
+            model,
+        })
+    }
+}
+
+impl Job<'_, '_> {
     /// Trains, from the last snapshot of `resume` if there is one. Notes go to `note` as they arise.
     ///
     /// # Errors
-    /// Models that do not belong together, too little text, a model that cannot be run, cancellation.
+    /// A file without anything to train, a model that cannot be run, cancellation.
     pub fn run(
         &self,
         resume: Option<&Resume>,
         progress: &dyn Progress,
         note: &dyn Fn(&str),
     ) -> Result<Outcome> {
-        self.check()?;
-        let options = &self.options;
-        let corpus = Corpus::new(self.tokenizer, &self.texts, &self.held_out, options.context)?;
-        let mut parameters = Parameters::new(self.file.input, options)?;
+        let mut parameters = Parameters::new(self.file.input, &self.options)?;
         if parameters.is_empty() {
             return Err(Error::Nothing(self.file.name.clone()));
         }
-        let of_base = named(&self.base.name);
-        let all = 0..options.context;
-        let hidden = self.base.engine.run(&corpus.chunks, all, None, progress);
         let session = Session {
             job: self,
-            corpus,
-            hidden: hidden.map_err(&of_base)?,
-            head: self.base.engine.head().map_err(&of_base)?,
+            corpus: &self.base.corpus,
             progress,
         };
         session.run(&mut parameters, resume, note)
@@ -160,16 +196,11 @@ impl<'m> Job<'m> {
     /// # Errors
     /// Files that cannot be looked at.
     pub fn key(&self) -> Result<Key> {
-        let mut key = KeyBuilder::new("tune")
-            .with_model(self.base.input)?
+        let key = KeyBuilder::new("tune")
+            .with_model(self.base.model.input)?
             .with_model(self.file.input)?
             .with("options", format!("{:?}", self.options).as_bytes());
-        for (kind, texts) in [("text", &self.texts), ("held out", &self.held_out)] {
-            for text in texts {
-                key = key.with(kind, text.content.as_bytes());
-            }
-        }
-        Ok(key.key())
+        Ok(self.base.corpus.with(key).key())
     }
 
     /// Writes a copy of the file with the tensors that changed.
@@ -179,48 +210,53 @@ impl<'m> Job<'m> {
     pub fn write(&self, files: &Files, outcome: &Outcome, targets: &Targets) -> Result<()> {
         write(files, self.file.input, &outcome.changed, targets)
     }
+}
 
-    /// Refuses models that do not belong together.
-    fn check(&self) -> Result<()> {
-        /// Most reasons listed.
-        const LISTED: usize = 8;
-        let (base, file) = (self.base.input, self.file.input);
-        let mut reasons = Vec::new();
-        let architectures = [&self.base, &self.file].map(|m| m.engine.hyper.architecture.clone());
-        if architectures[0] != architectures[1] {
-            let [base, file] = &architectures;
-            reasons.push(format!("architecture {file}; the base has {base}"));
-        }
-        let [of_base, of_file] = [&self.base, &self.file].map(|m| m.engine.vocabulary());
-        if of_base != of_file {
-            reasons.push(format!(
-                "a vocabulary of {of_file} tokens; the base has {of_base}"
-            ));
-        } else if tokens_of(base) != tokens_of(file) {
-            reasons.push("another vocabulary of the same size".into());
-        }
-        for entry in file.catalog().tensors() {
-            let Some(id) = base.catalog().tensor_named(&entry.name) else {
-                continue;
-            };
-            let dims = base.catalog().tensor(id).dims;
-            if dims != entry.dims {
-                let (name, found) = (&entry.name, entry.dims);
-                reasons.push(format!(
-                    "tensor '{name}' of shape {found:?}; the base has {dims:?}"
-                ));
-            }
-        }
-        if reasons.is_empty() {
-            return Ok(());
-        }
-        reasons.truncate(LISTED);
-        Err(Error::Unrelated {
-            base: self.base.name.clone(),
-            file: self.file.name.clone(),
-            reasons: reasons.join("\n"),
-        })
+/// Refuses models that do not belong together.
+///
+/// # Errors
+/// Another architecture, vocabulary or shape; a tensor of the file that the base does not have.
+pub fn check(base: &Model<'_>, file: &Model<'_>) -> Result<()> {
+    /// Most reasons listed.
+    const LISTED: usize = 8;
+    let mut reasons = Vec::new();
+    let architectures = [base, file].map(|model| &model.engine.hyper.architecture);
+    if architectures[0] != architectures[1] {
+        let [base, file] = &architectures;
+        reasons.push(format!("architecture {file}; the base has {base}"));
     }
+    let [of_base, of_file] = [base, file].map(|model| model.engine.vocabulary());
+    if of_base != of_file {
+        reasons.push(format!(
+            "a vocabulary of {of_file} tokens; the base has {of_base}"
+        ));
+    } else if tokens_of(base.input) != tokens_of(file.input) {
+        reasons.push("another vocabulary of the same size".into());
+    }
+    let catalog = base.input.catalog();
+    let output = file.input.catalog().output().map(|output| output.tensor);
+    for entry in file.input.catalog().tensors() {
+        let (name, found) = (&entry.name, entry.dims);
+        match catalog.tensor_named(name).map(|id| catalog.tensor(id).dims) {
+            Some(dims) if dims != entry.dims => reasons.push(format!(
+                "tensor '{name}' of shape {found:?}; the base has {dims:?}"
+            )),
+            // A tied output matrix may be stored.
+            None if entry.linear.is_some() && output != Some(entry.id) => {
+                reasons.push(format!("tensor '{name}', which the base does not have"));
+            }
+            _ => {}
+        }
+    }
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    reasons.truncate(LISTED);
+    Err(Error::Unrelated {
+        base: base.name.clone(),
+        file: file.name.clone(),
+        reasons: reasons.join("\n"),
+    })
 }
 
 /// The tokens of a vocabulary.
@@ -228,7 +264,7 @@ fn tokens_of<'i>(input: &'i Input<'_>) -> Option<&'i crate::format::gguf::Value<
     input.metadata().get("tokenizer.ggml.tokens")
 }
 
-impl Session<'_, '_> {
+impl Session<'_, '_, '_> {
     fn run(
         &self,
         parameters: &mut Parameters,
@@ -237,16 +273,17 @@ impl Session<'_, '_> {
     ) -> Result<Outcome> {
         let options = &self.job.options;
         let start = parameters.bytes.clone();
-        let every = (options.steps / DECISIONS).max(LEAST_STEPS);
+        let every = every(options);
         let (mut course, mut best) = match resume.and_then(Resume::take) {
             Some(snapshot) => saved::load(&snapshot, parameters)?,
             None => (Course::default(), start.clone()),
         };
         if course.points.is_empty() {
+            course.start = self.nats(&start, 0)?;
             course.points.push(Point {
                 step: 0,
                 training: None,
-                nats: self.nats(&start, 0)?,
+                nats: course.start.iter().map(|chunks| mean(chunks)).collect(),
             });
         }
         self.progress.begin(options.steps as u64, Unit::Steps);
@@ -271,7 +308,7 @@ impl Session<'_, '_> {
             self.progress.advance(1);
             if course.done.is_multiple_of(every) || course.done == options.steps {
                 let nats = self.nats(&parameters.bytes, 0)?;
-                if self.decide(&mut course, nats) {
+                if self.decide(&mut course, &nats) {
                     best = parameters.bytes.clone();
                 }
             }
@@ -283,11 +320,11 @@ impl Session<'_, '_> {
         let [before, after] = [&start, &best].map(|bytes| self.nats(bytes, 1));
         let both = before?.into_iter().zip(after?);
         let named = self.corpus.held_out.iter().zip(both);
-        let texts = named.map(|((name, part), (before, after))| TextOutcome {
+        let texts = named.map(|((name, _), (before, after))| TextOutcome {
             name: name.clone(),
-            chunks: self.half(part, 1).len(),
-            before,
-            after,
+            chunks: before.len(),
+            before: mean(&before),
+            after: mean(&after),
         });
         let catalog = self.job.file.input.catalog();
         let name = |id| catalog.tensor(id).name.to_string();
@@ -299,7 +336,7 @@ impl Session<'_, '_> {
                 .map(|(id, bytes)| (*id, bytes.clone()))
                 .collect::<HashMap<_, _>>(),
             steps: [course.done, course.best],
-            tokens: self.corpus.trained * options.context,
+            tokens: self.corpus.trained * self.corpus.context,
             points: course.points,
             texts: texts.collect(),
             without_gradient: parameters.without_gradient().map(name).collect(),
@@ -308,13 +345,14 @@ impl Session<'_, '_> {
     }
 
     /// Records the divergence of a state by text; true if it is the best one.
-    fn decide(&self, course: &mut Course, nats: Vec<f64>) -> bool {
+    fn decide(&self, course: &mut Course, chunks: &[Vec<f64>]) -> bool {
+        let texts = course.start.iter().zip(chunks);
+        let is_nowhere_worse = texts
+            .into_iter()
+            .all(|(before, after)| !worse(before, after));
+        let nats: Vec<f64> = chunks.iter().map(|chunks| mean(chunks)).collect();
         let first = course.points.first().map_or(&[][..], |point| &point.nats);
         let gain = gain(first, &nats);
-        let is_nowhere_worse = nats
-            .iter()
-            .zip(first)
-            .all(|(after, before)| after <= before);
         let is_best = gain < course.gain && is_nowhere_worse;
         if is_best {
             (course.best, course.gain) = (course.done, gain);
@@ -377,8 +415,8 @@ impl Session<'_, '_> {
         let chunks = numbers.iter().map(|number| &self.corpus.chunks[*number]);
         let chunks: Vec<Vec<u32>> = chunks.cloned().collect();
         let base = Logits {
-            hidden: &self.hidden,
-            head: &self.head,
+            hidden: &self.job.base.hidden,
+            head: &self.job.base.head,
             chunks: numbers,
         };
         let batch = Batch {
@@ -415,8 +453,8 @@ impl Session<'_, '_> {
         }
     }
 
-    /// Mean divergence of half the held-out chunks by text.
-    fn nats(&self, bytes: &Arc<Changed>, half: usize) -> Result<Vec<f64>> {
+    /// Divergence of half the held-out chunks, by text.
+    fn nats(&self, bytes: &Arc<Changed>, half: usize) -> Result<Vec<Vec<f64>>> {
         let halves: Vec<Vec<usize>> = (self.corpus.held_out.iter())
             .map(|(_, part)| self.half(part, half))
             .collect();
@@ -426,12 +464,33 @@ impl Session<'_, '_> {
         })?;
         let all = all.map_err(named(&self.job.file.name))?;
         let mut all = all.into_iter();
-        let mean = |half: &Vec<usize>| {
-            let sum: f64 = all.by_ref().take(half.len()).sum();
-            sum / half.len().max(1) as f64
-        };
-        Ok(halves.iter().map(mean).collect())
+        let of_text = |half: &Vec<usize>| all.by_ref().take(half.len()).collect();
+        Ok(halves.iter().map(of_text).collect())
     }
+}
+
+fn mean(numbers: &[f64]) -> f64 {
+    numbers.iter().sum::<f64>() / numbers.len().max(1) as f64
+}
+
+/// True if a text's divergence has risen by more than the standard error of the differences of its
+/// chunks.
+fn worse(before: &[f64], after: &[f64]) -> bool {
+    let changes = before
+        .iter()
+        .zip(after)
+        .map(|(before, after)| after - before);
+    let changes: Vec<f64> = changes.collect();
+    let change = mean(&changes);
+    let squares = changes.iter().map(|x| (x - change).powi(2)).sum::<f64>();
+    let chunks = changes.len() as f64;
+    // One chunk has no error to compare with.
+    let variance = if chunks > 1.0 {
+        squares / (chunks - 1.0) / chunks
+    } else {
+        0.0
+    };
+    change > variance.sqrt()
 }
 
 /// Mean logarithm of the ratios.
@@ -449,5 +508,24 @@ struct Quiet<'p>(&'p dyn Progress);
 impl Progress for Quiet<'_> {
     fn cancelled(&self) -> bool {
         self.0.cancelled()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_worse_beyond_the_standard_error_of_its_chunks() {
+        let before = [0.1, 0.2, 0.3, 0.4];
+        let changed = |changes: [f64; 4]| {
+            let after: Vec<f64> = before.iter().zip(changes).map(|(x, y)| x + y).collect();
+            worse(&before, &after)
+        };
+        assert!(!changed([0.0; 4]));
+        assert!(!changed([-0.01; 4]));
+        assert!(changed([0.01, 0.011, 0.009, 0.01]));
+        assert!(!changed([0.03, -0.02, 0.02, -0.02]));
+        assert!(worse(&[0.1], &[0.101]));
     }
 }

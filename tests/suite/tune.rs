@@ -279,6 +279,7 @@ fn impossible_runs_are_refused() {
     let tokens = Value::Array(Array::of_strings(tokens));
     other.metadata.set("tokenizer.ggml.tokens", tokens);
     other.write(&dir.join("other.gguf"));
+    models::shortened(2).write(&dir.join("two.gguf"));
     std::fs::write(dir.join("short.txt"), text::prose(900)).unwrap();
     bash(dir, "head -c 8000 prose.txt >part.txt").success();
     let run = |rest: &str| format!("tune {rest} -c 64 --steps 4 -o out.gguf");
@@ -290,6 +291,10 @@ fn impossible_runs_are_refused() {
         (
             run("other.gguf q2.gguf -f prose.txt"),
             ["not a quantized form", "another vocabulary"],
+        ),
+        (
+            run("f16.gguf two.gguf -f prose.txt"),
+            ["not a quantized form", "'blk.1.attn_q.weight', which"],
         ),
         (
             run("f16.gguf q2.gguf -f prose.txt --eval part.txt"),
