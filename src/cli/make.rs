@@ -11,12 +11,12 @@ use super::wrong_usage;
 use anyhow::{Context, bail};
 use quantier::convert;
 use quantier::make::{
-    self, Files, Goal, Job, LlamaCpp, NamedBudget, Options, Runner, Scoring, ShardPlan, ShardSize,
-    Text, Texts,
+    self, Compare, Files, Goal, Job, LlamaCpp, NamedBudget, Options, Runner, Scoring, ShardPlan,
+    ShardSize, Text, Texts,
 };
 use quantier::sensitivity::{Measure, Settings};
 use quantier::text::{Set, joined};
-use quantier_allocate::file_type::FileType;
+use quantier::tune;
 use quantier_allocate::frontier::{Budget, Constraints};
 use quantier_engine::model;
 use quantier_round::Rounding;
@@ -56,7 +56,8 @@ pub struct Common {
     /// Candidate types, separated by commas: names or k, iq, legacy, all; for all tensors or for some
     #[arg(long, value_name = "[NAMES=]LIST")]
     types: Vec<String>,
-    /// A first file soon: --score-chunks 12 --score-rows 64 --draws 1 --sequential-tokens 16, unless given.
+    /// A first file soon: --score-chunks 12 --score-rows 64 --draws 1 --sequential-tokens 16 --compare none,
+    /// unless given.
     /// About a third of the time, and about 5% more divergence
     #[arg(long)]
     fast: bool,
@@ -253,14 +254,27 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=40))]
     variants: Option<u8>,
     /// Presets of llama.cpp to quantize and measure as well, for comparison in the report: names
-    /// separated by commas, or `like` for those of --like. Their files are removed
-    #[arg(long, value_name = "PRESETS", value_delimiter = ',')]
+    /// separated by commas, `like` for those of --like, or `none`. By default those next to each file
+    /// in size. Their files are removed
+    #[arg(
+        long,
+        value_name = "PRESETS",
+        value_delimiter = ',',
+        default_value_if("fast", "true", "none")
+    )]
     compare: Vec<String>,
     /// Measure at most N swaps of types in each file's recipe on a part of the calibration text, and
     /// accept gains beyond the standard error. On a small model, 6 swaps gained about half a
     /// percent
     #[arg(long, value_name = "N", default_value_t = 0)]
     refine: usize,
+    /// Tune each file on the calibration text: train its norms, scales and codes by KL divergence, in the
+    /// same bytes. See `quantier tune`
+    #[arg(long)]
+    tune: bool,
+    /// Number of steps for --tune, at most
+    #[arg(long, value_name = "N", default_value_t = tune::Options::default().steps, requires = "tune")]
+    tune_steps: usize,
     /// Output directory
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -355,11 +369,18 @@ impl Args {
             budgets,
             variants: self.variants.unwrap_or(0).into(),
             refine: self.refine,
+            tune: self.tune.then(|| tune::Options {
+                steps: self.tune_steps,
+                ..tune::Options::default()
+            }),
         }
     }
 
     /// The presets of --compare.
-    fn compared(&self, budgets: &[NamedBudget]) -> Vec<FileType> {
+    fn compared(&self, budgets: &[NamedBudget]) -> Compare {
+        if self.compare.is_empty() {
+            return Compare::Nearest;
+        }
         let preset = |budget: Budget| match budget {
             Budget::Like(preset) => Some(preset),
             _ => None,
@@ -367,13 +388,15 @@ impl Args {
         let mut compared = Vec::new();
         for name in &self.compare {
             match (name.as_str(), Budget::like(name)) {
+                ("none", _) if self.compare.len() == 1 => {}
+                ("none", _) => wrong_usage("make", "--compare: `none` stands alone"),
                 ("like", _) => compared.extend(budgets.iter().filter_map(|b| preset(b.budget))),
                 (_, Ok(budget)) => compared.extend(preset(budget)),
                 (_, Err(fault)) => wrong_usage("make", format!("--compare {name}: {fault}")),
             }
         }
         compared.dedup();
-        compared
+        Compare::Listed(compared)
     }
 }
 

@@ -57,6 +57,9 @@ pub enum Error {
     /// Constraints that leave no recipe.
     #[error("no recipe satisfies these constraints:\n{}", .0.iter().map(|e| format!("  - {e}")).collect::<Vec<_>>().join("\n"))]
     Constraints(Vec<ConstraintError>),
+    /// Failure to tune a file.
+    #[error(transparent)]
+    Tune(#[from] crate::tune::Error),
     /// Failure of an outside engine.
     #[error(transparent)]
     Outside(super::outside::Error),
@@ -182,6 +185,7 @@ impl Error {
                 })
                 | Error::Measure(evaluate::measure::Error::Cancelled)
                 | Error::Quantize(quantize::Error::Cancelled)
+                | Error::Tune(crate::tune::Error::Cancelled)
                 | Error::Outside(super::outside::Error::Cancelled)
         )
     }

@@ -9,6 +9,7 @@ use super::presets::Comparison;
 use super::sensitivities::Sensitivities;
 use super::shards::{Cut, Writing};
 use super::stage::{Foreseeable, Session, Stage};
+use super::tuning;
 use super::workdir::WorkDir;
 use super::{Error, Result};
 use crate::format::snapshot::Key;
@@ -120,10 +121,23 @@ impl<'j> Writer<'j> {
         Ok(key.key())
     }
 
-    /// True if an earlier run has written the file.
+    /// Key of a file's tuning, if files are tuned.
+    pub(super) fn tuning_key(&self, file: &FilePlan) -> Result<Option<Key>> {
+        Ok(tuning::key(self.job, &self.key(file)?))
+    }
+
+    /// True if an earlier run has written the file, and has not tuned it in another way than this one
+    /// would.
     pub(super) fn is_written(&self, file: &FilePlan, work: &WorkDir) -> Result<bool> {
         let has_size = |path: &Path| path.metadata().is_ok_and(|m| m.len() == file.file_bytes);
-        Ok(has_size(&file.path) && work.is_marked(&file.file_name(), &self.key(file)?))
+        let name = file.file_name();
+        let mark = tuning::mark_name(&name);
+        let is_as_tuned = match self.tuning_key(file)? {
+            _ if !work.has(&mark) => true,
+            Some(key) => work.read::<serde_json::Value>(&mark, &key).is_some(),
+            None => false,
+        };
+        Ok(has_size(&file.path) && is_as_tuned && work.is_marked(&name, &self.key(file)?))
     }
 
     /// Effect of error feedback on every file, per tensor.
@@ -208,6 +222,9 @@ impl<'j> Writer<'j> {
                 session.resumable(&snapshot, key, quantize::Error::is_final, run)?;
             }
             keys.push(key);
+        }
+        for file in files {
+            tuning::forget(work, &file.file_name());
         }
         let proved = plan.run(session.progress)?;
         for ((proved, file), key) in proved.into_iter().zip(files).zip(&keys) {

@@ -7,11 +7,7 @@ pub use crate::report::data::Fit;
 /// points has no predictive value.
 pub fn fit(pairs: &[(f64, f64)]) -> Option<Fit> {
     const FEWEST: usize = 3;
-    let logs: Vec<(f64, f64)> = pairs
-        .iter()
-        .filter(|(p, m)| *p > 0.0 && *m > 0.0)
-        .map(|(p, m)| (p.ln(), m.ln()))
-        .collect();
+    let logs = logarithms(pairs);
     if logs.len() < FEWEST {
         return None;
     }
@@ -32,13 +28,42 @@ pub fn fit(pairs: &[(f64, f64)]) -> Option<Fit> {
         rank_correlation: Some(rank_correlation(&logs)),
         median_error: None,
     };
+    fit.median_error = Some(median_error(&fit, &logs));
+    Some(fit)
+}
+
+/// Fits `measured = scale x predicted`: the geometric mean of the ratios. None without positive pairs.
+pub(super) fn factor(pairs: &[(f64, f64)]) -> Option<Fit> {
+    let logs = logarithms(pairs);
+    if logs.is_empty() {
+        return None;
+    }
+    let mean = logs.iter().map(|(p, m)| m - p).sum::<f64>() / logs.len() as f64;
+    let mut fit = Fit {
+        scale: mean.exp(),
+        exponent: 1.0,
+        points: logs.len() as u32,
+        rank_correlation: None,
+        median_error: None,
+    };
+    fit.median_error = Some(median_error(&fit, &logs));
+    Some(fit)
+}
+
+/// Logarithms of the positive pairs.
+fn logarithms(pairs: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let positive = pairs.iter().filter(|(p, m)| *p > 0.0 && *m > 0.0);
+    positive.map(|(p, m)| (p.ln(), m.ln())).collect()
+}
+
+/// Median relative error of a fit, from the logarithms of at least one pair.
+fn median_error(fit: &Fit, logs: &[(f64, f64)]) -> f64 {
     let mut errors: Vec<f64> = logs
         .iter()
         .map(|(p, m)| (fit.apply(p.exp()) / m.exp() - 1.0).abs())
         .collect();
     errors.sort_by(f64::total_cmp);
-    fit.median_error = Some((errors[(errors.len() - 1) / 2] + errors[errors.len() / 2]) / 2.0);
-    Some(fit)
+    (errors[(errors.len() - 1) / 2] + errors[errors.len() / 2]) / 2.0
 }
 
 /// Spearman's rank correlation, for values without ties.
@@ -69,6 +94,15 @@ mod tests {
                 && fit.rank_correlation == Some(1.0)
                 && fit.points == 5
         );
+    }
+
+    #[test]
+    fn a_factor_is_the_geometric_mean_of_the_ratios() {
+        let found = factor(&[(0.1, 0.05), (0.01, 0.02), (0.0, 1.0)]).unwrap();
+        assert!((found.scale - 1.0).abs() < 1e-12 && found.points == 2);
+        // 1.0 for ratios of 0.5 and 2.
+        assert!((found.median_error.unwrap() - 0.75).abs() < 1e-12);
+        assert_eq!(factor(&[]), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! sensitivities   nats of every type in every tensor, and the output Hessians
 //! allocation      a recipe for every budget
 //! files           from one pass over the model, or one sequential pass over the text each
+//! tuning          optional: norms, scales and codes of each file, trained on the calibration text
 //! proof           measured divergence on the evaluation text, beside the prediction
 //! report          frontier.json, report.html, recipes
 //! ```
@@ -42,6 +43,7 @@ mod shards;
 mod stage;
 mod targets;
 mod texts;
+mod tuning;
 mod workdir;
 
 use crate::format::output::Output;
@@ -67,7 +69,7 @@ pub use dry_run::{DryRun, StageCost};
 pub use error::{Error, Result};
 pub use fit::{Fit, fit};
 pub use job::{Job, Runnable, Runner, model_name, rounding_bytes};
-pub use options::{Files, Goal, LlamaCpp, NamedBudget, Options, Scoring, Texts};
+pub use options::{Compare, Files, Goal, LlamaCpp, NamedBudget, Options, Scoring, Texts};
 pub use outside::Error as OutsideError;
 pub use shards::{Done, LATER, PlannedShard, PlannedStage, ShardPlan, ShardSize};
 

@@ -168,6 +168,11 @@ impl Numbers {
         tokens * (2.0 * self.active + self.attention) + self.widening(tokens)
     }
 
+    /// Weights of all matrices that are multiplied.
+    pub(super) fn weights(&self) -> f64 {
+        self.all + self.output
+    }
+
     /// Tokens for sequential rounding.
     pub(super) fn sequential_tokens(&self) -> f64 {
         self.sequential_chunks as f64 * self.context

@@ -8,6 +8,7 @@ use crate::plan::frontier::{Budget, Constraints};
 use crate::quant::Codec;
 use crate::rounding::Rounding;
 use crate::sensitivity::{Measure, Settings};
+use crate::tune;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -61,9 +62,21 @@ pub struct Files {
     /// Number of additional files, spread over the frontier.
     pub variants: usize,
     /// Presets of llama.cpp to measure for comparison.
-    pub compare: Vec<FileType>,
+    pub compare: Compare,
     /// Maximum number of swaps to measure in the refinement of each file's recipe.
     pub refine: usize,
+    /// Settings of the tuning of files; none for untuned ones.
+    pub tune: Option<tune::Options>,
+}
+
+/// Presets of llama.cpp to measure for comparison.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Compare {
+    /// For every file the one of its size, or its two neighbours.
+    #[default]
+    Nearest,
+    /// These; none if empty.
+    Listed(Vec<FileType>),
 }
 
 /// llama.cpp's programs as the engine.

@@ -4,6 +4,7 @@
 use super::allocation::{Allocation, padding};
 use super::files::{Knowledge, request};
 use super::job::Job;
+use super::options::Compare;
 use super::proof::{Meter, Subject};
 use super::workdir::WorkDir;
 use super::{Result, files};
@@ -12,6 +13,7 @@ use crate::format::types::GgmlType;
 use crate::plan::file_type::{CHOICES, FileType};
 use crate::plan::recipe::Wishes;
 use crate::quantize::{self, OutputRequest};
+use crate::report::compare::{Neighbours, neighbours};
 use crate::resume::KeyBuilder;
 use crate::rounding::Rounding;
 use crate::sensitivity::{Measure, Scores};
@@ -100,6 +102,27 @@ pub(super) fn presets(job: &Job<'_>, scores: &Scores, imatrix: Option<&Path>) ->
     presets
 }
 
+/// The presets that the report compares the files with.
+fn nearest(allocation: &Allocation) -> Vec<FileType> {
+    let presets = &allocation.presets;
+    let are_predicted = presets.iter().all(|preset| preset.nats.is_some());
+    // Without predictions, a larger preset is taken to be a better one.
+    let nats = |preset: &Preset| match preset.nats.filter(|_| are_predicted) {
+        Some(nats) => nats,
+        None => 1.0 / preset.file_bytes as f64,
+    };
+    let sizes: Vec<(u64, f64)> = presets.iter().map(|p| (p.file_bytes, nats(p))).collect();
+    let files = allocation.files.iter();
+    let found = files.filter_map(|file| neighbours(&sizes, file.file_bytes));
+    let mut found: Vec<usize> = found
+        .flat_map(|Neighbours { preset, next }| [Some(preset), next])
+        .flatten()
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    found.into_iter().map(|at| presets[at].file_type).collect()
+}
+
 /// Presets to compare with.
 pub(super) struct Comparison {
     pub(super) presets: Vec<Compared>,
@@ -139,12 +162,16 @@ impl Comparison {
             folder: work.path("presets"),
             notes: Vec::new(),
         };
-        let compare = job.options.files().map_or(&[][..], |files| &files.compare);
+        let compare = match job.options.files().map(|files| &files.compare) {
+            None => return Ok(comparison),
+            Some(Compare::Nearest) => nearest(allocation),
+            Some(Compare::Listed(presets)) => presets.clone(),
+        };
         if compare.is_empty() {
             return Ok(comparison);
         }
         let imatrix = files::content(imatrix)?;
-        for preset in compare {
+        for preset in &compare {
             if !allocation.presets.iter().any(|p| p.file_type == *preset) {
                 comparison.notes.push(format!(
                     "this model cannot be written as {} with this importance matrix",

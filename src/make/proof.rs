@@ -108,6 +108,8 @@ impl Subject {
 pub(super) struct Proven {
     /// In the order of the allocation.
     pub(super) files: Vec<Divergence>,
+    /// Outcomes of their tuning, in the same order; empty without it.
+    pub(super) tuned: Vec<report::data::Tuned>,
     pub(super) presets: Vec<(FileType, Divergence)>,
     /// The measuring program.
     pub(super) tool: String,
@@ -155,6 +157,7 @@ impl<'j> Proof<'j> {
         let names = self.presets().iter().map(|compared| compared.preset);
         Proven {
             files: all,
+            tuned: Vec::new(),
             presets: names.zip(presets).collect(),
             tool: self.meter.name(),
             texts: self.meter.texts(),

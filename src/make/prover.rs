@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! files         of all recipes, and presets for comparison
+//! tuning        optional: of the files, on the calibration text
 //! proof         their divergence on the evaluation text
 //! corrected     files that missed their divergence target, at most twice
 //! refinement    optional: near-ties, measured end to end on calibration text
@@ -16,6 +17,7 @@ use super::presets::Comparison;
 use super::proof::{Meter, Proof, Proven};
 use super::refinement::Refinement;
 use super::stage::Walk;
+use super::tuning::TuneStage;
 use super::{Result, targets};
 
 /// The model in the engine of this program.
@@ -48,14 +50,21 @@ impl Prover<'_> {
     ) -> Result<Option<Proven>> {
         let work = walk.work();
         let imatrix = self.calibrated.file.as_deref();
-        let comparison = Comparison::new(self.job, self.meter, allocation, imatrix, work)?;
-        notes.extend_from_slice(&comparison.notes);
-        let folder = match walk.session() {
-            Some(_) => Some(comparison.make_folder()?),
-            None => None,
+        // Shards make only the files: the process that writes the report makes the presets.
+        let comparison = match walk {
+            Walk::Part { .. } => None,
+            Walk::Run { .. } | Walk::Plan { .. } => Some(Comparison::new(
+                self.job, self.meter, allocation, imatrix, work,
+            )?),
         };
-        let names = ["files", "proof"];
-        let Some(mut proven) = self.pass(walk, names, allocation, Some(&comparison))? else {
+        let comparison = comparison.as_ref();
+        notes.extend(comparison.iter().flat_map(|c| c.notes.iter().cloned()));
+        let folder = match (comparison, walk.session()) {
+            (Some(comparison), Some(_)) => Some(comparison.make_folder()?),
+            _ => None,
+        };
+        let names = ["files", "tuning", "proof"];
+        let Some(mut proven) = self.pass(walk, names, allocation, comparison)? else {
             return Ok(None);
         };
         drop(folder);
@@ -81,24 +90,41 @@ impl Prover<'_> {
     fn pass(
         &self,
         walk: &mut Walk<'_>,
-        [files, proof]: [&'static str; 2],
+        [files, tuning, proof]: [&'static str; 3],
         allocation: &Allocation,
         comparison: Option<&Comparison>,
     ) -> Result<Option<Proven>> {
-        let are_written = walk.stage(&FilesStage {
+        let mut are_written = walk.stage(&FilesStage {
             name: files,
             writer: self.writer,
             allocation,
             comparison,
         })?;
-        walk.last(&Proof {
+        let options = self.job.options.files();
+        let options = options.and_then(|files| files.tune.as_ref());
+        let mut tuned = Vec::new();
+        if let Some((native, options)) = self.native.zip(options) {
+            tuned = walk.stage(&TuneStage {
+                name: tuning,
+                job: self.job,
+                model: native.model,
+                numbers: native.numbers,
+                options,
+                writer: self.writer,
+                allocation,
+                are_written,
+            })?;
+            are_written &= tuned.len() == allocation.files.len();
+        }
+        let proven = walk.last(&Proof {
             name: proof,
             job: self.job,
             meter: self.meter,
             allocation,
             comparison,
             are_written,
-        })
+        })?;
+        Ok(proven.map(|proven| Proven { tuned, ..proven }))
     }
 
     /// Replaces, writes and measures files with changed recipes. Returns true if the walk
@@ -106,14 +132,14 @@ impl Prover<'_> {
     fn again(
         &self,
         walk: &mut Walk<'_>,
-        names: [&'static str; 2],
+        names: [&'static str; 3],
         allocation: &Allocation,
         proven: &mut Proven,
     ) -> Result<bool> {
         let Some(again) = self.pass(walk, names, allocation, None)? else {
             return Ok(false);
         };
-        proven.files = again.files;
+        (proven.files, proven.tuned) = (again.files, again.tuned);
         Ok(true)
     }
 
@@ -134,7 +160,7 @@ impl Prover<'_> {
             }
             if !self.again(
                 walk,
-                ["corrected files", "corrected proof"],
+                ["corrected files", "corrected tuning", "corrected proof"],
                 allocation,
                 proven,
             )? {
@@ -195,7 +221,8 @@ impl Prover<'_> {
         if files.is_empty() || !continues {
             return Ok(continues);
         }
-        let continues = self.again(walk, ["refined files", "refined proof"], allocation, proven)?;
+        let names = ["refined files", "refined tuning", "refined proof"];
+        let continues = self.again(walk, names, allocation, proven)?;
         if walk.session().is_some() {
             files::remove_replaced(&before, allocation);
         }

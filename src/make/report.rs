@@ -1,7 +1,7 @@
 //! The report on disk: frontier.json, report.html, a chart, and a recipe for each file.
 
 use super::allocation::{Allocation, FilePlan};
-use super::fit::fit;
+use super::fit::{factor, fit};
 use super::job::{GENERAL_NAME, Job, JobEngine, model_name};
 use super::proof::Proven;
 use super::{Outcome, Result, write_text};
@@ -74,6 +74,7 @@ fn predicted(job: &Job<'_>, scores: &Scores, allocation: &Allocation) -> data::F
             .collect(),
         correction: None,
         fit: None,
+        preset_fit: None,
         files: allocation.files.iter().map(file).collect(),
         stages: Vec::new(),
         settings: vec![data::Setting {
@@ -197,6 +198,7 @@ fn file(file: &FilePlan) -> data::File {
             .collect(),
         predicted: file.solution.nats,
         corrected: None,
+        tuned: None,
         measured: None,
         rounding: Vec::new(),
     }
@@ -280,6 +282,21 @@ fn commands(job: &Job<'_>, allocation: &Allocation) -> Vec<data::Command> {
     whole.chain(allocation.files.iter().map(types_of)).collect()
 }
 
+/// The setting of tuned files; none for others.
+fn tuning(tuned: &[data::Tuned]) -> Option<data::Setting> {
+    let tokens = tuned.first()?.tokens;
+    let ratios = tuned.iter().filter(|t| t.before > 0.0);
+    let ratios: Vec<f64> = ratios.map(|t| t.after / t.before).collect();
+    let [mean, least, most] = spread(&ratios)?;
+    Some(data::Setting {
+        name: "tuning".into(),
+        value: format!(
+            "on {tokens} tokens of the calibration text; the divergence on held-out parts of it is {mean:.2} times that \
+             before ({least:.2} to {most:.2} per file)"
+        ),
+    })
+}
+
 /// Adds divergences of files and presets, and fits the predictions of the files to them.
 fn measured(report: &mut data::Frontier, proven: &Proven) {
     for (preset, divergence) in &proven.presets {
@@ -297,6 +314,10 @@ fn measured(report: &mut data::Frontier, proven: &Proven) {
     for (file, divergence) in report.files.iter_mut().zip(&proven.files) {
         file.measured = Some(divergence.measured.clone());
     }
+    for (file, tuned) in report.files.iter_mut().zip(&proven.tuned) {
+        file.tuned = Some(tuned.clone());
+    }
+    report.settings.extend(tuning(&proven.tuned));
     if report.scoring.score == data::Score::WeightedError {
         return;
     }
@@ -306,6 +327,10 @@ fn measured(report: &mut data::Frontier, proven: &Proven) {
         .filter_map(|f| Some((f.predicted, f.measured.as_ref()?.kld)))
         .collect();
     report.fit = fit(&pairs);
+    // Presets are rounded otherwise, so that the fit of the files says nothing about them.
+    let presets = report.presets.iter();
+    let pairs = presets.filter_map(|p| Some((p.predicted?, p.measured.as_ref()?.kld)));
+    report.preset_fit = factor(&pairs.collect::<Vec<_>>());
     if let Some(fit) = report.fit {
         for file in &mut report.files {
             file.corrected = Some(fit.apply(file.predicted));

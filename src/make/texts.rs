@@ -132,6 +132,19 @@ impl Cut {
         })
     }
 
+    /// The calibration texts in chunks, with their names.
+    pub(super) fn calibration_chunks(&self) -> Result<Vec<(String, Vec<Vec<u32>>)>> {
+        let windows = self.calibration()?;
+        let mut first = 0;
+        let texts = self.calibration_tokens.iter().map(|(name, tokens)| {
+            let last = first + *tokens as usize / self.context;
+            let chunks = (first..last).map(|chunk| windows.input(chunk)).collect();
+            first = last;
+            (name.clone(), chunks)
+        });
+        Ok(texts.collect())
+    }
+
     /// Names of the calibration texts.
     pub(super) fn calibration_names(&self) -> Vec<String> {
         let names = self.calibration_tokens.iter().map(|(name, _)| name.clone());

@@ -115,6 +115,11 @@ impl WorkDir {
         self.read::<()>(name, key).is_some()
     }
 
+    /// True if there is a result, under any key.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.json(name).exists()
+    }
+
     /// Removes a result, if there is one.
     pub(super) fn remove(&self, name: &str) {
         // A failure is harmless: results are looked up by key.

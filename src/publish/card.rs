@@ -91,7 +91,6 @@ pub(crate) fn card(
 fn values(data: &Frontier, files: &[Published<'_>], facts: &Facts, imatrix: bool) -> Value {
     let relative = data.scoring.score == Score::WeightedError;
     let measured = || files.iter().filter_map(|f| f.file.measured.as_ref());
-    let (dominated, dominated_predicted) = dominated(data, relative);
     context! {
         front_matter => front_matter(facts),
         name => clean(&data.model.name),
@@ -116,8 +115,7 @@ fn values(data: &Frontier, files: &[Published<'_>], facts: &Facts, imatrix: bool
             context => e.context,
             tool => clean(&e.tool),
         }),
-        dominated,
-        dominated_predicted,
+        dominated => dominated(data),
         calibration => calibration(data),
         remarks => facts.ollama.remarks(),
         commands => data.commands.iter().map(|c| context! {
@@ -195,33 +193,22 @@ fn model_name(file: &str) -> String {
     }
 }
 
-/// Common presets beaten by one of our files: not smaller, and farther from the original. Compares
-/// measurements if the preset is measured, otherwise predictions; the second value is true if any
-/// comparison uses predictions.
-fn dominated(data: &Frontier, relative: bool) -> (Vec<Value>, bool) {
-    let mut any_predicted = false;
+/// Common presets beaten by one of our files: not smaller, and farther from the original, both
+/// measured.
+fn dominated(data: &Frontier) -> Vec<Value> {
     let mut all = Vec::new();
     let usual = |preset: &&Preset| FileType::of_name(&preset.name).is_some_and(FileType::is_usual);
-    for preset in data.presets.iter().filter(usual).filter(|_| !relative) {
-        let measured = preset.measured.as_ref().map(|m| m.kld);
-        let Some(theirs) = measured.or_else(|| Some(data.corrected(preset.predicted?))) else {
+    for preset in data.presets.iter().filter(usual) {
+        let Some(theirs) = preset.measured.as_ref().map(|m| m.kld) else {
             continue;
-        };
-        let ours = |file: &File| match measured {
-            Some(_) => file.measured.as_ref().map(|m| m.kld),
-            None => Some(
-                file.corrected
-                    .unwrap_or_else(|| data.corrected(file.predicted)),
-            ),
         };
         let fitting = data.files.iter().filter(|file| file.bytes <= preset.bytes);
         let better = fitting
-            .filter_map(|file| Some((file, ours(file)?)))
+            .filter_map(|file| Some((file, file.measured.as_ref()?.kld)))
             .filter(|(_, kld)| *kld <= theirs);
         let Some((file, kld)) = better.min_by(|a, b| a.1.total_cmp(&b.1)) else {
             continue;
         };
-        any_predicted |= measured.is_none();
         all.push(context! {
             name => clean(&preset.name),
             size => size(preset.bytes),
@@ -232,7 +219,7 @@ fn dominated(data: &Frontier, relative: bool) -> (Vec<Value>, bool) {
             our_kld => nats(kld),
         });
     }
-    (all, any_predicted)
+    all
 }
 
 /// Describes the texts behind importance matrix and sensitivities.

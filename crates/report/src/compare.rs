@@ -14,14 +14,12 @@ const MORE_BITS: f64 = 5.5;
 pub struct Comparison<'a> {
     /// The preset of the file's size, or the nearest smaller one that no other preset beats.
     pub preset: &'a Preset,
-    /// The nearest larger preset, if none has the file's size.
+    /// The next larger preset that is better, if none has the file's size.
     pub next: Option<&'a Preset>,
     /// Nats of the file.
     pub ours: f64,
     /// Nats of the preset; between two presets, interpolated (nats logarithmic, bytes linear).
     pub theirs: f64,
-    /// True if all values were measured; otherwise all are predicted.
-    pub measured: bool,
 }
 
 impl Comparison<'_> {
@@ -42,28 +40,37 @@ impl Frontier {
         self.fit.map_or(predicted, |fit| fit.apply(predicted))
     }
 
-    /// Compares a file with the presets of its size: measured values where there are enough,
-    /// otherwise predicted ones. None if the file is smaller or larger than all presets.
+    /// Predicted nats of a preset, times the factor of measured presets, if there are any.
+    pub fn predicted(&self, preset: &Preset) -> Option<f64> {
+        let predicted = preset.predicted?;
+        Some(
+            self.preset_fit
+                .map_or(predicted, |fit| fit.apply(predicted)),
+        )
+    }
+
+    /// Compares a measured file with the measured presets of its size; predictions make no claim. None
+    /// if the file is smaller or larger than all of them.
     pub fn comparison<'a>(&'a self, file: &File) -> Option<Comparison<'a>> {
-        let measured = self
-            .presets
-            .iter()
-            .filter_map(|preset| Some((preset, preset.measured.as_ref()?.kld)));
-        let predicted = self
-            .presets
-            .iter()
-            .filter_map(|preset| Some((preset, self.corrected(preset.predicted?))));
-        let by_measurement = file
-            .measured
-            .as_ref()
-            .and_then(|m| compare(file.bytes, m.kld, true, measured.collect()));
-        by_measurement.or_else(|| {
-            compare(
-                file.bytes,
-                self.corrected(file.predicted),
-                false,
-                predicted.collect(),
-            )
+        let ours = file.measured.as_ref()?.kld;
+        let measured = self.presets.iter();
+        let measured = measured
+            .filter_map(|preset| Some((preset, preset.measured.as_ref()?.kld)))
+            .filter(|(_, nats)| nats.is_finite() && *nats > 0.0);
+        let mut presets: Vec<(&Preset, f64)> = measured.collect();
+        presets.sort_by(|a, b| a.0.bytes.cmp(&b.0.bytes).then(a.1.total_cmp(&b.1)));
+        let sizes: Vec<(u64, f64)> = presets.iter().map(|(p, nats)| (p.bytes, *nats)).collect();
+        let Neighbours { preset, next } = neighbours(&sizes, file.bytes)?;
+        let (preset, nats) = presets[preset];
+        let next = next.map(|next| presets[next]);
+        let theirs = next.map_or(nats, |(next, of_next)| {
+            between(nats, of_next, part(preset.bytes, next.bytes, file.bytes))
+        });
+        Some(Comparison {
+            preset,
+            next: next.map(|(next, _)| next),
+            ours,
+            theirs,
         })
     }
 
@@ -86,50 +93,38 @@ impl Frontier {
     }
 }
 
-/// Compares a file with presets, given their nats.
-fn compare<'a>(
-    bytes: u64,
-    ours: f64,
-    measured: bool,
-    mut presets: Vec<(&'a Preset, f64)>,
-) -> Option<Comparison<'a>> {
-    presets.retain(|(_, nats)| nats.is_finite() && *nats > 0.0);
-    presets.sort_by(|a, b| a.0.bytes.cmp(&b.0.bytes).then(a.1.total_cmp(&b.1)));
-    let same = |preset: &Preset| {
-        let larger = preset.bytes as f64 / bytes.max(1) as f64 - 1.0;
+/// The presets that a file is compared with, by their position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neighbours {
+    /// The preset of the file's size, or the best smaller one.
+    pub preset: usize,
+    /// The next larger preset that is better, if none has the file's size.
+    pub next: Option<usize>,
+}
+
+/// The presets that a file of `bytes` is compared with, among presets with their nats by rising size: the
+/// one of its size or, if there is none, the best smaller one and the next larger one that is better
+/// still. None if the file is smaller or larger than all.
+pub fn neighbours(presets: &[(u64, f64)], bytes: u64) -> Option<Neighbours> {
+    let same = |preset: u64| {
+        let larger = preset as f64 / bytes.max(1) as f64 - 1.0;
         (-SAME_SIZE.0..=SAME_SIZE.1).contains(&larger)
     };
-    let nearest = presets
-        .iter()
-        .filter(|(preset, _)| same(preset))
-        .min_by_key(|(preset, _)| preset.bytes.abs_diff(bytes));
-    if let Some(&(preset, theirs)) = nearest {
-        return Some(Comparison {
-            preset,
-            next: None,
-            ours,
-            theirs,
-            measured,
-        });
+    let all = || presets.iter().enumerate();
+    let nearest = all()
+        .filter(|(_, (of, _))| same(*of))
+        .min_by_key(|(_, (of, _))| of.abs_diff(bytes));
+    if let Some((preset, _)) = nearest {
+        return Some(Neighbours { preset, next: None });
     }
-    // Presets that no smaller preset beats.
-    let mut least = f64::INFINITY;
-    presets.retain(|(_, nats)| {
-        let unbeaten = *nats < least;
-        least = least.min(*nats);
-        unbeaten
-    });
-    let pair = presets
-        .windows(2)
-        .find(|pair| pair[0].0.bytes <= bytes && bytes <= pair[1].0.bytes)?;
-    let [(small, small_nats), (large, large_nats)] = [pair[0], pair[1]];
-    let part = part(small.bytes, large.bytes, bytes);
-    Some(Comparison {
-        preset: small,
-        next: Some(large),
-        ours,
-        theirs: between(small_nats, large_nats, part),
-        measured,
+    let smaller = all().take_while(|(_, (of, _))| *of <= bytes);
+    let (preset, (_, nats)) = smaller.min_by(|a, b| a.1.1.total_cmp(&b.1.1))?;
+    let mut larger = all().skip_while(|(_, (of, _))| *of < bytes).peekable();
+    larger.peek()?;
+    let next = larger.find(|(_, (_, of))| of < nats);
+    Some(Neighbours {
+        preset,
+        next: next.map(|(next, _)| next),
     })
 }
 

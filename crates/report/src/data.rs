@@ -39,6 +39,10 @@ pub struct Frontier {
     /// Fit of measured to predicted nats; absent with too few measurements.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fit: Option<Fit>,
+    /// Fit of measured to predicted nats of the presets, whose rounding differs from the files';
+    /// absent if none was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset_fit: Option<Fit>,
     /// The written or planned files, by rising size.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<File>,
@@ -342,6 +346,19 @@ pub struct Measured {
     pub ppl_base: Option<f64>,
 }
 
+/// The tuning of a file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tuned {
+    /// Steps of the state that was kept; 0 for an unchanged file.
+    pub steps: u64,
+    /// Tokens for training.
+    pub tokens: u64,
+    /// Mean divergence before, of held-out parts of the calibration text, nats.
+    pub before: f64,
+    /// The same after.
+    pub after: f64,
+}
+
 /// A llama.cpp preset on this model, with the same importance matrix.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Preset {
@@ -437,6 +454,9 @@ pub struct File {
     /// Predicted nats after the fit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corrected: Option<f64>,
+    /// Its tuning; absent for an untuned file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuned: Option<Tuned>,
     /// Measurements; absent if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,

@@ -59,6 +59,7 @@ fn values(data: &Frontier) -> Value {
         files => data.files.iter().zip(&comparisons).map(|(file, c)| file_row(data, file, c.as_ref())).collect::<Vec<_>>(),
         files_note => files_note(data),
         presets => presets(data),
+        presets_note => presets_note(data),
         maps,
         key => key(data),
         experts => data.model.experts.is_some(),
@@ -106,18 +107,11 @@ fn facts(data: &Frontier) -> Vec<String> {
 
 /// The one-sentence summary; none without comparisons.
 fn lede(data: &Frontier, comparisons: &[Option<Comparison>]) -> Option<Value> {
-    let measured = comparisons.iter().flatten().any(|c| c.measured);
-    let counted: Vec<&Comparison> = comparisons
-        .iter()
-        .flatten()
-        .filter(|c| c.measured == measured)
-        .collect();
+    let counted: Vec<&Comparison> = comparisons.iter().flatten().collect();
     let mean = geometric_mean(counted.iter().map(|c| c.ratio()))?;
-    let have = match (measured, counted.len()) {
-        (true, 1) => "the file has ",
-        (true, _) => "the files have ",
-        (false, 1) => "the file is predicted to have ",
-        (false, _) => "the files are predicted to have ",
+    let have = match counted.len() {
+        1 => "the file has ",
+        _ => "the files have ",
     };
     let before = match counted.as_slice() {
         [only] if only.next.is_none() => {
@@ -133,16 +127,16 @@ fn lede(data: &Frontier, comparisons: &[Option<Comparison>]) -> Option<Value> {
     } else {
         "their KL divergence"
     };
-    let how = match (counted.len(), &data.evaluation, measured) {
-        (1, Some(evaluation), true) => format!(", measured on {} tokens", count(evaluation.tokens)),
-        (1, ..) => String::new(),
-        (n, Some(evaluation), true) => {
+    let how = match (counted.len(), &data.evaluation) {
+        (1, Some(evaluation)) => format!(", measured on {} tokens", count(evaluation.tokens)),
+        (1, None) => String::new(),
+        (n, Some(evaluation)) => {
             format!(
                 " (geometric mean of {n} comparisons, measured on {} tokens)",
                 count(evaluation.tokens)
             )
         }
-        (n, ..) => format!(" (geometric mean of {n} comparisons)"),
+        (n, None) => format!(" (geometric mean of {n} comparisons)"),
     };
     Some(
         context! { before, figure => format!("{mean:.2} times"), after => format!(" {of_what}{how}.") },
@@ -208,7 +202,6 @@ fn against(comparison: &Comparison) -> Value {
         change => change(comparison.ratio() - 1.0),
         presets => preset_names(comparison),
         saved => format!("{} nats {verb}", nats(saved.abs())),
-        how => if comparison.measured { "" } else { ", predicted" },
     }
 }
 
@@ -229,11 +222,37 @@ fn files_note(data: &Frontier) -> String {
     if data.fit.is_some() {
         note += " Predictions are fitted to the measurements.";
     }
-    if !data.presets.is_empty() {
+    if data.presets.iter().any(|preset| preset.measured.is_some()) {
         note += " A file is compared with the preset of its size (at most 1% larger than the file) or, if there is none, \
-                 with the straight line between its two neighbours in the chart above.";
+                 with the straight line between its two neighbours in the chart above, all measured on the same text.";
     }
     note
+}
+
+/// Reliability of the presets' predictions; empty if there are none.
+fn presets_note(data: &Frontier) -> String {
+    let measured = data
+        .presets
+        .iter()
+        .filter(|preset| preset.measured.is_some());
+    match (data.preset_fit, measured.count()) {
+        (Some(fit), measured) => {
+            let presets = if measured == 1 { "preset" } else { "presets" };
+            let error = fit.median_error.filter(|_| fit.points > 1);
+            let error = error.map_or(String::new(), |error| {
+                format!("; half of them are within {} of that", percent(error))
+            });
+            format!(
+                "{} measured {presets} had {:.2} times the predicted divergence{error}. Predictions of the others include \
+                 this factor.",
+                fit.points, fit.scale
+            )
+        }
+        (None, 0) => {
+            "No preset was measured. Their predictions can be off by a factor of two.".into()
+        }
+        (None, _) => String::new(),
+    }
 }
 
 fn presets(data: &Frontier) -> Vec<Value> {
@@ -243,7 +262,7 @@ fn presets(data: &Frontier) -> Vec<Value> {
             name => shorten(&preset.name, 40),
             size => size(preset.bytes),
             bpw => format!("{:.2}", preset.bpw),
-            predicted => or_dash(preset.predicted.map(|p| data.corrected(p)), nats),
+            predicted => or_dash(data.predicted(preset), nats),
             kld => kld(measured).0,
             kld_error => kld(measured).1,
             p999 => or_dash(measured.and_then(|m| m.p999), nats),

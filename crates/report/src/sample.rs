@@ -255,6 +255,7 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
             predicted,
             corrected: Some(1.04 * predicted.powf(0.985)),
             measured: Some(measure(predicted, 25_000.0, i as u64)),
+            tuned: None,
             rounding: Vec::new(),
         });
     }
@@ -293,6 +294,7 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
         frontier: points,
         presets: presets(shape, weights, header),
         correction: None,
+        preset_fit: None,
         fit: Some(Fit {
             scale: 1.04,
             exponent: 0.985,

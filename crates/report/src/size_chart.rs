@@ -84,9 +84,13 @@ fn marks(data: &Frontier) -> Vec<Mark> {
         }
     }
     for preset in &data.presets {
-        let (nats, measured, how) = match (&preset.measured, preset.predicted) {
+        let after = match data.preset_fit {
+            Some(_) => "predicted (fitted)",
+            None => "predicted",
+        };
+        let (nats, measured, how) = match (&preset.measured, data.predicted(preset)) {
             (Some(measured), _) => (measured.kld, true, "measured"),
-            (None, Some(predicted)) => (data.corrected(predicted), false, after),
+            (None, Some(predicted)) => (predicted, false, after),
             (None, None) => continue,
         };
         marks.push(Mark {

@@ -105,12 +105,7 @@ fn columns(data: &Frontier) -> Vec<Column> {
 fn against(data: &Frontier, file: &File) -> Option<String> {
     let comparison = data.comparison(file)?;
     let (ratio, preset) = (change(comparison.ratio() - 1.0), preset_names(&comparison));
-    let how = if comparison.measured {
-        ""
-    } else {
-        " (predicted)"
-    };
-    Some(format!("{ratio} {preset}{how}"))
+    Some(format!("{ratio} {preset}"))
 }
 
 fn write_columns(out: &mut String, columns: &[Column]) {

@@ -23,7 +23,7 @@ const LAYOUT: u32 = 1;
 pub const LATER: &[(&str, &str)] = &[
     ("allocation", "one solution over all tensors; seconds"),
     (
-        "files that missed --kld, --refine, --compare",
+        "files that missed --kld, --refine, presets for comparison",
         "each step depends on the measurement before it",
     ),
     ("report", "seconds"),

@@ -848,3 +848,89 @@ fn stopped_make_keeps_its_results() {
         );
     }
 }
+
+#[test]
+fn tuned_files_have_fewer_nats_and_survive_kills() {
+    let dir = place();
+    let line = format!("make m.gguf {SMALL} --bpw 3.5 --tune -o short");
+    fails(dir.path(), &line, &["for training", "in all"]);
+    fs::write(dir.path().join("cal.txt"), text(1, 2500)).unwrap();
+    let run = |options: &str| make(dir.path(), &format!("--bpw 3.5 --compare none {options}"));
+    let one = |out: &str| models(&dir.path().join(out)).remove(0);
+    run("-o plain");
+    run("--tune --tune-steps 10 -o tuned");
+    let [plain, tuned] = ["plain", "tuned"].map(|out| frontier_of(&dir.path().join(out)));
+    let nats = |frontier: &Frontier| frontier.files[0].measured.as_ref().unwrap().kld;
+    assert!(
+        nats(&tuned) < nats(&plain),
+        "{}, {}",
+        nats(&tuned),
+        nats(&plain)
+    );
+    let outcome = tuned.files[0].tuned.as_ref().unwrap();
+    assert!(
+        outcome.steps > 0 && outcome.after < outcome.before,
+        "{outcome:?}"
+    );
+    assert_eq!(plain.files[0].tuned, None);
+    let [before, after] = ["plain", "tuned"].map(|out| tensors(&one(out)));
+    assert!(
+        before
+            .iter()
+            .zip(&after)
+            .all(|(a, b)| a.0 == b.0 && a.1.0 == b.1.0)
+    );
+    // Killed in the middle, with and without a snapshot, and at the end: the same bytes.
+    let line = format!(
+        "make m.gguf {SMALL} --bpw 3.5 --compare none --tune --tune-steps 10 --snapshot-every 0 -o killed"
+    );
+    let name = one("tuned")
+        .file_name()
+        .unwrap()
+        .to_string_lossy()
+        .into_owned();
+    let work = dir.path().join("killed/work");
+    for sign in ["tuning.resume", "tuned", "tuning.json"] {
+        let sign = work.join(format!("{name}.{sign}"));
+        killed_when(dir.path(), &line, || sign.exists());
+    }
+    succeeds(dir.path(), &line);
+    let bytes = |path: PathBuf| fs::read(path).unwrap();
+    assert!(bytes(one("killed")) == bytes(one("tuned")));
+    assert!(!work.join(format!("{name}.tuned")).exists());
+    // Without tuning, the file is written again.
+    run("-o killed");
+    assert!(bytes(one("killed")) == bytes(one("plain")));
+}
+
+#[test]
+fn files_are_compared_with_measured_presets_next_to_them() {
+    let dir = place();
+    let run = |options: &str| make(dir.path(), &format!("--bpw 4.25 {options}"));
+    run("-o out");
+    let frontier = frontier_of(&dir.path().join("out"));
+    let measured = frontier
+        .presets
+        .iter()
+        .filter(|preset| preset.measured.is_some());
+    let sizes: Vec<u64> = measured.map(|preset| preset.bytes).collect();
+    let size = frontier.files[0].bytes;
+    // The file lies between two presets; both are measured, and no other.
+    assert!(
+        sizes.len() == 2 && sizes[0] < size && size < sizes[1],
+        "{sizes:?}, {size}"
+    );
+    let comparison = frontier.comparison(&frontier.files[0]).unwrap();
+    assert!(comparison.ratio() < 1.0);
+    assert!(frontier.preset_fit.is_some_and(|fit| fit.points == 2));
+    assert!(!dir.path().join("out/work/presets").exists());
+    let text = run("-o none --compare none");
+    assert!(!text.contains("presets"), "{text}");
+    let frontier = frontier_of(&dir.path().join("none"));
+    assert!(
+        frontier
+            .presets
+            .iter()
+            .all(|preset| preset.measured.is_none())
+    );
+}
