@@ -852,13 +852,13 @@ fn stopped_make_keeps_its_results() {
 #[test]
 fn tuned_files_have_fewer_nats_and_survive_kills() {
     let dir = place();
-    let line = format!("make m.gguf {SMALL} --bpw 3.5 --tune -o short");
+    let line = format!("make m.gguf {SMALL} --bpw 2.8 --tune -o short");
     fails(dir.path(), &line, &["for training", "in all"]);
     fs::write(dir.path().join("cal.txt"), text(1, 2500)).unwrap();
-    let run = |options: &str| make(dir.path(), &format!("--bpw 3.5 --compare none {options}"));
+    let run = |options: &str| make(dir.path(), &format!("--bpw 2.8 --compare none {options}"));
     let one = |out: &str| models(&dir.path().join(out)).remove(0);
     run("-o plain");
-    run("--tune --tune-steps 10 -o tuned");
+    run("--tune --tune-steps 20 -o tuned");
     let [plain, tuned] = ["plain", "tuned"].map(|out| frontier_of(&dir.path().join(out)));
     let nats = |frontier: &Frontier| frontier.files[0].measured.as_ref().unwrap().kld;
     assert!(
@@ -882,7 +882,7 @@ fn tuned_files_have_fewer_nats_and_survive_kills() {
     );
     // Killed in the middle, with and without a snapshot, and at the end: the same bytes.
     let line = format!(
-        "make m.gguf {SMALL} --bpw 3.5 --compare none --tune --tune-steps 10 --snapshot-every 0 -o killed"
+        "make m.gguf {SMALL} --bpw 2.8 --compare none --tune --tune-steps 20 --snapshot-every 0 -o killed"
     );
     let name = one("tuned")
         .file_name()
@@ -922,7 +922,6 @@ fn files_are_compared_with_measured_presets_next_to_them() {
     );
     let comparison = frontier.comparison(&frontier.files[0]).unwrap();
     assert!(comparison.ratio() < 1.0);
-    assert!(frontier.preset_fit.is_some_and(|fit| fit.points == 2));
     assert!(!dir.path().join("out/work/presets").exists());
     let text = run("-o none --compare none");
     assert!(!text.contains("presets"), "{text}");
