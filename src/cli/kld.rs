@@ -9,10 +9,12 @@ use super::wrong_usage;
 use anyhow::{Context, ensure};
 use quantier::input::Input;
 use quantier_engine::evaluate::measure::{self, Base, Measured};
+use quantier_engine::evaluate::paired::{Paired, Verdict};
 use quantier_engine::evaluate::score::Comparison;
 use quantier_engine::evaluate::statistics::{Figure, Statistics};
 use quantier_gguf::logits::Writer;
 use serde_json::json;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -103,6 +105,9 @@ fn read(
     }
     Ok(corpus)
 }
+
+/// Most models of which every pair is listed.
+const ALL_PAIRS: usize = 4;
 
 /// Minimum fraction of rows with the same most probable token for related models.
 const UNRELATED: f64 = 0.05;
@@ -206,6 +211,7 @@ fn report(args: &Args, corpus: &Corpus, compared: &[Compared<'_>]) -> anyhow::Re
             );
         }
     }
+    let pairs = pairs(corpus, compared)?;
     if args.common.json {
         let one = |Summary { path, all, texts }: &Summary<'_>| {
             let texts: Vec<_> = texts
@@ -226,6 +232,7 @@ fn report(args: &Args, corpus: &Corpus, compared: &[Compared<'_>]) -> anyhow::Re
             json!({
                 "base": base, "logits": args.logits, "ctx_size": windows.n_ctx(), "chunks": windows.chunks(),
                 "texts": texts, "models": models.iter().map(one).collect::<Vec<_>>(),
+                "pairs": pairs.iter().map(Pair::json).collect::<Vec<_>>(),
             })
         )?;
         return Ok(ExitCode::SUCCESS);
@@ -247,8 +254,74 @@ fn report(args: &Args, corpus: &Corpus, compared: &[Compared<'_>]) -> anyhow::Re
                 .iter()
                 .map(|model| (model.path.display().to_string(), &model.all)),
         )?;
+        say!("\npaired differences of the mean KLD, with the standard error of chunks:")?;
+        pairs.iter().try_for_each(|pair| say!("{pair}"))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Two models on the same rows.
+struct Pair<'a> {
+    models: [&'a Path; 2],
+    paired: Paired,
+    rows: usize,
+}
+
+impl Pair<'_> {
+    fn json(&self) -> serde_json::Value {
+        let Pair { models, paired, .. } = self;
+        json!({ "first": models[0], "second": models[1], "paired": paired })
+    }
+}
+
+impl fmt::Display for Pair<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Pair {
+            models,
+            paired,
+            rows,
+        } = self;
+        let [first, second] = models.map(Path::display);
+        write!(f, "{first} - {second}: {:+.6}", paired.difference)?;
+        if let Some(error) = paired.uncertainty {
+            write!(f, " ± {error:.6}")?;
+        }
+        match (paired.verdict, paired.uncertainty) {
+            (Verdict::First, _) => write!(f, ", {first} is closer to the base"),
+            (Verdict::Second, _) => write!(f, ", {second} is closer to the base"),
+            (Verdict::Unclear, None) => write!(f, ", too few chunks for a verdict"),
+            (Verdict::Unclear, Some(_)) => {
+                write!(f, ", cannot be told apart with {rows} rows")?;
+                match paired.rows_needed {
+                    Some(needed) => write!(f, "; about {needed} would tell"),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// Every pair of models up to [`ALL_PAIRS`] of them, otherwise the first with each of the others.
+fn pairs<'a>(corpus: &Corpus, compared: &[Compared<'a>]) -> anyhow::Result<Vec<Pair<'a>>> {
+    let chunks = corpus.windows()?.chunks().max(1);
+    let firsts = match compared.len() {
+        0 => 0,
+        n if n <= ALL_PAIRS => n - 1,
+        _ => 1,
+    };
+    let mut pairs = Vec::new();
+    for (at, first) in compared[..firsts].iter().enumerate() {
+        for second in &compared[at + 1..] {
+            let rows = first.rows.len();
+            let paired = Paired::of(&first.rows, &second.rows, rows / chunks);
+            pairs.extend(paired.map(|paired| Pair {
+                models: [first.path, second.path],
+                paired,
+                rows,
+            }));
+        }
+    }
+    Ok(pairs)
 }
 
 /// Prints one line per text or model.

@@ -6,7 +6,7 @@ use crate::format::types::GgmlType;
 use crate::input::Input;
 use crate::model::rows_times_rows;
 use crate::progress::Silent;
-use crate::rounding::{DAMPING, InputFactor, InputStatistics, Knowledge, Rounder};
+use crate::rounding::{InputStatistics, Knowledge, Rounder};
 use crate::sensitivity::Scores;
 use quantier_core::threads;
 use std::collections::BTreeMap;

@@ -60,7 +60,7 @@ impl Default for Options {
         Options {
             kinds: Kinds::default(),
             steps: 400,
-            batch: 4,
+            batch: 2,
             rates: Rates::default(),
             seed: 1,
         }
@@ -70,9 +70,9 @@ impl Default for Options {
 impl Default for Rates {
     fn default() -> Rates {
         Rates {
-            norms: 2e-3,
-            scales: 2e-3,
-            codes: 0.01,
+            norms: 4e-3,
+            scales: 4e-3,
+            codes: 0.02,
         }
     }
 }

@@ -32,6 +32,9 @@ pub(super) struct Course {
     pub best: usize,
     /// Mean logarithm of its ratio to the start.
     pub gain: f64,
+    /// The least such mean of all states, also of those that are worse on a text, and its step.
+    pub least: f64,
+    pub improved: usize,
     /// Tensors with a gradient in some step.
     pub seen: Vec<u32>,
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 const DECISIONS: usize = 20;
 /// Fewest steps between two decisions.
 const LEAST_STEPS: usize = 5;
-/// Decisions without gain after which a run stops.
+/// Decisions without a lower divergence after which a run stops.
 const PATIENCE: usize = 6;
 /// Steps with gradients that are not finite, in a row, after which a run stops.
 const MOST_BAD: usize = 5;
@@ -290,7 +290,7 @@ impl Session<'_, '_, '_> {
         self.progress.advance(course.done as u64);
         while course.done < options.steps
             && course.bad < MOST_BAD
-            && course.done < course.best + PATIENCE * every
+            && course.done < course.improved + PATIENCE * every
         {
             match self.step(parameters, course.done)? {
                 Ok(nats) => {
@@ -354,6 +354,10 @@ impl Session<'_, '_, '_> {
         let first = course.points.first().map_or(&[][..], |point| &point.nats);
         let gain = gain(first, &nats);
         let is_best = gain < course.gain && is_nowhere_worse;
+        // A text that rises at high rates may fall again with them: the run goes on.
+        if gain < course.least {
+            (course.improved, course.least) = (course.done, gain);
+        }
         if is_best {
             (course.best, course.gain) = (course.done, gain);
         }

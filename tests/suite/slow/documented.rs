@@ -61,8 +61,9 @@ const NOT_RUN: [(&str, &str); 6] = [
 ];
 
 /// Sizes for a page's model, and the replacements for the small one.
-const SIZES: [(&str, &str); 3] = [
+const SIZES: [(&str, &str); 4] = [
     ("quantier tune ", "quantier tune --steps 5 -c 64 "),
+    ("--tune ", "--tune --tune-steps 5 -c 64 "),
     ("--size 2.2GiB", "--size 2MiB"),
     ("--size 400MiB", "--size 2MiB"),
 ];

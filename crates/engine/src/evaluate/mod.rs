@@ -3,11 +3,12 @@
 //!
 //! [`windows`] splits the text into chunks; the model computes one row of `[n_vocab]` logits per
 //! scored position; [`score`] reduces each row to a few numbers, on any number of threads;
-//! [`statistics`] summarizes them.
+//! [`statistics`] summarizes them; [`paired`] tells two models apart.
 //!
 //! All figures are those of llama-perplexity, with its names.
 
 pub mod measure;
+pub mod paired;
 pub mod score;
 pub mod statistics;
 pub mod windows;
