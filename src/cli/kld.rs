@@ -291,9 +291,9 @@ impl fmt::Display for Pair<'_> {
             (Verdict::Second, _) => write!(f, ", {second} is closer to the base"),
             (Verdict::Unclear, None) => write!(f, ", too few chunks for a verdict"),
             (Verdict::Unclear, Some(_)) => {
-                write!(f, ", cannot be told apart with {rows} rows")?;
+                write!(f, ", unclear with {rows} rows")?;
                 match paired.rows_needed {
-                    Some(needed) => write!(f, "; about {needed} would tell"),
+                    Some(needed) => write!(f, "; about {needed} would decide"),
                     None => Ok(()),
                 }
             }

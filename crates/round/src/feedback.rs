@@ -244,8 +244,11 @@ fn scale(codec: &Codec, curvature: Curvature<'_>, rounded: &mut Rounded<'_>) -> 
         }
         any = true;
         codec.dequantize_row(rounded.block, &mut scaled);
-        for j in 0..len {
-            let change = scaled[j] - rounded.values[j];
+        let changes = scaled
+            .iter()
+            .zip(&*rounded.values)
+            .map(|(new, old)| new - old);
+        for (j, change) in changes.enumerate() {
             let h = &curvature.rows[j * curvature.stride..][..len];
             vectorized(|| add(rounded.slopes, h, change));
         }

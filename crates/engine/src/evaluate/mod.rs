@@ -3,7 +3,7 @@
 //!
 //! [`windows`] splits the text into chunks; the model computes one row of `[n_vocab]` logits per
 //! scored position; [`score`] reduces each row to a few numbers, on any number of threads;
-//! [`statistics`] summarizes them; [`paired`] tells two models apart.
+//! [`statistics`] summarizes them; [`paired`] compares two models row by row.
 //!
 //! All figures are those of llama-perplexity, with its names.
 

@@ -20,7 +20,7 @@ pub enum Verdict {
     First,
     /// The second.
     Second,
-    /// They cannot be told apart with these rows.
+    /// Neither beyond the standard error of these rows.
     Unclear,
 }
 
@@ -33,7 +33,7 @@ pub struct Paired {
     pub uncertainty: Option<f64>,
     /// The verdict at two standard errors.
     pub verdict: Verdict,
-    /// About the number of rows that would tell the models apart, if these do not.
+    /// About the number of rows that would decide, if these do not.
     pub rows_needed: Option<u64>,
 }
 
