@@ -62,10 +62,11 @@ pub struct Args {
     /// Chunks of each step
     #[arg(long, value_name = "N", default_value_t = Options::default().batch)]
     batch: usize,
-    /// Learning rate of norms and biases, relative to their size
+    /// Learning rate of norms and biases, relative to their size, for a file at 0.1 nats from its base; in
+    /// proportion to the square root of the divergence
     #[arg(long, value_name = "RATE", default_value_t = Rates::default().norms)]
     rate_norms: f32,
-    /// Learning rate of scales, relative to each
+    /// Learning rate of scales, relative to each; otherwise like that of norms
     #[arg(long, value_name = "RATE", default_value_t = Rates::default().scales)]
     rate_scales: f32,
     /// Learning rate of codes, in steps between adjacent ones

@@ -219,6 +219,7 @@ fn rounded(report: &mut data::Frontier, job: &Job<'_>, proved: &[Vec<TensorProof
                 power,
                 rows,
                 by_reference,
+                even: _,
             } = proved.proof;
             let part = |error: f64| (power > 0.0).then(|| error / power);
             let kept_plain = by_reference as f64 / rows.max(1) as f64;

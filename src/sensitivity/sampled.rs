@@ -283,7 +283,7 @@ impl Candidate<'_> {
             for rounder in &self.types {
                 let proof = band.change(rounder, &knowledge, &mut change, progress)?;
                 of_types.push(TypeSums {
-                    errors: [proof.reference, proof.taken],
+                    errors: proof.even,
                     ..score(&band, &prepared, &change.weights)?
                 });
             }

@@ -44,7 +44,8 @@ pub struct Options {
 }
 
 /// Learning rates by kind of parameter: about the change of each parameter in one step, at the peak
-/// of the schedule.
+/// of the schedule. Those of norms and scales are for a file at [`Rates::NATS`] from its base, and in
+/// proportion to the square root of the divergence.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
     /// Of norms and biases, relative to the root mean square of the tensor.
@@ -67,11 +68,16 @@ impl Default for Options {
     }
 }
 
+impl Rates {
+    /// The divergence in nats that the rates of norms and scales are for.
+    pub const NATS: f64 = 0.1;
+}
+
 impl Default for Rates {
     fn default() -> Rates {
         Rates {
-            norms: 4e-3,
-            scales: 4e-3,
+            norms: 4.5e-3,
+            scales: 4.5e-3,
             codes: 0.02,
         }
     }

@@ -26,6 +26,8 @@ const PATIENCE: usize = 6;
 const MOST_BAD: usize = 5;
 /// Steps over which the rates rise.
 const RISE: usize = 10;
+/// Largest factor of rates for a file far from its base.
+const LARGEST_SIZE: f64 = 1.5;
 /// The rates' last part of their peak.
 const LAST_RATE: f32 = 0.02;
 
@@ -292,7 +294,8 @@ impl Session<'_, '_, '_> {
             && course.bad < MOST_BAD
             && course.done < course.improved + PATIENCE * every
         {
-            match self.step(parameters, course.done)? {
+            let first: Vec<f64> = course.start.iter().map(|chunks| mean(chunks)).collect();
+            match self.step(parameters, course.done, mean(&first))? {
                 Ok(nats) => {
                     course.training.push(nats);
                     course.bad = 0;
@@ -372,11 +375,13 @@ impl Session<'_, '_, '_> {
         is_best
     }
 
-    /// One step. Returns the divergence of its batch before the step, or the reason for undoing it.
+    /// One step of a run from a divergence of `start` nats. Returns the divergence of its batch before the
+    /// step, or the reason for undoing it.
     fn step(
         &self,
         parameters: &mut Parameters,
         done: usize,
+        start: f64,
     ) -> Result<std::result::Result<f64, String>> {
         let options = &self.job.options;
         let numbers = self.corpus.batch(done, options.batch, options.seed);
@@ -391,7 +396,8 @@ impl Session<'_, '_, '_> {
         let why = match (ran, not_finite) {
             (Ok(nats), None) => {
                 let pool = self.job.file.engine.pool();
-                pool.install(|| parameters.update(self.rates(done), done as u64 + 1));
+                let rates = self.rates(done, start);
+                pool.install(|| parameters.update(rates, done as u64 + 1));
                 return Ok(Ok(nats));
             }
             (_, Some(id)) => {
@@ -430,8 +436,10 @@ impl Session<'_, '_, '_> {
         Ok(run(&engine, &batch))
     }
 
-    /// The rates of a step: a linear rise, then half a cosine.
-    fn rates(&self, done: usize) -> Rates {
+    /// The rates of a step: a linear rise, then half a cosine. What noise in norms and scales costs grows with
+    /// the square of their rates, whatever the file: their rates are in proportion to the square root of
+    /// the divergence to begin with. Those of codes are in steps, which are smaller in closer files.
+    fn rates(&self, done: usize, start: f64) -> Rates {
         let Options { steps, rates, .. } = self.job.options;
         let rise = RISE.min(steps / 4);
         let part = match done < rise {
@@ -442,9 +450,10 @@ impl Session<'_, '_, '_> {
                 LAST_RATE + (1.0 - LAST_RATE) * (1.0 + cosine) / 2.0
             }
         };
+        let size = (start / Rates::NATS).sqrt().min(LARGEST_SIZE) as f32;
         Rates {
-            norms: rates.norms * part,
-            scales: rates.scales * part,
+            norms: rates.norms * size * part,
+            scales: rates.scales * size * part,
             codes: rates.codes * part,
         }
     }

@@ -3,7 +3,7 @@
 use crate::InputStatistics;
 use crate::factor::InputCurvature;
 use crate::hessian::{HELD_OUT, Hessian, Identity, Store};
-use crate::statistics::factored;
+use crate::statistics::{even, factored};
 use quantier_gguf::snapshot::Key;
 use quantier_gguf::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -123,6 +123,7 @@ impl InputHessians {
             Arc::new(InputStatistics {
                 factor: factor.into(),
                 curvature: InputCurvature::new(hessian.mean, columns, damping).into(),
+                even: even(&hessian.sample, columns).into(),
                 held_out: hessian.sample.into(),
                 shift: None,
             })

@@ -10,6 +10,10 @@ pub struct Proof {
     pub reference: f64,
     /// Sum of the squared errors of the chosen rounding.
     pub taken: f64,
+    /// Both sums with all held-out inputs scaled to one power: a few tokens with massive activations,
+    /// which hardly change what follows, do not decide them. Of one-sided rounding only.
+    #[serde(skip)]
+    pub even: [f64; 2],
     /// Sum of the squares of the exact products.
     pub power: f64,
     /// Number of rounded rows.
@@ -31,6 +35,8 @@ impl Proof {
     pub fn add(&mut self, other: &Proof) {
         self.reference += other.reference;
         self.taken += other.taken;
+        self.even[0] += other.even[0];
+        self.even[1] += other.even[1];
         self.power += other.power;
         self.rows += other.rows;
         self.by_reference += other.by_reference;

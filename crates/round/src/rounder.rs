@@ -232,14 +232,22 @@ impl Rounder {
         if inputs.held_out.is_empty() {
             return Proof::unjudged(rows);
         }
-        let feedback = inputs.squared_error(weights, &mut rounded);
+        let feedback = inputs.squared_errors(weights, &mut rounded);
         let mut plain = vec![0; out.len()];
         for (weights, plain) in self.rows(weights, &mut plain) {
             self.codec.quantize_row(weights, importance, plain);
         }
         self.widen(&plain, &mut rounded);
-        let reference = inputs.squared_error(weights, &mut rounded);
-        better([feedback, reference], rows, out, &plain)
+        let reference = inputs.squared_errors(weights, &mut rounded);
+        let proof = better([feedback[0], reference[0]], rows, out, &plain);
+        let taken = match proof.by_reference {
+            0 => feedback[1],
+            _ => reference[1],
+        };
+        Proof {
+            even: [reference[1], taken],
+            ..proof
+        }
     }
 
     /// Rounds the targets of some rows; on return, `numbers` has the rounded values.

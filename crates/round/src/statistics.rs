@@ -14,6 +14,8 @@ pub struct InputStatistics {
     pub(crate) curvature: Arc<InputCurvature>,
     /// Held-out rows, not contained in the factor: `[rows, columns]`.
     pub(crate) held_out: Arc<Vec<f32>>,
+    /// Factors that scale the held-out rows to one power.
+    pub(crate) even: Arc<Vec<f32>>,
     /// The target shift of sequential rounding.
     pub(crate) shift: Option<Arc<TargetShift>>,
 }
@@ -65,6 +67,7 @@ impl InputStatistics {
             factor: factor.into(),
             curvature: InputCurvature::new(mean, columns, DAMPING).into(),
             held_out: Arc::default(),
+            even: Arc::default(),
             shift: None,
         })
     }
@@ -101,6 +104,7 @@ impl InputStatistics {
         Ok(Some(InputStatistics {
             factor: factor.into(),
             curvature: InputCurvature::new(mean, columns, damping).into(),
+            even: even(&rounded, columns).into(),
             held_out: rounded.into(),
             shift: Some(Arc::new(TargetShift {
                 map: cross,
@@ -116,6 +120,7 @@ impl InputStatistics {
             factor: self.factor.clone(),
             curvature: self.curvature.clone(),
             held_out: all.held_out.clone(),
+            even: all.even.clone(),
             shift: all.shift.clone(),
         }
     }
@@ -155,9 +160,18 @@ impl InputStatistics {
         self.products(weights, inputs, split)
     }
 
-    /// Squared error of the products of `rounded` weights, which is overwritten.
-    pub(crate) fn squared_error(&self, weights: &[f32], rounded: &mut [f32]) -> f64 {
-        squares(&self.errors(weights, rounded, 1))
+    /// Squared error of the products of `rounded` weights, which is overwritten, and the same with all
+    /// held-out inputs scaled to one power.
+    pub(crate) fn squared_errors(&self, weights: &[f32], rounded: &mut [f32]) -> [f64; 2] {
+        let mut errors = self.errors(weights, rounded, 1);
+        let all = squares(&errors);
+        for errors in errors.chunks_exact_mut(self.even.len().max(1)) {
+            errors
+                .iter_mut()
+                .zip(&*self.even)
+                .for_each(|(error, scale)| *error *= scale);
+        }
+        [all, squares(&errors)]
     }
 
     /// Errors of the products of `rounded` weights with held-out inputs, `[rows, held out]`.
@@ -197,6 +211,16 @@ impl InputStatistics {
         );
         products
     }
+}
+
+/// Factors that scale rows of inputs `[rows, columns]` to one power; 0 for rows of zeros.
+pub(crate) fn even(held_out: &[f32], columns: usize) -> Vec<f32> {
+    let rows = held_out.chunks_exact(columns.max(1));
+    let factor = |row: &[f32]| match squares(row) {
+        power if power > 0.0 => (columns as f64 / power).sqrt() as f32,
+        _ => 0.0,
+    };
+    rows.map(factor).collect()
 }
 
 /// Factor from 0 to 1 for the map `[n, n]` from `z` to `x - z` with the best prediction on held-out
