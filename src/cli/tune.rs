@@ -69,7 +69,7 @@ pub struct Args {
     /// Learning rate of scales, relative to each; otherwise like that of norms
     #[arg(long, value_name = "RATE", default_value_t = Rates::default().scales)]
     rate_scales: f32,
-    /// Learning rate of codes, in steps between adjacent ones
+    /// Learning rate of codes, in steps between adjacent ones; otherwise like that of norms
     #[arg(long, value_name = "RATE", default_value_t = Rates::default().codes)]
     rate_codes: f32,
     /// Seed of the order of the chunks

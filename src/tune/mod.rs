@@ -44,8 +44,8 @@ pub struct Options {
 }
 
 /// Learning rates by kind of parameter: about the change of each parameter in one step, at the peak
-/// of the schedule. Those of norms and scales are for a file at [`Rates::NATS`] from its base, and in
-/// proportion to the square root of the divergence.
+/// of the schedule, for a file at [`Rates::NATS`] from its base. They are in proportion to the square
+/// root of the divergence, and halved where held-out chunks rise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
     /// Of norms and biases, relative to the root mean square of the tensor.
@@ -69,7 +69,7 @@ impl Default for Options {
 }
 
 impl Rates {
-    /// The divergence in nats that the rates of norms and scales are for.
+    /// The divergence in nats that the rates are for.
     pub const NATS: f64 = 0.1;
 }
 

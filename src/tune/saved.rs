@@ -35,6 +35,8 @@ pub(super) struct Course {
     /// The least such mean of all states, also of those that are worse on a text, and its step.
     pub least: f64,
     pub improved: usize,
+    /// Times that the rates were halved.
+    pub halvings: u32,
     /// Tensors with a gradient in some step.
     pub seen: Vec<u32>,
 }

@@ -24,6 +24,9 @@ const LEAST_STEPS: usize = 5;
 const PATIENCE: usize = 6;
 /// Steps with gradients that are not finite, in a row, after which a run stops.
 const MOST_BAD: usize = 5;
+/// Rise of the mean logarithm above its least at which rates are halved, and how often that happens.
+const RISEN: f64 = 0.01;
+const MOST_HALVINGS: u32 = 6;
 /// Steps over which the rates rise.
 const RISE: usize = 10;
 /// Largest factor of rates for a file far from its base.
@@ -266,6 +269,16 @@ fn tokens_of<'i>(input: &'i Input<'_>) -> Option<&'i crate::format::gguf::Value<
     input.metadata().get("tokenizer.ggml.tokens")
 }
 
+impl Course {
+    /// Size of the rates. What the noise of steps costs grows with the square of the rates, whatever the file:
+    /// they are in proportion to the square root of its divergence.
+    fn size(&self) -> f32 {
+        let start: Vec<f64> = self.start.iter().map(|chunks| mean(chunks)).collect();
+        let size = (mean(&start) / Rates::NATS).sqrt().min(LARGEST_SIZE) as f32;
+        size * 0.5f32.powi(self.halvings as i32)
+    }
+}
+
 impl Session<'_, '_, '_> {
     fn run(
         &self,
@@ -294,8 +307,7 @@ impl Session<'_, '_, '_> {
             && course.bad < MOST_BAD
             && course.done < course.improved + PATIENCE * every
         {
-            let first: Vec<f64> = course.start.iter().map(|chunks| mean(chunks)).collect();
-            match self.step(parameters, course.done, mean(&first))? {
+            match self.step(parameters, course.done, course.size())? {
                 Ok(nats) => {
                     course.training.push(nats);
                     course.bad = 0;
@@ -360,6 +372,10 @@ impl Session<'_, '_, '_> {
         // A text that rises at high rates may fall again with them: the run goes on.
         if gain < course.least {
             (course.improved, course.least) = (course.done, gain);
+        } else if gain > course.least + RISEN && course.halvings < MOST_HALVINGS {
+            // The noise of the steps costs more than they gain.
+            course.halvings += 1;
+            course.improved = course.done;
         }
         if is_best {
             (course.best, course.gain) = (course.done, gain);
@@ -375,13 +391,13 @@ impl Session<'_, '_, '_> {
         is_best
     }
 
-    /// One step of a run from a divergence of `start` nats. Returns the divergence of its batch before the
-    /// step, or the reason for undoing it.
+    /// One step, with rates of this size. Returns the divergence of its batch before the step, or the reason
+    /// for undoing it.
     fn step(
         &self,
         parameters: &mut Parameters,
         done: usize,
-        start: f64,
+        size: f32,
     ) -> Result<std::result::Result<f64, String>> {
         let options = &self.job.options;
         let numbers = self.corpus.batch(done, options.batch, options.seed);
@@ -396,7 +412,7 @@ impl Session<'_, '_, '_> {
         let why = match (ran, not_finite) {
             (Ok(nats), None) => {
                 let pool = self.job.file.engine.pool();
-                let rates = self.rates(done, start);
+                let rates = self.rates(done, size);
                 pool.install(|| parameters.update(rates, done as u64 + 1));
                 return Ok(Ok(nats));
             }
@@ -436,10 +452,8 @@ impl Session<'_, '_, '_> {
         Ok(run(&engine, &batch))
     }
 
-    /// The rates of a step: a linear rise, then half a cosine. What noise in norms and scales costs grows with
-    /// the square of their rates, whatever the file: their rates are in proportion to the square root of
-    /// the divergence to begin with. Those of codes are in steps, which are smaller in closer files.
-    fn rates(&self, done: usize, start: f64) -> Rates {
+    /// The rates of a step: a linear rise, then half a cosine.
+    fn rates(&self, done: usize, size: f32) -> Rates {
         let Options { steps, rates, .. } = self.job.options;
         let rise = RISE.min(steps / 4);
         let part = match done < rise {
@@ -450,10 +464,10 @@ impl Session<'_, '_, '_> {
                 LAST_RATE + (1.0 - LAST_RATE) * (1.0 + cosine) / 2.0
             }
         };
-        let size = (start / Rates::NATS).sqrt().min(LARGEST_SIZE) as f32;
+        let part = part * size;
         Rates {
-            norms: rates.norms * size * part,
-            scales: rates.scales * size * part,
+            norms: rates.norms * part,
+            scales: rates.scales * part,
             codes: rates.codes * part,
         }
     }
