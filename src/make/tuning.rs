@@ -215,7 +215,6 @@ impl Stage for TuneStage<'_> {
             operations: numbers.forward(numbers.calibration)
                 + files as f64 * (numbers.forward(passes) + numbers.logits(logits)),
             read: numbers.model_bytes + files as u64 * largest,
-            written: 0,
             scratch: 3 * largest,
             ..Cost::default()
         };

@@ -89,6 +89,14 @@ pub fn sum(xs: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x)).sum::<f64>()
 }
 
+/// Adds numbers, each times a factor, to sums.
+#[inline(always)]
+pub fn add_scaled(sums: &mut [f32], numbers: &[f32], factor: f32) {
+    sums.iter_mut()
+        .zip(numbers)
+        .for_each(|(sum, x)| *sum += factor * x);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

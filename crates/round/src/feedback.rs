@@ -8,7 +8,7 @@ use crate::matrix::{View, add_product, multiply, subtract_product};
 use quantier_blocks::Codec;
 use quantier_blocks::feedback::{Curvature, Rounded};
 use quantier_blocks::simd::LANES;
-use quantier_blocks::vector::vectorized;
+use quantier_blocks::vector::{add_scaled, vectorized};
 
 /// Columns per panel: their errors are propagated to all later columns in one product.
 const PANEL: usize = 256;
@@ -148,8 +148,8 @@ pub(crate) fn descend(
                     if *change != 0.0 {
                         let h = curvature.row(from + j);
                         vectorized(|| {
-                            add(&mut slopes[..from], &h[..from], *change);
-                            add(&mut slopes[to..], &h[to..], *change);
+                            add_scaled(&mut slopes[..from], &h[..from], *change);
+                            add_scaled(&mut slopes[to..], &h[to..], *change);
                         });
                     }
                 }
@@ -208,8 +208,8 @@ impl Panel<'_> {
                 if change != 0.0 && len < width {
                     let h = &curvature.row(from + at + j)[from..from + width];
                     vectorized(|| {
-                        add(&mut slopes[..at], &h[..at], change);
-                        add(&mut slopes[at + len..], &h[at + len..], change);
+                        add_scaled(&mut slopes[..at], &h[..at], change);
+                        add_scaled(&mut slopes[at + len..], &h[at + len..], change);
                     });
                 }
             }
@@ -250,17 +250,9 @@ fn scale(codec: &Codec, curvature: Curvature<'_>, rounded: &mut Rounded<'_>) -> 
             .map(|(new, old)| new - old);
         for (j, change) in changes.enumerate() {
             let h = &curvature.rows[j * curvature.stride..][..len];
-            vectorized(|| add(rounded.slopes, h, change));
+            vectorized(|| add_scaled(rounded.slopes, h, change));
         }
         rounded.values.copy_from_slice(&scaled);
     }
     any
-}
-
-#[inline(always)]
-fn add(slopes: &mut [f32], h: &[f32], change: f32) {
-    slopes
-        .iter_mut()
-        .zip(h)
-        .for_each(|(slope, h)| *slope += change * h);
 }

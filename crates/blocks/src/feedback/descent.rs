@@ -7,10 +7,11 @@
 //! (Nair and Suggala 2024, for even grids).
 
 use super::pointed::{Choice, Pointed, Under, nearest_choices, search_group};
+use super::recode::recode_stepped;
 use super::stepped::{Grid, Stepped};
 use super::{LONGEST, Metric};
 use crate::simd::{Isa, Kernel, Simd};
-use crate::vector::vectorized;
+use crate::vector::{add_scaled, vectorized};
 
 /// The input Hessian among the columns of a block.
 #[derive(Clone, Copy)]
@@ -43,29 +44,20 @@ pub struct Rounded<'a> {
 /// [`Codec::descend`](crate::Codec::descend) of one type.
 pub(crate) type Descend = fn(Isa, Curvature<'_>, Rounded<'_>) -> bool;
 
-/// Adds a change of weight `j` to the slopes.
-#[inline(always)]
-fn add_change(slopes: &mut [f32], row: &[f32], change: f32) {
-    slopes
-        .iter_mut()
-        .zip(row)
-        .for_each(|(slope, h)| *slope += change * h);
-}
-
 /// [`Descend`] for a stepped type.
 pub(crate) fn descend_stepped<B: Stepped<N>, const N: usize>(
-    _: Isa,
+    isa: Isa,
     curvature: Curvature<'_>,
-    rounded: Rounded<'_>,
-) -> bool {
-    let Rounded {
+    Rounded {
         values,
         slopes,
-        block,
-    } = rounded;
-    let [block] = bytemuck::cast_slice_mut::<u8, B>(block) else {
+        block: bytes,
+    }: Rounded<'_>,
+) -> bool {
+    let [block] = bytemuck::cast_slice::<u8, B>(bytes) else {
         return false;
     };
+    let block = *block;
     let spacing = match B::GRID {
         Grid::Even { .. } => 1.0,
         Grid::Table(table) => table.narrowest(),
@@ -102,26 +94,11 @@ pub(crate) fn descend_stepped<B: Stepped<N>, const N: usize>(
             }
             values[j] = value;
             any = true;
-            vectorized(|| add_change(slopes, row, change));
+            vectorized(|| add_scaled(slopes, row, change));
         }
     }
     if any {
-        let mut levels = [0u8; N];
-        for sub in 0..N / B::SUB {
-            let (step, base, first) = (block.step(sub), block.base(sub), sub * B::SUB);
-            let inverse = match step.abs() < f32::MIN_POSITIVE {
-                true => 0.0,
-                false => 1.0 / step,
-            };
-            for j in first..first + B::SUB {
-                let steps = (values[j] - base) * inverse;
-                levels[j] = match B::GRID {
-                    Grid::Even { top } => (steps.clamp(0.0, f32::from(top)) + 0.5) as u8,
-                    Grid::Table(table) => table.nearest(steps),
-                };
-            }
-        }
-        block.set_levels(&levels);
+        recode_stepped::<B, N>(isa, values, bytes);
     }
     any
 }
@@ -130,13 +107,12 @@ pub(crate) fn descend_stepped<B: Stepped<N>, const N: usize>(
 pub(crate) fn descend_pointed<B: Pointed>(
     isa: Isa,
     curvature: Curvature<'_>,
-    rounded: Rounded<'_>,
-) -> bool {
-    let Rounded {
+    Rounded {
         values,
         slopes,
         block,
-    } = rounded;
+    }: Rounded<'_>,
+) -> bool {
     let ([block], Some(values), Some(slopes)) = (
         bytemuck::cast_slice_mut::<u8, B>(block),
         values.first_chunk_mut::<LONGEST>(),
@@ -201,7 +177,7 @@ impl<B: Pointed> Kernel for OfGroups<'_, B> {
                 let change = value - now[i];
                 if change != 0.0 {
                     values[first + i] = value;
-                    add_change(slopes, curvature.row(first + i, LONGEST), change);
+                    add_scaled(slopes, curvature.row(first + i, LONGEST), change);
                 }
             }
             *changed = Some(found.choice);
