@@ -10,8 +10,8 @@
 #   scripts/reference.sh --mistral-common   print the directory of mistral-common instead, which it needs for Mistral's
 #                                   own format, and which must be hidden otherwise
 #
-# Some virtual machines announce AMX but forbid it: builds with -march=native there fail with "Illegal instruction" on
-# quantized models. So the build ends with a test run of one, and repeats ggml's CPU library without AMX if necessary.
+# Some virtual machines announce AMX but forbid it: builds with -march=native there end with "Illegal instruction" or
+# "Segmentation fault" on quantized models. So the build ends with a test run of one, and repeats ggml's CPU library without AMX if necessary.
 #
 # QUANTIER_REFERENCE is its directory (default: $XDG_CACHE_HOME/quantier/reference), about 1 GiB.
 set -euo pipefail
@@ -56,7 +56,7 @@ without_amx() {
     printf -- '-DGGML_AMX_%s=OFF\n' TILE INT8 BF16
 }
 
-# Runs quantized models; 132 (128 + SIGILL) if the CPU lacks an instruction.
+# Runs quantized models; 132 (128 + SIGILL) or 139 (SIGSEGV) if the CPU does not run an instruction that it announces.
 try() {
     local model=$repository/testdata/refmodel-f16.gguf text=$repository/testdata/texts/evaluation.txt type
     for type in Q4_0 Q8_0 Q4_K_S; do
@@ -110,7 +110,7 @@ if ! ready; then
     try || code=$?
     # No pipe: grep ends at the first match, and gcc can then fail of the closed pipe.
     macros=$(gcc -march=native -dM -E - </dev/null)
-    if [ "$code" = 132 ] && [[ $macros == *__AMX_TILE__* ]]; then
+    if [[ $code = 132 || $code = 139 ]] && [[ $macros == *__AMX_TILE__* ]]; then
         echo "reference.sh: this CPU announces AMX but does not run it: building ggml's CPU library without" >&2
         mapfile -t options < <(without_amx)
         build "${options[@]}" >>"$log" 2>&1 || { tail -n 30 "$log" >&2; fail "the build failed; the whole log is $log"; }
