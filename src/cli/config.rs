@@ -24,6 +24,7 @@ use toml::de::{DeTable, DeValue};
 /// Options that choose the file.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Defaults")]
+#[group(id = "defaults")]
 pub struct Options {
     /// Configuration file with defaults for make, frontier and publish; see `quantier config`
     #[arg(long, value_name = "FILE", global = true)]

@@ -26,6 +26,7 @@ pub enum Show {
 /// Options of every command.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Messages")]
+#[group(id = "messages")]
 pub struct Options {
     /// Append notes, warnings, errors and stages to a file, with timestamps
     #[arg(long, value_name = "FILE", global = true)]
