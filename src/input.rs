@@ -1,7 +1,7 @@
 //! The input of a command: a GGUF, or a Hugging Face checkpoint converted on the fly, band by band,
 //! without a temporary file.
 
-use crate::convert::{self, Checkpoint, OutType};
+use crate::convert::{self, Adapter, Checkpoint, OutType};
 use crate::format;
 use crate::format::gguf::{Files, Metadata, Model};
 use crate::format::reader::TensorReader;
@@ -30,6 +30,22 @@ impl Source {
         match path.is_dir() || is_checkpoint_file(path) {
             true => Ok(Source::Checkpoint(Box::new(Checkpoint::open(path)?))),
             false => Ok(Source::Gguf(Files::open(path)?)),
+        }
+    }
+
+    /// With a PEFT adapter merged into a checkpoint.
+    ///
+    /// # Errors
+    /// A GGUF, and adapters that do not fit the checkpoint.
+    pub fn merged(self, adapter: &Path) -> convert::Result<Source> {
+        match self {
+            Source::Checkpoint(checkpoint) => {
+                let merged = checkpoint.merged(Adapter::open(adapter)?)?;
+                Ok(Source::Checkpoint(Box::new(merged)))
+            }
+            Source::Gguf(_) => Err(convert::Error::impossible(
+                "--lora merges an adapter into a Hugging Face checkpoint, and this is a GGUF; name the checkpoint",
+            )),
         }
     }
 

@@ -4,13 +4,13 @@ use super::hub::{self, Need};
 use super::messages::{note, warning};
 use super::terminal::Bar;
 use super::text::{say, size};
-use anyhow::bail;
-use quantier::convert::{Checkpoint, Job, OutType, Plan};
+use anyhow::{Context, bail};
+use quantier::convert::{Adapter, Checkpoint, Job, OutType, Plan};
 use quantier_arch::Nextn;
 use quantier_gguf::gguf::Endian;
 use quantier_hub::Address;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Convert a Hugging Face checkpoint to GGUF, byte for byte as convert_hf_to_gguf.py does
@@ -18,11 +18,15 @@ use std::process::ExitCode;
 /// MODEL is a directory with config.json, weights (model*.safetensors, else pytorch_model*.bin) and a
 /// tokenizer, one file of weights with config.json next to it, or hf://ORG/NAME, which is downloaded
 /// first.
+///
+/// The directory of a PEFT adapter (adapter_config.json) becomes a LoRA adapter, byte for byte as
+/// convert_lora_to_gguf.py writes it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier convert ./Qwen3-4B -o model-bf16.gguf
   quantier convert ./Qwen3-4B --outtype q8_0 -o '{ftype}.gguf'
-  quantier convert hf://Qwen/Qwen3-0.6B")]
+  quantier convert hf://Qwen/Qwen3-0.6B
+  quantier convert ./my-adapter --base ./Qwen3-4B -o adapter.gguf")]
 pub struct Args {
     /// The checkpoint
     #[arg(value_name = "MODEL")]
@@ -32,9 +36,16 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     outfile: Option<PathBuf>,
     /// Type of the weight matrices; auto keeps the checkpoint's 16-bit type. tq1_0 and tq2_0 are for
-    /// models trained with ternary weights
-    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = out_type)]
-    outtype: OutType,
+    /// models trained with ternary weights. Default: auto, of adapters f32
+    #[arg(long, value_name = "TYPE", value_parser = out_type)]
+    outtype: Option<OutType>,
+    /// The base model of an adapter: a directory with config.json, or hf://ORG/NAME; weights are not
+    /// read. Default: the base model that the adapter names
+    #[arg(long, value_name = "MODEL")]
+    base: Option<PathBuf>,
+    /// Merge a LoRA adapter into the model: the directory of a PEFT adapter (adapter_config.json)
+    #[arg(long, value_name = "DIR")]
+    lora: Option<PathBuf>,
     /// Maximum number of tensors per file; 0 for no limit
     #[arg(long, value_name = "N", default_value_t = 0)]
     split_max_tensors: u64,
@@ -136,6 +147,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "--mistral-format takes a directory; download the model first: hf download ORG/NAME --local-dir DIR"
         );
     }
+    if Adapter::is_one(&args.model) {
+        return run_adapter(args);
+    }
+    if args.base.is_some() {
+        bail!(
+            "--base is for adapters, and {} has no adapter_config.json",
+            args.model.display()
+        );
+    }
     let model = match args.remote {
         true => hub::remote(&args.model, need)?,
         false => hub::model(&args.model, need)?,
@@ -143,6 +163,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let checkpoint = match args.mistral_format {
         true => Checkpoint::open_mistral(&model.path)?,
         false => Checkpoint::open(&model.path)?,
+    };
+    let checkpoint = match &args.lora {
+        Some(adapter) => checkpoint.merged(Adapter::open(adapter)?)?,
+        None => checkpoint,
     };
     let dir = match (&model.address, model.path.is_dir()) {
         (Some(address), _) if args.remote => {
@@ -153,13 +177,45 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (None, true) => model.path,
         (None, false) => model.path.with_file_name(""),
     };
-    let job = Job {
-        output: args.outfile.clone().unwrap_or(dir),
+    let job = job(args, dir, OutType::Auto);
+    write(&Plan::new(&checkpoint, &job)?, args)
+}
+
+/// Converts an adapter.
+fn run_adapter(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.mistral_format || args.remote || args.lora.is_some() {
+        bail!("--mistral-format, --remote and --lora are for models, and this is a LoRA adapter");
+    }
+    let adapter = Adapter::open(&args.model)?;
+    let base = match (&args.base, adapter.base()) {
+        (Some(base), _) => hub::model(base, Need::Vocabulary)?,
+        (None, Some(name)) if Path::new(name).is_dir() => {
+            hub::model(Path::new(name), Need::Vocabulary)?
+        }
+        (None, Some(name)) => {
+            hub::remote(Path::new(name), Need::Vocabulary).with_context(|| {
+                format!("the base model of the adapter is {name}; name its directory: --base DIR")
+            })?
+        }
+        (None, None) => bail!(
+            "{} does not name the base model; name the directory with its config.json: --base DIR",
+            args.model.display()
+        ),
+    };
+    let based = adapter.on(&base.path)?;
+    let job = job(args, args.model.clone(), OutType::F32);
+    write(&Plan::of_adapter(&based, &job)?, args)
+}
+
+/// The job with a default output and type.
+fn job(args: &Args, output: PathBuf, out_type: OutType) -> Job {
+    Job {
+        output: args.outfile.clone().unwrap_or(output),
         metadata: args.metadata.clone(),
         model_name: args.model_name.clone(),
         pre: args.pre.clone(),
         no_community_template: args.disable_mistral_community_chat_template,
-        out_type: args.outtype,
+        out_type: args.outtype.unwrap_or(out_type),
         split_max_tensors: args.split_max_tensors,
         split_max_size: args.split_max_size,
         no_tensor_first_split: args.no_tensor_first_split,
@@ -177,16 +233,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         },
         fp8_as_q8: args.fp8_as_q8,
         widen: args.widen,
-    };
-    let plan = Plan::new(&checkpoint, &job)?;
+    }
+}
+
+/// Writes the files and shows the result.
+fn write(plan: &Plan<'_>, args: &Args) -> anyhow::Result<ExitCode> {
     if !args.dry_run {
-        warn(&plan);
+        warn(plan);
         let bar = Bar::new();
         plan.run(&bar)?;
         drop(bar);
-        infinite(&plan);
+        infinite(plan);
     }
-    show(&plan, args)?;
+    show(plan, args)?;
     Ok(ExitCode::SUCCESS)
 }
 

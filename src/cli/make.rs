@@ -31,6 +31,9 @@ pub struct Common {
     /// one, or hf://ORG/NAME
     #[arg(value_name = "MODEL")]
     model: PathBuf,
+    /// Merge a LoRA adapter into the model: the directory of a PEFT adapter (adapter_config.json)
+    #[arg(long, value_name = "DIR")]
+    lora: Option<PathBuf>,
     /// A calibration text, UTF-8; repeatable. The default is a small built-in text; text like that
     /// of the model's later use is better
     #[arg(short, long, value_name = "TEXT")]
@@ -510,6 +513,10 @@ fn with_job<T>(
 ) -> anyhow::Result<T> {
     let texts = texts(args)?;
     let source = source(&args.model)?;
+    let source = match &args.lora {
+        Some(adapter) => source.merged(adapter)?,
+        None => source,
+    };
     let conversion = convert::Job {
         threads: args.threads,
         ..convert::Job::default()

@@ -39,7 +39,10 @@ pub struct Checkpoint {
     pub(super) notes: Vec<String>,
     /// 4-bit floats of the checkpoint.
     pub(super) fp4: Fp4Types,
-    maps: Vec<Map>,
+    /// The mapped files.
+    pub(super) maps: Vec<Map>,
+    /// Other files that the weights depend on.
+    pub(super) settings: Vec<PathBuf>,
 }
 
 /// A tensor of a checkpoint.
@@ -59,13 +62,13 @@ pub struct Source {
     pub(super) file: usize,
     /// Bytes in the file, from the first number to the last.
     pub(super) range: Range<usize>,
-    /// The quantized form, if any; file and bytes are those of the codes.
+    /// The quantized or merged form, if any; file and bytes are those of the codes, or of the base.
     pub(super) form: Option<Box<Form>>,
 }
 
 impl Source {
     /// A tensor of a file that is stored as its numbers.
-    fn plain(tensor: TensorInfo, text_name: Option<String>, file: usize) -> Source {
+    pub(super) fn plain(tensor: TensorInfo, text_name: Option<String>, file: usize) -> Source {
         Source {
             name: tensor.name,
             text_name,
@@ -131,44 +134,16 @@ impl Checkpoint {
                 .to_string_lossy()
                 .into_owned()
         });
-        let dir = match one_file {
-            Some(_) => path
-                .parent()
-                .filter(|dir| !dir.as_os_str().is_empty())
-                .unwrap_or(Path::new("."))
-                .to_owned(),
-            None => path.to_owned(),
-        };
-        let config_path = dir.join(config_name);
-        let explain = |error| explain_config(error, path, config_name);
-        let config = json::read_object(&config_path).map_err(explain)?;
-        let config = match config_name {
-            PARAMS => Config::of_params(config),
-            _ => Config::new(config),
-        };
-        let config = config.map_err(|what| bad(&config_path, what))?;
-        let pooling = pooling(&dir).map_err(|e| e.to_string());
-        let is_reranker = reranker::is_one(&dir, &config);
-        let config = config.with_pooling(pooling).as_reranker(is_reranker);
+        let mut checkpoint = Checkpoint::without_weights(path, config_name)?;
+        let dir = &checkpoint.dir;
         let Parts {
             names: parts,
             index,
             index_name,
         } = match one_file {
             Some(name) => Parts::one(name),
-            None if config_name == PARAMS => Parts::of_mistral(&dir)?,
-            None => Parts::of(&dir)?,
-        };
-        let mut checkpoint = Checkpoint {
-            dir,
-            config,
-            tensors: Vec::new(),
-            left_out: BTreeMap::new(),
-            halves: None,
-            problems: Vec::new(),
-            notes: Vec::new(),
-            fp4: Fp4Types::default(),
-            maps: Vec::new(),
+            None if config_name == PARAMS => Parts::of_mistral(dir)?,
+            None => Parts::of(dir)?,
         };
         let mut problems = Vec::new();
         let names = checkpoint.read(&parts, index.as_ref(), &mut problems)?;
@@ -182,6 +157,54 @@ impl Checkpoint {
         checkpoint.add_projection()?;
         checkpoint.resolve();
         Ok(checkpoint)
+    }
+
+    /// The config of a model, for weights of other files.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub(super) fn of_config(path: &Path) -> Result<Checkpoint> {
+        Checkpoint::without_weights(path, CONFIG)
+    }
+
+    /// Reads the config of a directory, or of that of a weight file.
+    fn without_weights(path: &Path, config_name: &str) -> Result<Checkpoint> {
+        let dir = match path.is_file() {
+            true => path
+                .parent()
+                .filter(|dir| !dir.as_os_str().is_empty())
+                .unwrap_or(Path::new(".")),
+            false => path,
+        };
+        let config_path = dir.join(config_name);
+        let explain = |error| explain_config(error, path, config_name);
+        let config = json::read_object(&config_path).map_err(explain)?;
+        let config = match config_name {
+            PARAMS => Config::of_params(config),
+            _ => Config::new(config),
+        };
+        let config = config.map_err(|what| bad(&config_path, what))?;
+        let pooling = pooling(dir).map_err(|e| e.to_string());
+        let is_reranker = reranker::is_one(dir, &config);
+        Ok(Checkpoint {
+            dir: dir.to_owned(),
+            config: config.with_pooling(pooling).as_reranker(is_reranker),
+            tensors: Vec::new(),
+            left_out: BTreeMap::new(),
+            halves: None,
+            problems: Vec::new(),
+            notes: Vec::new(),
+            fp4: Fp4Types::default(),
+            maps: Vec::new(),
+            settings: Vec::new(),
+        })
+    }
+
+    /// Takes the tensors of a file as weights, in the file's order.
+    pub(super) fn with_file(mut self, map: Map, tensors: Vec<Source>) -> Checkpoint {
+        self.tensors = tensors;
+        self.maps = vec![map];
+        self
     }
 
     /// Adds the projection of a file of its own, before the other tensors.
@@ -232,9 +255,10 @@ impl Checkpoint {
         &self.maps
     }
 
-    /// The files of the weights.
+    /// The files that the weights depend on.
     pub(crate) fn paths(&self) -> Vec<&Path> {
-        self.maps.iter().map(Map::path).collect()
+        let settings = self.settings.iter().map(PathBuf::as_path);
+        self.maps.iter().map(Map::path).chain(settings).collect()
     }
 
     /// Some of a tensor's elements in f32, in file order; for a quantized tensor, the dequantized
@@ -445,7 +469,7 @@ fn compare(index: &Index, index_name: &str, stored: &BTreeSet<String>) -> Vec<Pr
     absent.chain(unlisted).collect()
 }
 
-fn bad(path: &Path, what: impl Into<String>) -> Error {
+pub(super) fn bad(path: &Path, what: impl Into<String>) -> Error {
     crate::format::Error::Bad {
         path: path.to_owned(),
         what: what.into(),

@@ -1,9 +1,8 @@
 //! Explanations of directories without a checkpoint.
 
+use super::adapter::CONFIG as ADAPTER;
 use crate::format::json;
 use std::path::Path;
-
-const ADAPTER: &str = "adapter_config.json";
 
 /// The kind of a directory without config.json or without weights, if recognized.
 pub(super) fn directory(dir: &Path) -> Option<String> {
@@ -15,8 +14,8 @@ pub(super) fn directory(dir: &Path) -> Option<String> {
             .and_then(|config| config.get("base_model_name_or_path")?.as_str());
         let base = base.map_or(String::new(), |base| format!(" ({base})"));
         return Some(format!(
-            "it is a LoRA adapter ({ADAPTER}), not a model; merge it into its base model{base} with peft's \
-             merge_and_unload, save the result with its tokenizer, and name that directory"
+            "it is a LoRA adapter ({ADAPTER}), not a model; name its base model{base} and merge the adapter into it \
+             (--lora DIR, of make and convert), or make an adapter for llama.cpp of it (quantier convert DIR --base BASE)"
         ));
     }
     if has("model_index.json") {
@@ -60,7 +59,7 @@ mod tests {
                 r#"{"base_model_name_or_path": "Qwen/Qwen3-0.6B"}"#,
                 ["LoRA adapter", "base model (Qwen/Qwen3-0.6B)"],
             ),
-            (ADAPTER, "{", ["LoRA adapter", "base model with"]),
+            (ADAPTER, "{", ["LoRA adapter", "base model and merge"]),
             (
                 "params.json",
                 "{}",

@@ -9,10 +9,12 @@
 //!
 //! Everything that cannot work is refused by [`Plan::new`], before a byte is written.
 
+mod adapter;
 mod checkpoint;
 mod explain;
 mod fields;
 pub mod general;
+mod groups;
 mod head;
 mod mean;
 mod numbers;
@@ -28,6 +30,7 @@ mod tensors;
 mod view;
 mod weights;
 
+pub use adapter::{Adapter, Based};
 pub use checkpoint::{Checkpoint, Source};
 pub use plan::{Plan, PlannedTensor};
 pub use range::TooLarge;
@@ -146,7 +149,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// A reason without a tensor.
-    fn impossible(reason: impl Into<String>) -> Error {
+    pub(crate) fn impossible(reason: impl Into<String>) -> Error {
         Error::Impossible(vec![Problem::of("", reason)])
     }
 }

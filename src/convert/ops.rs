@@ -1,6 +1,6 @@
 //! The operations of recipes, applied to weights under construction.
 
-use super::weights::{Cast, Numeric, Operand};
+use super::weights::{Cast, Numeric, Weight};
 use crate::arch::Config;
 use crate::arch::recipes::{Op, Size};
 use serde_json::{Map, Value};
@@ -99,20 +99,20 @@ pub(super) fn filled(ops: &[Op], sizes: Sizes<'_>) -> Result<Option<Vec<f32>>, S
 ///
 /// # Errors
 /// If an operation does not fit the shapes or the config.
-pub(super) fn make(
+pub(super) fn make<W: Weight>(
     ops: &[Op],
-    mut inputs: Vec<Vec<Operand>>,
+    mut inputs: Vec<Vec<W>>,
     sizes: Sizes<'_>,
-) -> Result<Operand, String> {
+) -> Result<W, String> {
     for op in ops {
         inputs = match op {
             Op::Stack(_) => inputs
                 .into_iter()
-                .map(|stack| Ok(vec![Operand::stacked(stack)?]))
+                .map(|stack| Ok(vec![W::stacked(stack)?]))
                 .collect::<Result<_, String>>()?,
             Op::Append(_) => inputs
                 .into_iter()
-                .map(|stack| Ok(vec![Operand::concatenated(stack, 0)?]))
+                .map(|stack| Ok(vec![W::concatenated(stack, 0)?]))
                 .collect::<Result<_, String>>()?,
             Op::Concat(axis) => vec![concatenated(inputs, *axis)?],
             op => inputs
@@ -129,21 +129,21 @@ pub(super) fn make(
 }
 
 /// Joins the first tensors of all stacks, the second ones and so on.
-fn concatenated(inputs: Vec<Vec<Operand>>, axis: usize) -> Result<Vec<Operand>, String> {
+fn concatenated<W: Weight>(inputs: Vec<Vec<W>>, axis: usize) -> Result<Vec<W>, String> {
     let mut stacks: Vec<_> = inputs.into_iter().map(Vec::into_iter).collect();
     let mut joined = Vec::new();
     loop {
         let operands: Vec<_> = stacks.iter_mut().filter_map(Iterator::next).collect();
         match operands.len() {
             0 => return Ok(joined),
-            n if n == stacks.len() => joined.push(Operand::concatenated(operands, axis)?),
+            n if n == stacks.len() => joined.push(W::concatenated(operands, axis)?),
             _ => return Err("stacks of different sizes cannot be joined".into()),
         }
     }
 }
 
 /// With the two halves of each head's rows interleaved.
-fn interleaved(operand: Operand, heads: u64) -> Result<Operand, String> {
+fn interleaved<W: Weight>(operand: W, heads: u64) -> Result<W, String> {
     let rows = operand.shape().first().copied().unwrap_or(0);
     let half = match heads.checked_mul(2) {
         Some(halves) if halves > 0 && rows.is_multiple_of(halves) => rows / halves,
@@ -153,7 +153,7 @@ fn interleaved(operand: Operand, heads: u64) -> Result<Operand, String> {
             ));
         }
     };
-    operand.map(0, |view| view.swapped(0, heads, [2, half]))
+    operand.swapped(0, heads, [2, half])
 }
 
 /// The consecutive parts of a dimension. One size may be whatever the others leave.
@@ -181,8 +181,8 @@ fn ranges(
 }
 
 /// Applies an operation on one tensor.
-fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> {
-    let shape = operand.shape().to_vec();
+fn apply<W: Weight>(op: Op, operand: W, sizes: Sizes<'_>) -> Result<W, String> {
+    let shape = operand.shape();
     let dimension = |axis: usize| {
         shape
             .get(axis)
@@ -196,11 +196,11 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             part,
         } => {
             let range = ranges(&shape, axis, parts, sizes)?.swap_remove(part);
-            operand.map(axis, |view| view.narrowed(axis, range.clone()))
+            operand.narrowed(axis, range)
         }
         Op::First(size) => {
             let rows = dimension(0)?.min(sizes.get(size)?);
-            operand.map(0, |view| view.narrowed(0, 0..rows))
+            operand.narrowed(0, 0..rows)
         }
         Op::Pad(size) => {
             let (rows, wanted) = (dimension(0)?, sizes.get(size)?);
@@ -208,26 +208,24 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             let mut parts = vec![operand.clone()];
             while missing > 0 && rows > 0 {
                 let count = missing.min(rows);
-                let zeros = operand.clone().map(0, |view| view.narrowed(0, 0..count))?;
-                parts.push(zeros.with(Numeric::Zero));
+                let zeros = operand.clone().narrowed(0, 0..count)?;
+                parts.push(zeros.with(Numeric::Zero)?);
                 missing -= count;
             }
-            Operand::concatenated(parts, 0)
+            W::concatenated(parts, 0)
         }
         Op::Rows(tokens) => {
             let row = |token: &&str| {
                 let row = sizes.token(token)?;
                 match row < dimension(0)? {
-                    true => operand
-                        .clone()
-                        .map(0, |view| view.narrowed(0, row..row + 1)),
+                    true => operand.clone().narrowed(0, row..row + 1),
                     false => Err(format!(
                         "its shape {shape:?} has no row {row}, that of the token '{token}'"
                     )),
                 }
             };
             let rows = tokens.iter().map(row).collect::<Result<_, _>>()?;
-            Operand::concatenated(rows, 0)
+            W::concatenated(rows, 0)
         }
         Op::Interleave(heads) => interleaved(operand, sizes.get(heads)?),
         Op::InterleaveBy(heads) => {
@@ -247,20 +245,16 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             }
             let mut parts = Vec::new();
             for start in (0..heads).map(|head| head * length) {
-                let part = |range: std::ops::Range<u64>| {
-                    operand
-                        .clone()
-                        .map(0, |view| view.narrowed(0, range.clone()))
-                };
+                let part = |range: std::ops::Range<u64>| operand.clone().narrowed(0, range.clone());
                 if rotated > 0 {
                     let turned = part(start..start + rotated)?;
-                    parts.push(turned.map(0, |view| view.swapped(0, 1, [rotated / 2, 2]))?);
+                    parts.push(turned.swapped(0, 1, [rotated / 2, 2])?);
                 }
                 if rotated < length {
                     parts.push(part(start + rotated..start + length)?);
                 }
             }
-            Operand::concatenated(parts, 0)
+            W::concatenated(parts, 0)
         }
         Op::Tile {
             axis,
@@ -268,7 +262,7 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             members,
         } => {
             let blocks = [sizes.get(groups)?, sizes.get(members)?];
-            operand.map(axis, |view| view.swapped(axis, 1, blocks))
+            operand.swapped(axis, 1, blocks)
         }
         Op::TileBehind {
             first,
@@ -282,11 +276,9 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
                 ));
             }
             let blocks = [sizes.get(groups)?, sizes.get(members)?];
-            let stay = operand.clone().map(0, |view| view.narrowed(0, 0..first))?;
-            let tiled = operand.map(0, |view| {
-                view.narrowed(0, first..rows)?.swapped(0, 1, blocks)
-            })?;
-            Operand::concatenated(vec![stay, tiled], 0)
+            let stay = operand.clone().narrowed(0, 0..first)?;
+            let tiled = operand.narrowed(0, first..rows)?.swapped(0, 1, blocks)?;
+            W::concatenated(vec![stay, tiled], 0)
         }
         Op::Order(order) => {
             let (rows, parts) = (dimension(0)?, order.len() as u64);
@@ -296,22 +288,20 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             let part = |number: &usize| {
                 let start = *number as u64 * (rows / parts);
                 let range = start..start + rows / parts;
-                operand
-                    .clone()
-                    .map(0, |view| view.narrowed(0, range.clone()))
+                operand.clone().narrowed(0, range.clone())
             };
-            Operand::concatenated(order.iter().map(part).collect::<Result<_, _>>()?, 0)
+            W::concatenated(order.iter().map(part).collect::<Result<_, _>>()?, 0)
         }
-        Op::Transpose => operand.map(shape.len().saturating_sub(2), |view| view.transposed()),
+        Op::Transpose => operand.transposed(),
         Op::Reshape(dims) => {
             let elements: u64 = shape.iter().product();
             let dims = sizes.all(dims, |given| {
                 let product = given.iter().try_fold(1u64, |n, d| n.checked_mul(*d))?;
                 elements.checked_div(product)
             })?;
-            operand.map(0, |view| view.reshaped(&dims))
+            operand.reshaped(&dims)
         }
-        Op::Squeeze(axis) => operand.map(axis, |view| view.squeezed(axis)),
+        Op::Squeeze(axis) => operand.squeezed(axis),
         Op::Ungroup {
             groups,
             sizes: parts,
@@ -329,19 +319,17 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             }
             let rest = &shape[1..];
             let grouped = [&[groups, group][..], rest].concat();
-            let grouped = operand.map(0, |view| view.reshaped(&grouped))?;
+            let grouped = operand.reshaped(&grouped)?;
             let mut start = 0;
             let part = |size: &u64| {
                 let range = start..start + size;
                 start += size;
                 let flat = [&[groups * size][..], rest].concat();
-                let part = grouped
-                    .clone()
-                    .map(1, |view| view.narrowed(1, range.clone()))?;
-                part.map(0, |view| view.reshaped(&flat))
+                let part = grouped.clone().narrowed(1, range.clone())?;
+                part.reshaped(&flat)
             };
             let parts = parts.iter().filter(|size| **size > 0).map(part);
-            Operand::concatenated(parts.collect::<Result<_, _>>()?, 0)
+            W::concatenated(parts.collect::<Result<_, _>>()?, 0)
         }
         Op::ScaleParts {
             sizes: parts,
@@ -351,31 +339,30 @@ fn apply(op: Op, operand: Operand, sizes: Sizes<'_>) -> Result<Operand, String> 
             let part = |(number, range): (usize, std::ops::Range<u64>)| {
                 let factor = factor(sizes.config, number)?;
                 let part = operand.clone();
-                let part = part.map(0, |view| view.narrowed(0, range.clone()))?;
-                Ok(part.with(Numeric::Times(factor as f32)))
+                part.narrowed(0, range)?.with(Numeric::Times(factor as f32))
             };
             let ranges = ranges.into_iter().enumerate();
             let parts = ranges.filter(|(_, range)| !range.is_empty()).map(part);
-            Operand::concatenated(parts.collect::<Result<_, String>>()?, 0)
+            W::concatenated(parts.collect::<Result<_, String>>()?, 0)
         }
         Op::Scale(factor) => {
             let factor = factor(sizes.config)?;
-            Ok(operand.with(Numeric::Times(factor as f32)))
+            operand.with(Numeric::Times(factor as f32))
         }
         Op::ScaleBy(factor) => {
             let factor = factor(sizes.config, sizes.layer.unwrap_or(0))?;
-            Ok(operand.with(Numeric::Times(factor as f32)))
+            operand.with(Numeric::Times(factor as f32))
         }
-        Op::AddOne => Ok(operand.with(Numeric::Plus(1.0))),
-        Op::AddNumber(number) => Ok(operand.with(Numeric::Plus(number as f32))),
-        Op::Widen => Ok(operand.with(Numeric::Widen)),
-        Op::Exp => Ok(operand.with(Numeric::Exp)),
-        Op::NegExp => Ok(operand.with(Numeric::NegExp)),
+        Op::AddOne => operand.with(Numeric::Plus(1.0)),
+        Op::AddNumber(number) => operand.with(Numeric::Plus(number as f32)),
+        Op::Widen => operand.with(Numeric::Widen),
+        Op::Exp => operand.with(Numeric::Exp),
+        Op::NegExp => operand.with(Numeric::NegExp),
         Op::Cast(ggml_type) => Ok(operand.cast(Cast::To(ggml_type))),
         Op::CastByFile => Ok(operand.cast(Cast::ByFile)),
         Op::KeepType => Ok(operand.cast(Cast::Stored)),
-        Op::Ternary => operand.by_all(Numeric::Ternary),
-        Op::Centre => operand.by_all(Numeric::Centred),
+        Op::Ternary => operand.with(Numeric::Ternary),
+        Op::Centre => operand.with(Numeric::Centred),
         Op::Stack(_) | Op::Append(_) | Op::Concat(_) | Op::Multiply => {
             Err("one tensor cannot be joined".into())
         }

@@ -1,20 +1,21 @@
 //! From the checkpoint's tensors to the output's, by the recipes of the architecture, with all
 //! errors.
 
+use super::groups::{self, Groups, Member};
 use super::numbers;
 use super::ops::{self, Sizes};
 use super::plan::PlannedTensor;
 use super::repack::{self, Early, Order, Repacked};
-use super::weights::{Cast, Numeric, Operand, Part, Weights};
+use super::weights::{Cast, Numeric, Operand, Part, Weight, Weights};
 use super::{Checkpoint, Source};
 use crate::arch::recipes::{Input, Match, Op, Output, Place, Recipe};
 use crate::arch::{Architecture, Config, Keys, Nextn};
-use crate::format::gguf::{Array, MAX_NAME, Shape, Value, ValueType};
+use crate::format::gguf::{Array, MAX_NAME, Value, ValueType};
 use crate::format::safetensors::Dtype;
 use crate::format::types::GgmlType;
 use crate::plan::file_type::FileType;
 use crate::plan::recipe::Problem;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 /// Buffers computed from the config by every model, but saved in some checkpoints.
 const BUFFERS: &[&str] = &[
@@ -47,7 +48,7 @@ const ALWAYS_F32: &[&str] = &[
 const NORM: &str = "_norm.weight";
 
 /// Any other matrix.
-const ANY: &str = ".weight";
+pub(super) const ANY: &str = ".weight";
 
 /// Suffixes of matrices in f16 in ternary files, as in the reference.
 const NEVER_TERNARY: &[&str] = &[
@@ -61,10 +62,7 @@ const NEVER_TERNARY: &[&str] = &[
 const ABSENT: &str = "these tensors are missing, and the model cannot be run without them; download the files again, \
                       or convert a checkpoint that is whole";
 /// The name of multi-token prediction blocks for the user.
-const NEXTN: &str = "multi-token prediction";
-/// Number of missing inputs named in a recipe's error; the others are counted.
-const NAMED_ABSENT: usize = 8;
-
+pub(super) const NEXTN: &str = "multi-token prediction";
 /// Reason why tensors cannot be planned: the config, or any number of tensors.
 pub(super) enum Fault {
     Config(String),
@@ -122,7 +120,7 @@ pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Output
         },
         seen_layers: HashSet::new(),
         touched: HashSet::new(),
-        incomplete: HashMap::new(),
+        groups: Groups::default(),
         values: BTreeMap::new(),
     };
     for generated in (architecture.generated)(config, keys).map_err(Fault::Config)? {
@@ -161,25 +159,9 @@ struct Planner<'a> {
     /// Names of outputs with at least one tensor of the checkpoint.
     touched: HashSet<String>,
     /// Recipes with missing inputs so far.
-    incomplete: HashMap<Group, (&'static Recipe, Vec<Member>)>,
+    groups: Groups,
     /// Values of keys, by layer for keys of layers.
     values: BTreeMap<String, BTreeMap<Option<u32>, f32>>,
-}
-
-/// The inputs of one recipe in one layer.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Group {
-    /// The first output's name, which identifies the recipe.
-    output: String,
-    layer: Option<u32>,
-}
-
-/// An input of a recipe.
-#[derive(Clone, Debug)]
-struct Member {
-    matched: Match,
-    /// Index of the tensor.
-    source: usize,
 }
 
 impl<'a> Planner<'a> {
@@ -209,18 +191,12 @@ impl<'a> Planner<'a> {
         if names.is_some_and(|names| !names.keeps(name, nextn, layers)) {
             return Ok(());
         }
-        let found = match (architecture.recipe(name, config), names) {
-            (None, Some(names)) if names.has(name, layers) => {
-                if config.nextn() == 0 {
-                    *self.outputs.left_out.entry(NEXTN).or_default() += 1;
-                    return Ok(());
-                }
-                let within = names.within_layers(name, config)?;
-                let recipes = within.iter();
-                let recipes = recipes.filter_map(|name| architecture.recipe(name, config));
-                recipes.collect()
+        let found = match recipes(architecture, config, name)? {
+            Some(found) => found,
+            None => {
+                *self.outputs.left_out.entry(NEXTN).or_default() += 1;
+                return Ok(());
             }
-            (found, _) => Vec::from_iter(found),
         };
         if found.is_empty() {
             let name = architecture.name;
@@ -271,7 +247,7 @@ impl<'a> Planner<'a> {
             return Ok(());
         }
         let input = &recipe.inputs()[matched.input];
-        if let Err(what) = check_dims(input, source, self.config()) {
+        if let Err(what) = check_dims(input, &source.name, &source.shape, self.config()) {
             self.problem(source, what);
             return Ok(());
         }
@@ -346,32 +322,13 @@ impl<'a> Planner<'a> {
         matched: Match,
         source: usize,
     ) -> Result<(), String> {
-        let mut stack = 1;
-        if let Some(size) = recipe.stacked() {
-            stack = size.required(self.config())?;
-            if matched.index.is_some_and(|index| u64::from(index) >= stack) {
-                let source = &self.conversion.checkpoint.tensors[source];
-                self.problem(source, format!("config.json has only {stack} experts"));
-                return Ok(());
-            }
+        let stack = groups::stack(recipe, self.config())?;
+        if matched.index.is_some_and(|index| u64::from(index) >= stack) {
+            let source = &self.conversion.checkpoint.tensors[source];
+            self.problem(source, format!("config.json has only {stack} experts"));
+            return Ok(());
         }
-        let inputs = recipe.inputs().iter();
-        let needed: u64 = inputs
-            .map(|input| if input.is_stacked() { stack } else { 1 })
-            .sum();
-        let group = Group {
-            output: recipe.outputs()[0].name(&matched),
-            layer: matched.layer,
-        };
-        let entry = self.incomplete.entry(group.clone());
-        let (_, members) = entry.or_insert_with(|| (recipe, Vec::new()));
-        members.push(Member { matched, source });
-        if members.len() as u64 == needed {
-            let (_, mut members) = self
-                .incomplete
-                .remove(&group)
-                .unwrap_or((recipe, Vec::new()));
-            members.sort_by_key(|member| (member.matched.input, member.matched.index));
+        if let Some(members) = self.groups.add(recipe, Member { matched, source }, stack) {
             for output in recipe.outputs() {
                 if let Err(problem) = self.output(recipe, output, &members) {
                     self.problems.push(problem);
@@ -436,7 +393,7 @@ impl<'a> Planner<'a> {
             inputs.push(operands);
         }
         let operand = ops::make(output.ops, inputs, sizes).map_err(failed)?;
-        let (dims, cast) = (operand.shape().to_vec(), operand.cast);
+        let (dims, cast) = (operand.shape(), operand.cast);
         let name = output.name(&members[0].matched);
         let cast = match cast {
             Some(Cast::Stored) => kept_type(source(&members[0])).map(Cast::To),
@@ -559,26 +516,15 @@ impl<'a> Planner<'a> {
         cast: Option<Cast>,
         weights: impl FnOnce() -> Weights,
     ) {
-        let reversed: Vec<u64> = dims.iter().rev().copied().collect();
-        let shape = match Shape::new(&reversed) {
-            Ok(shape) => shape,
-            Err(what) => return self.problems.push(Problem::of(&name, what)),
-        };
         let wanted = match cast {
             Some(Cast::To(ggml_type)) => ggml_type,
             Some(Cast::ByFile) => wanted_type(ANY, dims.len(), self.conversion.file_type),
             Some(Cast::Stored) | None => wanted_type(&name, dims.len(), self.conversion.file_type),
         };
-        let fits = wanted.row_bytes(shape.row_len()).is_some();
-        let target = if fits { wanted } else { GgmlType::F16 };
-        self.outputs.tensors.push(PlannedTensor {
-            name,
-            shape,
-            wanted,
-            target,
-            weights: weights(),
-            shard: 0,
-        });
+        match PlannedTensor::new(name, dims, wanted, weights) {
+            Ok(tensor) => self.outputs.tensors.push(tensor),
+            Err(problem) => self.problems.push(problem),
+        }
     }
 
     /// Checks for recipes with missing inputs, missing required tensors, and layers without
@@ -592,13 +538,8 @@ impl<'a> Planner<'a> {
             );
             self.problems.push(Problem::of("", what));
         }
-        for (recipe, members) in std::mem::take(&mut self.incomplete).into_values() {
-            let stack = recipe
-                .stacked()
-                .and_then(|size| size.of(self.config()).ok()?);
-            let absent = absent_inputs(recipe, &members, stack.unwrap_or(1));
-            self.problems.extend(absent);
-        }
+        let absent = self.groups.absent(self.config(), ABSENT);
+        self.problems.extend(absent);
         let blocks = self.config().blocks().unwrap_or(layers);
         self.check_needed(blocks);
         let missing = |layer: &u32| !self.seen_layers.contains(layer);
@@ -677,48 +618,30 @@ fn common<'n>(names: impl Iterator<Item = &'n str>) -> String {
     common.unwrap_or_default().to_owned()
 }
 
-/// The missing inputs of a recipe; `stack` is the number of tensors per stack.
-fn absent_inputs(recipe: &Recipe, members: &[Member], stack: u64) -> Vec<Problem> {
-    let Some(Match { layer, ending, .. }) = members.first().map(|first| &first.matched) else {
-        return Vec::new();
-    };
-    let number = layer.map_or(String::new(), |layer| layer.to_string());
-    let (mut problems, mut more) = (Vec::new(), 0u64);
-    for (input, tensor) in recipe.inputs().iter().enumerate() {
-        let seen: HashSet<Option<u32>> = members
-            .iter()
-            .filter(|member| member.matched.input == input)
-            .map(|member| member.matched.index)
-            .collect();
-        let needed = if tensor.is_stacked() { stack } else { 1 };
-        let absent = (0..needed.min(u64::from(u32::MAX)))
-            .filter(|index| !seen.contains(&tensor.is_stacked().then_some(*index as u32)));
-        let room = NAMED_ABSENT.saturating_sub(problems.len());
-        let before = problems.len();
-        problems.extend(absent.take(room).map(|index| {
-            let name = tensor.name.replacen("{}", &number, 1);
-            let name = name.replacen("{}", &index.to_string(), 1);
-            let carried = !name.ends_with(ending);
-            let ending = if carried { *ending } else { "" };
-            Problem::of(&format!("{name}{ending}"), ABSENT)
-        }));
-        let named = (problems.len() - before) as u64;
-        more += needed
-            .saturating_sub(seen.len() as u64)
-            .saturating_sub(named);
+/// The recipes of a tensor and the matches of its name: several for a tensor that blocks for
+/// multi-token prediction share, none for an unknown one; `None` for a tensor of blocks that are left
+/// out.
+pub(super) fn recipes(
+    architecture: &Architecture,
+    config: &Config,
+    name: &str,
+) -> Result<Option<Vec<(&'static Recipe, Match)>>, String> {
+    match (architecture.recipe(name, config), architecture.nextn()) {
+        (None, Some(names)) if names.has(name, config.layers()?) => {
+            if config.nextn() == 0 {
+                return Ok(None);
+            }
+            let within = names.within_layers(name, config)?;
+            let recipes = within.iter();
+            let recipes = recipes.filter_map(|name| architecture.recipe(name, config));
+            Ok(Some(recipes.collect()))
+        }
+        (found, _) => Ok(Some(Vec::from_iter(found))),
     }
-    if more > 0 {
-        let place = layer.map_or(String::new(), |layer| format!(" of layer {layer}"));
-        problems.push(Problem::of(
-            "",
-            format!("{more} more tensors{place} are missing"),
-        ));
-    }
-    problems
 }
 
 /// The error of a matrix of integers or 8-bit numbers without scales.
-fn unscaled(source: &Source) -> Option<String> {
+pub(super) fn unscaled(source: &Source) -> Option<String> {
     if source.shape.len() < 2 {
         return None;
     }
@@ -742,13 +665,17 @@ fn unscaled(source: &Source) -> Option<String> {
 }
 
 /// Compares a tensor's dimensions with those given by the config.
-fn check_dims(input: &Input, source: &Source, config: &Config) -> Result<(), String> {
+pub(super) fn check_dims(
+    input: &Input,
+    name: &str,
+    shape: &[u64],
+    config: &Config,
+) -> Result<(), String> {
     // A bias has one number per row of its matrix.
-    let dims = match source.name.ends_with(".bias") {
+    let dims = match name.ends_with(".bias") {
         true => &input.dims[..input.dims.len().min(1)],
         false => input.dims,
     };
-    let shape = &source.shape;
     if !dims.is_empty() && shape.len() != dims.len() {
         let count = dims.len();
         return Err(format!(
@@ -769,7 +696,8 @@ fn check_dims(input: &Input, source: &Source, config: &Config) -> Result<(), Str
 
 /// The type of a matrix that keeps the checkpoint's; None if name and file type decide.
 fn kept_type(source: &Source) -> Option<GgmlType> {
-    match (&source.form, source.dtype) {
+    let quantized = source.form.as_ref().filter(|form| form.is_quantized());
+    match (quantized, source.dtype) {
         (Some(form), _) => form.is_fp8().then_some(GgmlType::Q8_0),
         (None, Dtype::Bf16) => Some(GgmlType::BF16),
         (None, Dtype::F32) => Some(GgmlType::F32),
@@ -778,7 +706,7 @@ fn kept_type(source: &Source) -> Option<GgmlType> {
 }
 
 /// The type of a tensor, if its rows permit.
-fn wanted_type(name: &str, rank: usize, file_type: FileType) -> GgmlType {
+pub(super) fn wanted_type(name: &str, rank: usize, file_type: FileType) -> GgmlType {
     let in_f32 = rank <= 1
         || !name.ends_with(".weight")
         || name.ends_with(NORM)

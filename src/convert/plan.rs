@@ -11,6 +11,7 @@ use crate::format::gguf::{
 };
 use crate::format::types::GgmlType;
 use crate::plan::file_type::FileType;
+use crate::plan::recipe::Problem;
 use crate::tokenizer;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -32,9 +33,9 @@ pub struct Plan<'a> {
     /// Notes for the user about the vocabulary and dropped tensors.
     pub notes: Vec<String>,
     /// The files, one per shard, and their metadata.
-    files: Vec<(PathBuf, Metadata<'static>)>,
-    endian: Endian,
-    vocab_only: bool,
+    pub(super) files: Vec<(PathBuf, Metadata<'static>)>,
+    pub(super) endian: Endian,
+    pub(super) vocab_only: bool,
     pub(super) check: bool,
     pub(super) threads: usize,
     /// Overflowing weights.
@@ -56,6 +57,31 @@ pub struct PlannedTensor {
 }
 
 impl PlannedTensor {
+    /// A tensor with dimensions from the outermost; in f16 if its rows are not whole blocks of the
+    /// wanted type.
+    ///
+    /// # Errors
+    /// Invalid dimensions.
+    pub(super) fn new(
+        name: String,
+        dims: &[u64],
+        wanted: GgmlType,
+        weights: impl FnOnce() -> Weights,
+    ) -> std::result::Result<PlannedTensor, Problem> {
+        let reversed: Vec<u64> = dims.iter().rev().copied().collect();
+        let shape = Shape::new(&reversed).map_err(|what| Problem::of(&name, what))?;
+        let fits = wanted.row_bytes(shape.row_len()).is_some();
+        let target = if fits { wanted } else { GgmlType::F16 };
+        Ok(PlannedTensor {
+            name,
+            shape,
+            wanted,
+            target,
+            weights: weights(),
+            shard: 0,
+        })
+    }
+
     /// The entry in the output's header.
     pub(crate) fn info(&self) -> TensorInfo<'_> {
         TensorInfo {
@@ -262,7 +288,8 @@ impl<'a> Plan<'a> {
             .into_iter()
             .for_each(|(key, value)| metadata.set(key, value));
 
-        let output = output(job, architecture, &general, named)?;
+        let name = || file_name(job, architecture, &general, named);
+        let output = output(&job.output, named, name)?;
         let shards = split(&mut tensors, job);
         let files = files(&output, metadata, shards, tensors.len());
         let (vocab_only, check, threads) = (job.vocab_only, job.check, job.threads);
@@ -386,7 +413,7 @@ fn dropped_template(dir: &Path, vocabulary: &Entries) -> Option<String> {
 
 /// Rejects types that convert_hf_to_gguf.py writes in the wrong byte order: it swaps the bytes of
 /// numpy's numbers, but stores bf16 and blocks as plain bytes.
-fn check_endian(tensors: &[PlannedTensor], endian: Endian) -> Result<()> {
+pub(super) fn check_endian(tensors: &[PlannedTensor], endian: Endian) -> Result<()> {
     let is_swapped = |t: &&PlannedTensor| matches!(t.target, GgmlType::F32 | GgmlType::F16);
     match tensors.iter().find(|t| !is_swapped(t)) {
         Some(tensor) if endian == Endian::Big => Err(Error::impossible(format!(
@@ -416,26 +443,34 @@ fn split(tensors: &mut [PlannedTensor], job: &Job) -> usize {
     shard + 1
 }
 
-/// The output path: in a directory, the model's name.
-fn output(
+/// The name of a model's file in a directory, without `.gguf`.
+fn file_name(
     job: &Job,
     architecture: &Architecture,
     general: &General,
     file_type: FileType,
-) -> Result<PathBuf> {
-    if job.output.is_dir() {
-        let names_drafts = architecture.nextn().is_some_and(|names| names.names_drafts);
-        let name = match (job.nextn, job.vocab_only) {
-            (Nextn::Alone, _) if names_drafts => general.draft_file_name(file_type.name()),
-            (_, true) => general.vocabulary_file_name().stem(),
-            (_, false) => general.file_name(file_type.name()).stem(),
-        };
-        return Ok(job.output.join(name + ".gguf"));
+) -> String {
+    let names_drafts = architecture.nextn().is_some_and(|names| names.names_drafts);
+    match (job.nextn, job.vocab_only) {
+        (Nextn::Alone, _) if names_drafts => general.draft_file_name(file_type.name()),
+        (_, true) => general.vocabulary_file_name().stem(),
+        (_, false) => general.file_name(file_type.name()).stem(),
     }
-    let name = job.output.file_name().unwrap_or_default().to_string_lossy();
-    Ok(job
-        .output
-        .with_file_name(fill_template(&name, file_type.name()).map_err(Error::impossible)?))
+}
+
+/// The path of the output: in a directory, a file of this name; else the path with the type filled
+/// in.
+pub(super) fn output(
+    path: &Path,
+    file_type: FileType,
+    name: impl FnOnce() -> String,
+) -> Result<PathBuf> {
+    if path.is_dir() {
+        return Ok(path.join(name() + ".gguf"));
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = fill_template(&name, file_type.name()).map_err(Error::impossible)?;
+    Ok(path.with_file_name(name))
 }
 
 /// The files of the output and their metadata. Later shards have only their place in the split.

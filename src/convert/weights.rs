@@ -82,8 +82,46 @@ impl Stored {
     }
 }
 
+/// Weights under construction that the operations of recipes apply to. Dimensions are counted from
+/// the outermost.
+///
+/// All methods with a result fail if an operation does not fit the shape, or cannot be expressed
+/// without reading the weights.
+pub(super) trait Weight: Clone {
+    /// Dimensions, outermost first.
+    fn shape(&self) -> Vec<u64>;
+
+    /// A range of a dimension.
+    fn narrowed(self, axis: usize, range: Range<u64>) -> Result<Self, String>;
+
+    /// Every one of `groups` equal parts of a dimension consists of `outer` times `inner` blocks;
+    /// these two are exchanged.
+    fn swapped(self, axis: usize, groups: u64, blocks: [u64; 2]) -> Result<Self, String>;
+
+    /// Other dimensions of the same elements.
+    fn reshaped(self, dims: &[u64]) -> Result<Self, String>;
+
+    /// The last two dimensions exchanged.
+    fn transposed(self) -> Result<Self, String>;
+
+    /// Without a dimension of size 1.
+    fn squeezed(self, axis: usize) -> Result<Self, String>;
+
+    /// Weights of one shape along a new outermost dimension.
+    fn stacked(weights: Vec<Self>) -> Result<Self, String>;
+
+    /// Weights one after the other along a dimension.
+    fn concatenated(weights: Vec<Self>, axis: usize) -> Result<Self, String>;
+
+    /// An operation on every number.
+    fn with(self, numeric: Numeric) -> Result<Self, String>;
+
+    /// Another type than the file type's.
+    fn cast(self, cast: Cast) -> Self;
+}
+
 /// Weights under construction: the operand of a recipe's operations.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Operand {
     /// Dimensions, outermost first.
     shape: Vec<u64>,
@@ -106,7 +144,7 @@ pub(super) enum Cast {
 }
 
 /// A view of one tensor.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Piece {
     source: usize,
     view: View,
@@ -134,11 +172,75 @@ impl Operand {
         }
     }
 
-    /// Stacks operands of one shape along a new outermost dimension.
+    /// Applies an operation on indices that does not change the dimensions before `axis`.
     ///
     /// # Errors
-    /// If there is none, or shapes or types differ.
-    pub(super) fn stacked(operands: Vec<Operand>) -> Result<Operand, String> {
+    /// If dimension `axis` is divided among the parts, or the operation fails.
+    fn map(
+        mut self,
+        axis: usize,
+        apply: impl Fn(View) -> Result<View, String>,
+    ) -> Result<Operand, String> {
+        if self.joined > axis {
+            let tensors = self.parts.len();
+            return Err(format!("dimension {axis} is joined of {tensors} tensors"));
+        }
+        for part in &mut self.parts {
+            part.view = apply(part.view.clone())?;
+        }
+        self.shape.truncate(self.joined);
+        self.shape
+            .extend(&self.parts[0].view.shape()[self.joined..]);
+        Ok(self)
+    }
+
+    /// The finished weights.
+    pub(super) fn finish(self) -> Stored {
+        let mut end = 0;
+        let parts = self.parts.into_iter().map(|part| {
+            let order = part.view.order();
+            end += order.elements();
+            Part {
+                source: part.source,
+                order,
+                numeric: part.numeric,
+                mean: OnceLock::new(),
+                end,
+            }
+        });
+        Stored {
+            parts: parts.collect(),
+        }
+    }
+}
+
+impl Weight for Operand {
+    fn shape(&self) -> Vec<u64> {
+        self.shape.clone()
+    }
+
+    fn narrowed(self, axis: usize, range: Range<u64>) -> Result<Operand, String> {
+        self.map(axis, |view| view.narrowed(axis, range.clone()))
+    }
+
+    fn swapped(self, axis: usize, groups: u64, blocks: [u64; 2]) -> Result<Operand, String> {
+        self.map(axis, |view| view.swapped(axis, groups, blocks))
+    }
+
+    fn reshaped(self, dims: &[u64]) -> Result<Operand, String> {
+        self.map(0, |view| view.reshaped(dims))
+    }
+
+    fn transposed(self) -> Result<Operand, String> {
+        let axis = self.shape.len().saturating_sub(2);
+        self.map(axis, View::transposed)
+    }
+
+    fn squeezed(self, axis: usize) -> Result<Operand, String> {
+        self.map(axis, |view| view.squeezed(axis))
+    }
+
+    fn stacked(operands: Vec<Operand>) -> Result<Operand, String> {
         let expanded = |mut operand: Operand| {
             operand.shape.insert(0, 1);
             for part in &mut operand.parts {
@@ -150,12 +252,7 @@ impl Operand {
         Operand::concatenated(operands.into_iter().map(expanded).collect(), 0)
     }
 
-    /// Concatenates operands along a dimension.
-    ///
-    /// # Errors
-    /// If there is none, they differ in other dimensions, or they already have several tensors and
-    /// are not joined along the first dimension.
-    pub(super) fn concatenated(operands: Vec<Operand>, axis: usize) -> Result<Operand, String> {
+    fn concatenated(operands: Vec<Operand>, axis: usize) -> Result<Operand, String> {
         let Some(first) = operands.first() else {
             return Err("there is nothing to join".into());
         };
@@ -210,75 +307,22 @@ impl Operand {
         })
     }
 
-    /// Dimensions, outermost first.
-    pub(super) fn shape(&self) -> &[u64] {
-        &self.shape
-    }
-
-    /// Applies an operation on indices that does not change the dimensions before `axis`.
-    ///
     /// # Errors
-    /// If dimension `axis` is divided among the parts, or the operation fails.
-    pub(super) fn map(
-        mut self,
-        axis: usize,
-        apply: impl Fn(View) -> Result<View, String>,
-    ) -> Result<Operand, String> {
-        if self.joined > axis {
-            let tensors = self.parts.len();
-            return Err(format!("dimension {axis} is joined of {tensors} tensors"));
+    /// [`Numeric::Ternary`] and [`Numeric::Centred`] of anything but one whole tensor.
+    fn with(mut self, numeric: Numeric) -> Result<Operand, String> {
+        let is_by_all = matches!(numeric, Numeric::Ternary | Numeric::Centred);
+        if is_by_all && !matches!(&self.parts[..], [part] if part.numeric.is_empty()) {
+            return Err("only one whole tensor can be made ternary or centred".into());
         }
-        for part in &mut self.parts {
-            part.view = apply(part.view.clone())?;
-        }
-        self.shape.truncate(self.joined);
-        self.shape
-            .extend(&self.parts[0].view.shape()[self.joined..]);
-        Ok(self)
-    }
-
-    /// Applies an operation on numbers.
-    pub(super) fn with(mut self, numeric: Numeric) -> Operand {
         for part in &mut self.parts {
             part.numeric.push(numeric);
         }
-        self
+        Ok(self)
     }
 
-    /// Makes the numbers ternary.
-    ///
-    /// # Errors
-    /// If they are not those of one whole tensor in stored order.
-    pub(super) fn by_all(self, numeric: Numeric) -> Result<Operand, String> {
-        match &self.parts[..] {
-            [part] if part.numeric.is_empty() => Ok(self.with(numeric)),
-            _ => Err("only one whole tensor can be made ternary or centred".into()),
-        }
-    }
-
-    /// Gives the output another type than the file type's.
-    pub(super) fn cast(mut self, cast: Cast) -> Operand {
+    fn cast(mut self, cast: Cast) -> Operand {
         self.cast = Some(cast);
         self
-    }
-
-    /// The finished weights.
-    pub(super) fn finish(self) -> Stored {
-        let mut end = 0;
-        let parts = self.parts.into_iter().map(|part| {
-            let order = part.view.order();
-            end += order.elements();
-            Part {
-                source: part.source,
-                order,
-                numeric: part.numeric,
-                mean: OnceLock::new(),
-                end,
-            }
-        });
-        Stored {
-            parts: parts.collect(),
-        }
     }
 }
 

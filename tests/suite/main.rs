@@ -6,6 +6,7 @@
 //! cargo test --release --test suite make::               one module
 //! ```
 
+mod adapters;
 mod cli;
 #[cfg(unix)]
 mod cli_failures;

@@ -10,7 +10,7 @@ pub(super) mod naming;
 use crate::format::gguf::{Entries, Value as Gguf, ValueType};
 use crate::format::{Error, Result};
 use crate::tokenizer::files::{bad, kind, read_bytes, read_object};
-use naming::{FileName, id_parts, size_label, title};
+use naming::{Extent, FileName, id_parts, size_label, title};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,18 @@ pub struct ParameterCount {
     pub per_expert: u64,
     /// Experts in a layer; 0 if there are none.
     pub experts: u64,
+    /// True for the matrices that an adapter changes. Its file has no size label of its own.
+    pub is_adapter: bool,
+}
+
+impl ParameterCount {
+    fn extent(&self) -> Extent {
+        match (self.total, self.is_adapter) {
+            (0, _) => Extent::Unknown,
+            (weights, false) => Extent::Model(weights),
+            (weights, true) => Extent::Adapter(weights),
+        }
+    }
 }
 
 /// The kind of number of a sampling parameter.
@@ -166,7 +178,7 @@ impl General {
             tags: None,
             languages: None,
         };
-        general.take_card(&card::read(dir)?, weights.total);
+        general.take_card(&card::read(dir)?, weights.extent());
         let config = read_object(&dir.join("config.json"))?.unwrap_or_default();
         // A path of some computer has more slashes than a model's id.
         let id = config
@@ -175,7 +187,7 @@ impl General {
             .filter(|id| id.matches('/').count() <= 1);
         let directory = directory_name(dir);
         for id in id.into_iter().chain([directory.as_str()]) {
-            general.take_id(id, weights.total);
+            general.take_id(id, weights.extent());
         }
         general.take_generation_config(dir)?;
         if let Some(path) = overrides {
@@ -185,12 +197,12 @@ impl General {
             general.values.insert("name", Value::from(name));
         }
         general.fill("name", Value::from(directory));
-        if weights.total > 0 {
+        if let Extent::Model(total) = weights.extent() {
             let ParameterCount {
-                total,
                 shared,
                 per_expert,
                 experts,
+                ..
             } = *weights;
             general.fill(
                 "size_label",
@@ -207,22 +219,22 @@ impl General {
         }
     }
 
-    fn take_card(&mut self, card: &Map<String, Value>, weights: u64) {
+    fn take_card(&mut self, card: &Map<String, Value>, extent: Extent) {
         for (key, of_card) in OF_CARD.into_iter().chain(LICENSE_OF_CARD) {
             self.fill(key, card.get(of_card).cloned().unwrap_or(Value::Null));
         }
         self.base_models = sources(
             card,
             ["base_model", "base_models", "base_model_sources"],
-            weights,
+            extent,
         );
-        self.datasets = sources(card, ["datasets", "dataset", "dataset_sources"], weights);
+        self.datasets = sources(card, ["datasets", "dataset", "dataset_sources"], extent);
         self.tags = collected(card, ["tags", "pipeline_tag"]);
         self.languages = collected(card, ["languages", "language"]);
     }
 
-    fn take_id(&mut self, id: &str, weights: u64) {
-        let parts = id_parts(id, weights);
+    fn take_id(&mut self, id: &str, extent: Extent) {
+        let parts = id_parts(id, extent);
         let text = |part: Option<String>| part.map_or(Value::Null, Value::from);
         self.fill("name", text(parts.full_name.as_deref().map(title)));
         self.fill(
@@ -323,6 +335,14 @@ impl General {
             encoding: None,
             kind: Some("vocab"),
             ..self.file_name("")
+        }
+    }
+
+    /// The same of an adapter's file.
+    pub(crate) fn adapter_file_name<'a>(&'a self, encoding: &'a str) -> FileName<'a> {
+        FileName {
+            kind: Some("LoRA"),
+            ..self.file_name(encoding)
         }
     }
 
@@ -496,7 +516,7 @@ fn collected(card: &Map<String, Value>, keys: [&str; 2]) -> Option<Vec<Value>> {
 
 /// Base models or data sets of a card, under the first of the keys that is there: ids, addresses or
 /// maps.
-fn sources(card: &Map<String, Value>, keys: [&str; 3], weights: u64) -> Option<Vec<Value>> {
+fn sources(card: &Map<String, Value>, keys: [&str; 3], extent: Extent) -> Option<Vec<Value>> {
     let given = keys.iter().find_map(|key| card.get(*key))?;
     let single = std::slice::from_ref(given);
     let list = match given {
@@ -505,7 +525,7 @@ fn sources(card: &Map<String, Value>, keys: [&str; 3], weights: u64) -> Option<V
         _ => &[],
     };
     let source = |entry: &Value| match entry {
-        Value::String(id) => source_of_id(id, weights),
+        Value::String(id) => source_of_id(id, extent),
         Value::Object(_) => entry.clone(),
         _ => json!({}),
     };
@@ -513,7 +533,7 @@ fn sources(card: &Map<String, Value>, keys: [&str; 3], weights: u64) -> Option<V
 }
 
 /// Metadata of a base model or a data set, from its id or address.
-fn source_of_id(id: &str, weights: u64) -> Value {
+fn source_of_id(id: &str, extent: Extent) -> Value {
     const HUB: &str = "huggingface.co/";
     let mut source = Map::new();
     let is_address = ["http://", "https://", "ssh://"]
@@ -530,7 +550,7 @@ fn source_of_id(id: &str, weights: u64) -> Value {
     let Some(id) = (if is_address { id_on_hub } else { Some(id) }) else {
         return Value::Object(source);
     };
-    let parts = id_parts(id, weights);
+    let parts = id_parts(id, extent);
     if let (false, Some(organization), Some(name)) =
         (is_address, &parts.organization, &parts.full_name)
     {

@@ -20,6 +20,32 @@ pub(crate) struct IdParts {
     pub size_label: Option<String>,
 }
 
+/// The size of a file, with which size labels in names are compared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Extent {
+    /// Not compared.
+    Unknown,
+    /// The weights of a model.
+    Model(u64),
+    /// The weights of the matrices that an adapter changes: not more than those of its base.
+    Adapter(u64),
+}
+
+impl Extent {
+    /// True if a model with a label of so many weights cannot have this size.
+    fn contradicts(self, label: f64) -> bool {
+        match self {
+            Extent::Unknown => false,
+            // Different by more than seven eighths of the weights.
+            Extent::Model(weights) => {
+                let away = (u128::from(weights) * 7 / 8) as f64;
+                (label - weights as f64).abs() > away
+            }
+            Extent::Adapter(weights) => label < (weights / 8) as f64,
+        }
+    }
+}
+
 /// Meanings of a part of a name. A part can have several; none means unknown.
 #[derive(Clone, Copy, Default, PartialEq)]
 struct Marks {
@@ -78,9 +104,8 @@ fn is_letter(c: char) -> bool {
     c.is_ascii_alphabetic() || (!c.is_ascii() && matches(&LETTER, c))
 }
 
-/// Parses an id. `weights` is the model's number of weights, 0 if unknown: a very different size is
-/// taken for a context length.
-pub(crate) fn id_parts(id: &str, weights: u64) -> IdParts {
+/// Parses an id. A size very different from the file's is taken for a context length.
+pub(crate) fn id_parts(id: &str, extent: Extent) -> IdParts {
     if id.contains(' ') {
         // A sentence is a name without parts.
         return IdParts {
@@ -108,12 +133,15 @@ pub(crate) fn id_parts(id: &str, weights: u64) -> IdParts {
             marks.encoding = true;
             *part = part.to_uppercase();
         } else if i > 0 && SIZE.is_match(part) {
-            let (label, is_context) = size_label_of(part, weights);
+            let (label, is_context) = size_label_of(part, extent);
             *part = label;
             marks.finetune = is_context;
             marks.size = !is_context;
         } else if i > 0 && FINETUNE.is_match(part) {
-            marks.finetune = true;
+            // The kind of an adapter's file is LoRA already.
+            let is_kind = matches!(extent, Extent::Adapter(_)) && part.eq_ignore_ascii_case("lora");
+            marks.encoding = is_kind;
+            marks.finetune = !is_kind;
         }
     }
     // Words like "mini" are redundant beside a number.
@@ -157,7 +185,7 @@ pub(crate) fn id_parts(id: &str, weights: u64) -> IdParts {
 }
 
 /// A size as written in a label, and true if it is more likely a context length.
-fn size_label_of(part: &str, weights: u64) -> (String, bool) {
+fn size_label_of(part: &str, extent: Extent) -> (String, bool) {
     let mut chars: Vec<char> = part.replace('_', ".").chars().collect();
     // "7b1" is "7.1B".
     if let [.., unit, digit] = chars[..]
@@ -174,14 +202,9 @@ fn size_label_of(part: &str, weights: u64) -> (String, bool) {
     }
     let mut is_context = false;
     let number: String = number.iter().collect();
-    if weights != 0
-        && let Ok(value) = number.parse::<f64>()
-    {
+    if let Ok(value) = number.parse::<f64>() {
         let thousands = " KMBT".find(*unit).map_or(-1, |power| power as i32);
-        let label = value * 1000f64.powi(thousands);
-        // Different by more than seven eighths of the weights.
-        let away = (u128::from(weights) * 7 / 8) as f64;
-        if (label - weights as f64).abs() > away {
+        if extent.contradicts(value * 1000f64.powi(thousands)) {
             is_context = true;
             *unit = unit.to_lowercase().next().unwrap_or(*unit);
         }
@@ -290,7 +313,7 @@ pub(crate) struct FileName<'a> {
     pub size_label: Option<&'a str>,
     /// The type of most tensors, for example `F16`.
     pub encoding: Option<&'a str>,
-    /// `vocab` for a file without tensors.
+    /// `vocab` for a file without tensors, `LoRA` for an adapter.
     pub kind: Option<&'a str>,
 }
 

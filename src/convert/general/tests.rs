@@ -39,8 +39,8 @@ fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 /// Basename, size, finetune and version.
-fn parts(id: &str, weights: u64) -> [Option<String>; 4] {
-    let parts = id_parts(id, weights);
+fn parts(id: &str, extent: Extent) -> [Option<String>; 4] {
+    let parts = id_parts(id, extent);
     [
         parts.basename,
         parts.size_label,
@@ -78,22 +78,32 @@ fn ids_are_taken_apart() {
         ("Mixtral-8x7B-v0.1", ["Mixtral", "8x7B", "", "v0.1"]),
         ("Meta-Llama-3-8B-Q4_K_M", ["Meta-Llama-3", "8B", "", ""]),
     ] {
-        assert_eq!(parts(id, 0), some(expected), "{id}");
+        assert_eq!(parts(id, Extent::Unknown), some(expected), "{id}");
     }
     // A size that the model cannot have is a context length.
     assert_eq!(
-        parts("microsoft/Phi-3-mini-4k-instruct", 3_800_000_000),
+        parts(
+            "microsoft/Phi-3-mini-4k-instruct",
+            Extent::Model(3_800_000_000)
+        ),
         some(["Phi-3", "mini", "4k-instruct", ""])
     );
     assert_eq!(
-        parts("Llama-3-8B", 8_030_000_000),
+        parts("Llama-3-8B", Extent::Model(8_030_000_000)),
         some(["Llama-3", "8B", "", ""])
     );
+    // An adapter may change few of its base's matrices, and has no more weights.
     assert_eq!(
-        id_parts("A model with spaces", 0).full_name.as_deref(),
+        parts("Llama-3-8B-LoRA-4k", Extent::Adapter(40_000_000)),
+        some(["Llama-3", "8B", "4k", ""])
+    );
+    assert_eq!(
+        id_parts("A model with spaces", Extent::Unknown)
+            .full_name
+            .as_deref(),
         Some("A model with spaces")
     );
-    assert_eq!(id_parts("./x-7B", 0).organization, None);
+    assert_eq!(id_parts("./x-7B", Extent::Unknown).organization, None);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Views and operations against a naive reference that has every tensor whole in memory.
 
 use super::*;
-use crate::convert::weights::Stored;
+use crate::convert::weights::{Operand, Stored};
 use crate::format::types::GgmlType;
 use Size::{Any, Number};
 use proptest::prelude::*;

@@ -18,6 +18,7 @@ mod declared;
 mod fp4;
 mod grouped;
 mod join;
+mod merged;
 mod ranked;
 mod scaled;
 mod table;
@@ -36,6 +37,7 @@ use declared::Declared;
 pub(super) use declared::Fp4Types;
 pub(super) use fp4::{Blocks, Fp4};
 use grouped::Grouped;
+pub(super) use merged::{Merged, Update};
 use ranked::Ranked;
 pub(super) use scaled::Scaled;
 use std::ops::Range;
@@ -56,6 +58,8 @@ pub(super) enum Form {
     Fp4(Fp4),
     /// Two bits per weight.
     Ternary(Ternary),
+    /// Plain weights with those of an adapter.
+    Merged(Merged),
 }
 
 /// One tensor of a file, row by row.
@@ -152,6 +156,7 @@ impl Form {
             Form::Grouped(form) => form.read(maps, elements, out),
             Form::Fp4(form) => form.read(maps, elements, out),
             Form::Ternary(form) => form.read(maps, elements, out),
+            Form::Merged(form) => form.read(maps, elements, out),
         }
     }
 
@@ -163,6 +168,7 @@ impl Form {
             Form::Grouped(form) => form.raws(),
             Form::Fp4(form) => form.raws(),
             Form::Ternary(form) => form.raws(),
+            Form::Merged(form) => form.raws(),
         }
     }
 
@@ -171,6 +177,11 @@ impl Form {
         let codes = self.raws()[0].dtype;
         matches!(self, Form::Scaled(_) | Form::Ranked(_))
             && matches!(codes, Dtype::F8E4m3 | Dtype::F8E5m2)
+    }
+
+    /// True for codes with scales, false for weights that are merged.
+    pub(super) fn is_quantized(&self) -> bool {
+        !matches!(self, Form::Merged(_))
     }
 
     /// The weights, if they are 4-bit floats.
@@ -220,6 +231,15 @@ impl Raw {
 
     fn bytes<'m>(&self, maps: &'m [Map]) -> &'m [u8] {
         &maps[self.file].bytes()[self.range.clone()]
+    }
+
+    /// Some numbers, by index.
+    fn numbers(&self, maps: &[Map], elements: Range<u64>) -> Vec<f32> {
+        let width = self.dtype.bytes();
+        let mut numbers = vec![0.0; (elements.end - elements.start) as usize];
+        let bytes = elements.start as usize * width..elements.end as usize * width;
+        widen(self.dtype, &self.bytes(maps)[bytes], &mut numbers);
+        numbers
     }
 
     /// A number by index.

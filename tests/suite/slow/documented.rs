@@ -265,6 +265,7 @@ impl Place {
                 env!("CARGO_BIN_EXE_quantier").into(),
             ),
             ("Qwen3-4B", small("checkpoint")),
+            ("my-adapter", root().join("testdata/adapter")),
             ("calibration.txt", small(text)),
             ("held-out.txt", small("evaluation.txt")),
             ("wiki.txt", small("evaluation.txt")),
