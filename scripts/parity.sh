@@ -9,6 +9,7 @@
 #                                           (scripts/parity-convert.sh)
 #   scripts/parity.sh lora [NAME ...]       LoRA adapters instead, against convert_lora_to_gguf.py
 #                                           (scripts/parity-lora.sh)
+#   scripts/parity.sh mmproj [NAME ...]     projectors of vision models instead (scripts/parity-mmproj.sh)
 #   scripts/parity.sh vocabularies [NAME ...]   real vocabularies instead (scripts/parity-vocabularies.sh)
 #   scripts/parity.sh tokenize [NAME ...]   tokens of texts instead (scripts/parity-tokenize.sh)
 #   scripts/parity.sh engine [NAME ...]     perplexity, importance matrices and KL divergence instead
@@ -23,7 +24,7 @@ set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 case "${1:-}" in
-    convert | lora | vocabularies | tokenize | engine | make | split) exec "$repository/scripts/parity-$1.sh" "${@:2}" ;;
+    convert | lora | mmproj | vocabularies | tokenize | engine | make | split) exec "$repository/scripts/parity-$1.sh" "${@:2}" ;;
 esac
 quick=()
 for arg in "$@"; do

@@ -77,6 +77,10 @@ pub struct Args {
     /// Write for big-endian machines (s390x, for example), with --outtype f16 or f32
     #[arg(long)]
     bigendian: bool,
+    /// Write only the projector of a vision model, the file that llama.cpp takes as --mmproj; its name
+    /// begins with mmproj-
+    #[arg(long, conflicts_with_all = ["mistral_format", "lora"])]
+    mmproj: bool,
     /// Write only the blocks for multi-token prediction, as a draft model; its name begins with mtp-
     #[arg(long)]
     mtp: bool,
@@ -160,9 +164,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         true => hub::remote(&args.model, need)?,
         false => hub::model(&args.model, need)?,
     };
-    let checkpoint = match args.mistral_format {
-        true => Checkpoint::open_mistral(&model.path)?,
-        false => Checkpoint::open(&model.path)?,
+    let checkpoint = match (args.mistral_format, args.mmproj) {
+        (true, _) => Checkpoint::open_mistral(&model.path)?,
+        (_, true) => Checkpoint::open_projector(&model.path)?,
+        _ => Checkpoint::open(&model.path)?,
     };
     let checkpoint = match &args.lora {
         Some(adapter) => checkpoint.merged(Adapter::open(adapter)?)?,
@@ -178,13 +183,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (None, false) => model.path.with_file_name(""),
     };
     let job = job(args, dir, OutType::Auto);
-    write(&Plan::new(&checkpoint, &job)?, args)
+    let plan = match args.mmproj {
+        true => Plan::of_projector(&checkpoint, &job)?,
+        false => Plan::new(&checkpoint, &job)?,
+    };
+    write(&plan, args)
 }
 
 /// Converts an adapter.
 fn run_adapter(args: &Args) -> anyhow::Result<ExitCode> {
-    if args.mistral_format || args.remote || args.lora.is_some() {
-        bail!("--mistral-format, --remote and --lora are for models, and this is a LoRA adapter");
+    if args.mistral_format || args.remote || args.lora.is_some() || args.mmproj {
+        bail!(
+            "--mistral-format, --remote, --lora and --mmproj are for models, and this is a LoRA adapter"
+        );
     }
     let adapter = Adapter::open(&args.model)?;
     let base = match (&args.base, adapter.base()) {

@@ -4,15 +4,16 @@ use super::parts::{self, Parts};
 use super::stored::{self, Fault, Form, Fp4Types};
 use super::view::View;
 use super::{Error, Result, explain, numbers, reranker};
+use crate::arch::projector::Projector;
 use crate::arch::wrapper::Part;
 use crate::arch::{Config, Pooling};
 use crate::format::index::{Format, Index};
 use crate::format::json;
-use crate::format::map::Map;
+use crate::format::map::Map as FileMap;
 use crate::format::safetensors::Dtype;
 use crate::format::torch::TensorInfo;
 use crate::plan::recipe::Problem;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
@@ -27,7 +28,8 @@ pub struct Checkpoint {
     pub dir: PathBuf,
     /// config.json, or params.json of Mistral's own format.
     pub config: Config,
-    /// The tensors of the text model, in the reference's order: by file name, then by tensor name.
+    /// The tensors of the text model or of the projector, in the reference's order: by file name, then
+    /// by tensor name.
     pub tensors: Vec<Source>,
     /// The number of other tensors, by part of the model.
     pub(super) left_out: BTreeMap<&'static str, u64>,
@@ -40,9 +42,11 @@ pub struct Checkpoint {
     /// 4-bit floats of the checkpoint.
     pub(super) fp4: Fp4Types,
     /// The mapped files.
-    pub(super) maps: Vec<Map>,
+    pub(super) maps: Vec<FileMap>,
     /// Other files that the weights depend on.
     pub(super) settings: Vec<PathBuf>,
+    /// The projector, if the tensors are those of one.
+    pub(super) projector: Option<&'static Projector>,
 }
 
 /// A tensor of a checkpoint.
@@ -50,7 +54,7 @@ pub struct Checkpoint {
 pub struct Source {
     /// Its name.
     pub name: String,
-    /// Its name within the text model, if different.
+    /// Its name within the text model or the projector, if different.
     pub(super) text_name: Option<String>,
     /// The stored type; for a quantized tensor, the type after dequantization.
     pub dtype: Dtype,
@@ -81,7 +85,7 @@ impl Source {
         }
     }
 
-    /// The name within the text model.
+    /// The name within the text model or the projector.
     pub(super) fn text_name(&self) -> &str {
         self.text_name.as_ref().unwrap_or(&self.name)
     }
@@ -127,15 +131,41 @@ impl Checkpoint {
         Checkpoint::open_with(path, PARAMS)
     }
 
+    /// Opens the projector of a directory: the encoder of images, with the settings of its
+    /// preprocessor.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], and models without a projector, or with an unsupported one.
+    pub fn open_projector(path: &Path) -> Result<Checkpoint> {
+        let checkpoint = Checkpoint::without_weights(path, CONFIG)?;
+        let config_path = checkpoint.config_path();
+        let outer = json::read_object(&config_path)?;
+        let settings = preprocessor(&checkpoint.dir)?;
+        let config = Config::of_projector(outer, settings);
+        let config = config.map_err(|what| bad(&config_path, what))?;
+        let projector = Projector::of(&config).map_err(|what| bad(&config_path, what))?;
+        let checkpoint = Checkpoint {
+            config,
+            projector: Some(projector),
+            ..checkpoint
+        };
+        checkpoint.with_weights(path, CONFIG)
+    }
+
     fn open_with(path: &Path, config_name: &str) -> Result<Checkpoint> {
+        let checkpoint = Checkpoint::without_weights(path, config_name)?;
+        checkpoint.with_weights(path, config_name)
+    }
+
+    /// Reads the headers of the weights.
+    fn with_weights(mut self, path: &Path, config_name: &str) -> Result<Checkpoint> {
         let one_file = path.is_file().then(|| {
             path.file_name()
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned()
         });
-        let mut checkpoint = Checkpoint::without_weights(path, config_name)?;
-        let dir = &checkpoint.dir;
+        let dir = &self.dir;
         let Parts {
             names: parts,
             index,
@@ -146,7 +176,7 @@ impl Checkpoint {
             None => Parts::of(dir)?,
         };
         let mut problems = Vec::new();
-        let names = checkpoint.read(&parts, index.as_ref(), &mut problems)?;
+        let names = self.read(&parts, index.as_ref(), &mut problems)?;
         if problems.is_empty() {
             let compare = |index| compare(index, index_name, &names);
             problems.extend(index.iter().flat_map(compare));
@@ -154,9 +184,9 @@ impl Checkpoint {
         if !problems.is_empty() {
             return Err(Error::Impossible(problems));
         }
-        checkpoint.add_projection()?;
-        checkpoint.resolve();
-        Ok(checkpoint)
+        self.add_projection()?;
+        self.resolve();
+        Ok(self)
     }
 
     /// The config of a model, for weights of other files.
@@ -197,11 +227,12 @@ impl Checkpoint {
             fp4: Fp4Types::default(),
             maps: Vec::new(),
             settings: Vec::new(),
+            projector: None,
         })
     }
 
     /// Takes the tensors of a file as weights, in the file's order.
-    pub(super) fn with_file(mut self, map: Map, tensors: Vec<Source>) -> Checkpoint {
+    pub(super) fn with_file(mut self, map: FileMap, tensors: Vec<Source>) -> Checkpoint {
         self.tensors = tensors;
         self.maps = vec![map];
         self
@@ -220,7 +251,7 @@ impl Checkpoint {
         if !path.is_file() {
             return Ok(());
         }
-        let map = Map::open(&path)?;
+        let map = FileMap::open(&path)?;
         let tensors = parts::tensors(WHOLE, map.bytes()).map_err(|what| bad(&path, what))?;
         let linear = tensors.into_iter().find(|tensor| tensor.name == LINEAR);
         let length = linear.as_ref().and_then(|tensor| tensor.shape.first());
@@ -251,14 +282,18 @@ impl Checkpoint {
     }
 
     /// The mapped files.
-    pub(super) fn maps(&self) -> &[Map] {
+    pub(super) fn maps(&self) -> &[FileMap] {
         &self.maps
     }
 
     /// The files that the weights depend on.
     pub(crate) fn paths(&self) -> Vec<&Path> {
         let settings = self.settings.iter().map(PathBuf::as_path);
-        self.maps.iter().map(Map::path).chain(settings).collect()
+        self.maps
+            .iter()
+            .map(FileMap::path)
+            .chain(settings)
+            .collect()
     }
 
     /// Some of a tensor's elements in f32, in file order; for a quantized tensor, the dequantized
@@ -367,7 +402,7 @@ impl Checkpoint {
                 problems.push(Problem::of(part, self.missing_file(parts)));
                 continue;
             }
-            let map = Map::open(&path)?;
+            let map = FileMap::open(&path)?;
             let tensors = match parts::tensors(part, map.bytes()) {
                 Ok(tensors) => tensors,
                 Err(what) => {
@@ -390,9 +425,13 @@ impl Checkpoint {
                         )),
                     }
                 }
-                let text_name = match Part::of(&tensor.name) {
-                    Part::Text(name) => (name != tensor.name).then(|| name.into_owned()),
-                    Part::Other(part) => {
+                let text_name = match (self.projector, Part::of(&tensor.name)) {
+                    (Some(projector), _) => match (projector.name)(&self.config, &tensor.name) {
+                        Some(name) => (name != tensor.name).then_some(name),
+                        None => continue,
+                    },
+                    (None, Part::Text(name)) => (name != tensor.name).then(|| name.into_owned()),
+                    (None, Part::Other(part)) => {
                         *self.left_out.entry(part).or_default() += 1;
                         continue;
                     }
@@ -407,6 +446,26 @@ impl Checkpoint {
 
 /// The only file of an unsharded model.
 const WHOLE: &str = "model.safetensors";
+
+/// The settings of the preprocessor of images, those of processor_config.json above the others.
+fn preprocessor(dir: &Path) -> Result<Map<String, Value>> {
+    let mut settings = Map::new();
+    for (file, part) in [
+        ("preprocessor_config.json", "media_proc_cfg"),
+        ("processor_config.json", "image_processor"),
+    ] {
+        let path = dir.join(file);
+        if !path.is_file() {
+            continue;
+        }
+        let mut fields = json::read_object(&path)?;
+        if let Some(Value::Object(part)) = fields.get(part).cloned() {
+            fields.extend(part);
+        }
+        settings.extend(fields);
+    }
+    Ok(settings)
+}
 
 /// The pooling of a sentence-transformers model.
 fn pooling(dir: &Path) -> Result<Option<Pooling>> {

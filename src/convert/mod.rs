@@ -22,6 +22,7 @@ mod ops;
 mod outputs;
 mod parts;
 mod plan;
+mod projector;
 mod range;
 mod repack;
 mod reranker;

@@ -360,6 +360,7 @@ fn apply<W: Weight>(op: Op, operand: W, sizes: Sizes<'_>) -> Result<W, String> {
         Op::NegExp => operand.with(Numeric::NegExp),
         Op::Cast(ggml_type) => Ok(operand.cast(Cast::To(ggml_type))),
         Op::CastByFile => Ok(operand.cast(Cast::ByFile)),
+        Op::CastPlain => Ok(operand.cast(Cast::Plain)),
         Op::KeepType => Ok(operand.cast(Cast::Stored)),
         Op::Ternary => operand.with(Numeric::Ternary),
         Op::Centre => operand.with(Numeric::Centred),

@@ -519,6 +519,8 @@ impl<'a> Planner<'a> {
         let wanted = match cast {
             Some(Cast::To(ggml_type)) => ggml_type,
             Some(Cast::ByFile) => wanted_type(ANY, dims.len(), self.conversion.file_type),
+            Some(Cast::Plain) if self.conversion.file_type == FileType::F16 => GgmlType::F16,
+            Some(Cast::Plain) => GgmlType::F32,
             Some(Cast::Stored) | None => wanted_type(&name, dims.len(), self.conversion.file_type),
         };
         match PlannedTensor::new(name, dims, wanted, weights) {

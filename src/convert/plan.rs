@@ -375,7 +375,7 @@ fn own_template(
 }
 
 impl ParameterCount {
-    fn of(tensors: &[PlannedTensor]) -> ParameterCount {
+    pub(super) fn of(tensors: &[PlannedTensor]) -> ParameterCount {
         let mut count = ParameterCount::default();
         let (mut stacks, mut stacked) = (0, 0);
         for tensor in tensors {
@@ -452,7 +452,7 @@ fn file_name(
 ) -> String {
     let names_drafts = architecture.nextn().is_some_and(|names| names.names_drafts);
     match (job.nextn, job.vocab_only) {
-        (Nextn::Alone, _) if names_drafts => general.draft_file_name(file_type.name()),
+        (Nextn::Alone, _) if names_drafts => general.prefixed_file_name("mtp", file_type.name()),
         (_, true) => general.vocabulary_file_name().stem(),
         (_, false) => general.file_name(file_type.name()).stem(),
     }

@@ -139,6 +139,8 @@ pub(super) enum Cast {
     To(GgmlType),
     /// The file type's, whatever the name.
     ByFile,
+    /// F16 in files of F16, else F32.
+    Plain,
     /// The checkpoint's.
     Stored,
 }

@@ -28,6 +28,7 @@ mod imatrix_failures;
 mod logits_vs_reference;
 mod nextn;
 mod ollama_templates;
+mod projector;
 mod quantized;
 #[cfg(unix)]
 mod set;

@@ -1,6 +1,6 @@
 //! A checkpoint's config.json as read by the reference: with the defaults of transformers' classes.
 
-use super::{deepseek, deepseek4, defaults, gemma3n, hy4, lfm2, nemotron_h, wrapper};
+use super::{deepseek, deepseek4, defaults, gemma3n, hy4, lfm2, nemotron_h, projector, wrapper};
 use quantier_gguf::json::kind;
 use serde_json::{Map, Value};
 
@@ -48,6 +48,18 @@ const LAYERS: &[&str] = &[
     "num_transformer_layers",
 ];
 
+/// Names of the field with the number of an encoder's layers.
+pub(crate) const BLOCKS: &[&str] = &[
+    "n_layers",
+    "num_hidden_layers",
+    "n_layer",
+    "num_layers",
+    "depth",
+    "layers",
+    "encoder_layers",
+    "vt_num_hidden_layers",
+];
+
 /// The field of tied embeddings.
 pub(crate) const TIED: &str = "tie_word_embeddings";
 
@@ -83,6 +95,50 @@ impl Config {
         };
         config.rope = config.rope_parameters()?;
         Ok(config)
+    }
+
+    /// The config of a projector: the fields of the encoder of images, with the whole config.json and
+    /// the preprocessor's settings as objects. The class is that of the whole model.
+    ///
+    /// # Errors
+    /// A field of the wrong kind, and models without an encoder.
+    pub fn of_projector(
+        mut outer: Map<String, Value>,
+        preprocessor: Map<String, Value>,
+    ) -> Result<Config> {
+        const VISION: &str = "vision_config";
+        const TEXT: &str = "text_config";
+        let text = Config::new(outer.clone())?;
+        let hidden = text.optional_u32(&["hidden_size", "n_embd"])?;
+        // Transformers' classes keep what stands at the root as it is.
+        let mut completed = outer.clone();
+        defaults::complete(&mut completed)?;
+        outer.extend(completed.remove_entry(TEXT));
+        let Some(Value::Object(mut fields)) = outer.get(VISION).cloned() else {
+            return Err(format!(
+                "'{VISION}' is missing: the model has no encoder of images, and no projector"
+            ));
+        };
+        defaults::complete_encoder(&mut fields, &outer)?;
+        let first = |fields: &Map<String, Value>| {
+            let class = fields.get("architectures")?.get(0)?.as_str()?;
+            Some(class.to_owned())
+        };
+        let class = first(&fields).or_else(|| first(&outer));
+        fields.insert(projector::TEXT_HIDDEN.into(), hidden.into());
+        fields.insert(projector::OUTER.into(), Value::Object(outer));
+        fields.insert(projector::PREPROCESSOR.into(), Value::Object(preprocessor));
+        Ok(Config {
+            fields,
+            rope: Map::new(),
+            class,
+            model_type: None,
+            is_tied: None,
+            pooling: Ok(None),
+            is_reranker: false,
+            projected: None,
+            nextn: 0,
+        })
     }
 
     /// The name of the model's class, which determines the architecture.

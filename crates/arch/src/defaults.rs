@@ -303,6 +303,69 @@ static CLASSES: &[Class] = &[
         rope_scaling = Null, sliding_window = Null),
 ];
 
+/// The encoders of images, by the `model_type` of the whole model.
+static ENCODERS: &[Class] = &[
+    class!("gemma3": hidden_size = Int(768), intermediate_size = Int(3072), num_hidden_layers = Int(12),
+        num_attention_heads = Int(12), image_size = Int(224), patch_size = Int(16), layer_norm_eps = Float(1e-6)),
+    class!("qwen2_vl": depth = Int(32), embed_dim = Int(1280), hidden_size = Int(3584), num_heads = Int(16),
+        patch_size = Int(14)),
+    class!("qwen2_5_vl": depth = Int(32), hidden_size = Int(3584), intermediate_size = Int(3420), num_heads = Int(16),
+        patch_size = Int(14)),
+    class!("qwen3_vl" | "qwen3_vl_moe": depth = Int(27), hidden_size = Int(1152), intermediate_size = Int(4304),
+        num_heads = Int(16), patch_size = Int(16), spatial_merge_size = Int(2), num_position_embeddings = Int(2304)),
+];
+
+/// Adds the defaults of an encoder, and the fields that the reference derives from others.
+pub(super) fn complete_encoder(
+    fields: &mut Map<String, Value>,
+    outer: &Map<String, Value>,
+) -> Result<()> {
+    let model_type = self::model_type(outer).unwrap_or_default();
+    let class = ENCODERS
+        .iter()
+        .find(|class| class.model_types.contains(&&*model_type));
+    for (name, default) in class.into_iter().flat_map(|class| class.fields) {
+        if !fields.contains_key(*name) {
+            let value = default.value(fields)?;
+            fields.insert((*name).into(), value);
+        }
+    }
+    for (name, other) in [
+        ("num_attention_heads", "num_heads"),
+        ("num_hidden_layers", "depth"),
+    ] {
+        if let Some(value) = fields.get(other).cloned() {
+            fields.insert(name.into(), value);
+        }
+    }
+    if let Some(length) = fields.get("embed_dim").cloned() {
+        // The length of the outputs stands in for that of the network, which no field gives.
+        let outputs = fields.insert("hidden_size".into(), length);
+        fields.insert("intermediate_size".into(), outputs.unwrap_or_default());
+    }
+    if fields.get("image_size").is_none() {
+        let number = |name: &str, by_default: f64| match fields.get(name) {
+            Some(value) => value
+                .as_f64()
+                .ok_or_else(|| wrong_kind(name, value, "a number")),
+            None => Ok(by_default),
+        };
+        let size = match &*model_type {
+            qwen if qwen.starts_with("qwen3") => {
+                let (positions, patch) = (
+                    number("num_position_embeddings", 2304.0)?,
+                    number("patch_size", 16.0)?,
+                );
+                Some((positions.sqrt() * patch) as u32)
+            }
+            qwen if qwen.starts_with("qwen2") => Some(560),
+            _ => None,
+        };
+        fields.extend(size.map(|size| ("image_size".to_owned(), size.into())));
+    }
+    Ok(())
+}
+
 /// A class that wraps a text model's class.
 struct Wrapper {
     model_type: &'static str,

@@ -80,6 +80,7 @@ mod orion;
 mod parameters;
 mod phi;
 mod plamo;
+pub mod projector;
 mod qwen;
 mod qwen4;
 pub mod recipes;

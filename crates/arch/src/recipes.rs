@@ -218,6 +218,8 @@ pub enum Op {
     Cast(GgmlType),
     /// The type of the file type, whatever the name.
     CastByFile,
+    /// F16 in files of F16, else F32: for convolutions of images.
+    CastPlain,
     /// The type of the checkpoint: BF16 and F32 stay, FP8 becomes Q8_0. Other types are given by
     /// name and file type.
     KeepType,

@@ -346,13 +346,13 @@ impl General {
         }
     }
 
-    /// The same of a file that holds only a draft model.
-    pub(crate) fn draft_file_name(&self, encoding: &str) -> String {
+    /// The same, whole, of a file that holds only a draft model or a projector.
+    pub(crate) fn prefixed_file_name(&self, prefix: &str, encoding: &str) -> String {
         let name = FileName {
             size_label: None,
             ..self.file_name(encoding)
         };
-        format!("mtp-{}", name.stem())
+        format!("{prefix}-{}", name.stem())
     }
 
     /// The entries, in the order of the file.

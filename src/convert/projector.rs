@@ -1,0 +1,105 @@
+//! The plan of a projector's file.
+
+use super::general::{General, ParameterCount};
+use super::outputs::{self, Conversion, Fault, Outputs};
+use super::plan::{check_endian, output};
+use super::{Checkpoint, Error, Job, OutType, Plan, Result, range};
+use crate::arch::{Keys, Nextn};
+use crate::format::gguf::{Entries, Metadata, QUANTIZATION_VERSION, Value, keys};
+
+/// The value of `general.type`.
+const PROJECTOR: &str = "mmproj";
+
+impl<'a> Plan<'a> {
+    /// Plans the conversion of a projector. Options of a job that are for text models alone must be
+    /// at their defaults.
+    ///
+    /// # Errors
+    /// [`Error::Impossible`] with all reasons at once.
+    pub fn of_projector(checkpoint: &'a Checkpoint, job: &Job) -> Result<Plan<'a>> {
+        check_job(job)?;
+        let in_config = |what| crate::format::Error::Bad {
+            path: checkpoint.config_path(),
+            what,
+        };
+        let Some(projector) = checkpoint.projector else {
+            return Err(Error::impossible(
+                "the checkpoint was not opened as a projector",
+            ));
+        };
+        let (architecture, config) = (&projector.architecture, &checkpoint.config);
+        checkpoint.check_has_weights()?;
+        let file_type = job.out_type.file_type(checkpoint.halves);
+        let mut keys = Keys::new(architecture.name, file_type.id());
+        let conversion = Conversion {
+            checkpoint,
+            config,
+            architecture,
+            file_type,
+            nextn: Nextn::Kept,
+            fp8_as_q8: false,
+            widen: job.widen,
+        };
+        let planned = outputs::plan(conversion, &mut keys);
+        let Outputs { tensors, .. } = planned.map_err(|fault| match fault {
+            Fault::Config(what) => in_config(what).into(),
+            Fault::Tensors(problems) => Error::Impossible(problems),
+        })?;
+        check_endian(&tensors, job.endian)?;
+        for parameter in architecture.parameters.iter().flat_map(|list| list.iter()) {
+            parameter.apply(config, &mut keys).map_err(in_config)?;
+        }
+        let general = General::load(
+            &checkpoint.dir,
+            job.metadata.as_deref(),
+            job.model_name.as_deref(),
+            &ParameterCount::of(&tensors),
+        )?;
+        let mut entries = Entries::new();
+        entries.set(keys::ARCHITECTURE, Value::str(architecture.name));
+        entries.set(keys::TYPE, Value::str(PROJECTOR));
+        entries.extend(general.entries()?);
+        let own = keys.into_entries().into_iter();
+        own.for_each(|(key, value)| entries.set(key, value));
+        entries.set(keys::QUANTIZATION_VERSION, Value::U32(QUANTIZATION_VERSION));
+        let mut metadata = Metadata::new();
+        let entries = entries.into_iter();
+        entries.for_each(|(key, value)| metadata.set(key, value));
+        let name = || general.prefixed_file_name(PROJECTOR, file_type.name());
+        let path = output(&job.output, file_type, name)?;
+        Ok(Plan {
+            checkpoint,
+            files: vec![(path, metadata)],
+            tensors,
+            file_type,
+            architecture,
+            notes: checkpoint.notes.clone(),
+            endian: job.endian,
+            vocab_only: false,
+            check: job.check,
+            threads: job.threads,
+            too_large: range::Seen::default(),
+        })
+    }
+}
+
+/// Refuses options that are for text models.
+fn check_job(job: &Job) -> Result<()> {
+    let is_ternary = matches!(job.out_type, OutType::Tq1_0 | OutType::Tq2_0);
+    let options = [
+        (job.vocab_only, "--vocab-only"),
+        (job.no_tensor_first_split, "--no-tensor-first-split"),
+        (job.split_max_tensors > 0, "--split-max-tensors"),
+        (job.split_max_size > 0, "--split-max-size"),
+        (job.nextn == Nextn::Alone, "--mtp"),
+        (job.nextn == Nextn::LeftOut, "--no-nextn"),
+        (job.fp8_as_q8, "--fp8-as-q8"),
+        (is_ternary, "--outtype tq1_0 or tq2_0"),
+    ];
+    match options.iter().find(|(is_given, _)| *is_given) {
+        Some((_, option)) => Err(Error::impossible(format!(
+            "{option} is for text models, and --mmproj writes the projector; leave it out"
+        ))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,152 @@
+//! Projectors of vision models: `quantier convert --mmproj`.
+//!
+//! `scripts/parity.sh mmproj` compares the files with those of convert_hf_to_gguf.py.
+
+use crate::convert::{Model, fails, plan, weights};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use tempfile::TempDir;
+
+const WIDTH: u64 = 32;
+const FFN: u64 = 48;
+const TEXT: u64 = 64;
+const PATCH: u64 = 2;
+
+/// A Gemma 3 with an encoder of one layer; of the text model, there is one norm.
+fn gemma3() -> Model {
+    let mut model = Model {
+        config: json!({
+            "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3",
+            "text_config": { "model_type": "gemma3_text", "hidden_size": TEXT },
+            "vision_config": { "model_type": "siglip_vision_model", "hidden_size": WIDTH, "intermediate_size": FFN,
+                "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 128, "patch_size": PATCH },
+        }),
+        tensors: BTreeMap::new(),
+    };
+    let siglip = "vision_tower.vision_model";
+    for (name, shape) in [
+        ("embeddings.patch_embedding", vec![WIDTH, 3, PATCH, PATCH]),
+        ("post_layernorm", vec![WIDTH]),
+        ("encoder.layers.0.layer_norm1", vec![WIDTH]),
+        ("encoder.layers.0.layer_norm2", vec![WIDTH]),
+        ("encoder.layers.0.self_attn.q_proj", vec![WIDTH, WIDTH]),
+        ("encoder.layers.0.self_attn.k_proj", vec![WIDTH, WIDTH]),
+        ("encoder.layers.0.self_attn.v_proj", vec![WIDTH, WIDTH]),
+        ("encoder.layers.0.self_attn.out_proj", vec![WIDTH, WIDTH]),
+        ("encoder.layers.0.mlp.fc1", vec![FFN, WIDTH]),
+        ("encoder.layers.0.mlp.fc2", vec![WIDTH, FFN]),
+    ] {
+        model.add(&format!("{siglip}.{name}.weight"), &shape);
+        model.add(&format!("{siglip}.{name}.bias"), &shape[..1]);
+    }
+    let positions = format!("{siglip}.embeddings.position_embedding.weight");
+    model.add(&positions, &[(128 / PATCH) * (128 / PATCH), WIDTH]);
+    model.add(
+        "multi_modal_projector.mm_input_projection_weight",
+        &[WIDTH, TEXT],
+    );
+    model.add("multi_modal_projector.mm_soft_emb_norm.weight", &[WIDTH]);
+    model.add("language_model.model.norm.weight", &[TEXT]);
+    model
+}
+
+fn write(model: &Model, preprocessor: Value) -> TempDir {
+    let dir = model.write();
+    let file = dir.path().join("preprocessor_config.json");
+    std::fs::write(file, preprocessor.to_string()).unwrap();
+    dir
+}
+
+fn means() -> Value {
+    json!({ "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25] })
+}
+
+#[test]
+fn the_projector_is_a_file_of_its_own() {
+    // 64 patches on a side become 8 tokens: squares of 8 by 8 instead of the usual 4 by 4.
+    let mut settings = means();
+    settings["image_seq_length"] = json!(64);
+    let dir = write(&gemma3(), settings);
+    let result = plan(dir.path(), &["--mmproj", "--outtype", "f16"]);
+    assert_eq!(result["architecture"], "clip");
+    let tensors = result["tensors"].as_array().unwrap();
+    let types: BTreeMap<_, _> = tensors
+        .iter()
+        .map(|t| (t["name"].as_str().unwrap(), t["to"].as_str().unwrap()))
+        .collect();
+    assert_eq!(types.len(), 23);
+    for (name, to) in [
+        ("v.patch_embd.weight", "f32"),
+        ("v.position_embd.weight", "f32"),
+        ("v.blk.0.attn_q.weight", "f16"),
+        ("v.blk.0.attn_q.bias", "f32"),
+        ("mm.input_projection.weight", "f16"),
+        ("mm.soft_emb_norm.weight", "f32"),
+    ] {
+        assert_eq!(types[name], to, "{name}");
+    }
+    // Gemma's norms are stored minus 1.
+    let norm = weights(dir.path(), "mm.soft_emb_norm.weight");
+    assert_eq!(norm[..3], [1.0, 2.0, 3.0]);
+    let listed = crate::support::program::json(dir.path(), "inspect out.gguf --json");
+    let metadata = listed["metadata"].to_string();
+    for part in [
+        "clip.vision.image_size",
+        "gemma3",
+        "clip.use_gelu",
+        "clip.vision.projector.scale_factor",
+    ] {
+        assert!(metadata.contains(part), "{part} is not in {metadata}");
+    }
+}
+
+#[test]
+fn what_a_projector_lacks_is_named() {
+    let without = |name: &str| {
+        let mut model = gemma3();
+        model.tensors.retain(|tensor, _| !tensor.contains(name));
+        write(&model, means())
+    };
+    let args = ["--mmproj"];
+    fails(
+        without("fc1.weight").path(),
+        &args,
+        &["mlp.fc1.weight", "these tensors are missing"],
+    );
+    fails(
+        write(&gemma3(), json!({ "image_mean": [0.5] })).path(),
+        &args,
+        &["'image_std' is neither in preprocessor_config.json"],
+    );
+    let mut text = gemma3();
+    text.config.as_object_mut().unwrap().remove("vision_config");
+    fails(
+        write(&text, means()).path(),
+        &args,
+        &["'vision_config' is missing"],
+    );
+    let mut other = gemma3();
+    other.config["architectures"] = json!(["OtherForConditionalGeneration"]);
+    fails(
+        write(&other, means()).path(),
+        &args,
+        &[
+            "class 'OtherForConditionalGeneration' is not supported",
+            "Gemma3For",
+        ],
+    );
+    let mut unknown = gemma3();
+    unknown.add("vision_tower.vision_model.extra.weight", &[WIDTH]);
+    let unknown = write(&unknown, means());
+    fails(
+        unknown.path(),
+        &args,
+        &["extra.weight", "has no such tensors"],
+    );
+    let dir = write(&gemma3(), means());
+    fails(
+        dir.path(),
+        &["--mmproj", "--vocab-only"],
+        &["--vocab-only is for text models"],
+    );
+}
