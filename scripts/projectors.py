@@ -106,9 +106,36 @@ def qwen3_vl(cls="Qwen3VLForConditionalGeneration", model_type="qwen3_vl", deep=
     return config, shapes, PREPROCESSOR
 
 
+def pixtral(cls="LlavaForConditionalGeneration", model_type="llava", merged=False, **more):
+    vision = {"model_type": "pixtral", "hidden_size": WIDTH, "intermediate_size": FFN, "num_hidden_layers": LAYERS,
+              "num_attention_heads": HEADS, "head_dim": WIDTH // HEADS, "image_size": 224, "patch_size": PATCH,
+              "hidden_act": "silu"} | more
+    config = {"architectures": [cls], "model_type": model_type, "vision_config": vision,
+              "text_config": {"model_type": "mistral", "hidden_size": TEXT}}
+    shapes = {"vision_tower.patch_conv.weight": (WIDTH, 3, PATCH, PATCH), "vision_tower.ln_pre.weight": (WIDTH,)}
+    for layer in range(LAYERS):
+        p = f"vision_tower.transformer.layers.{layer}."
+        shapes |= {f"{p}attention.{name}_proj.weight": (WIDTH, WIDTH) for name in "qkvo"}
+        shapes |= {f"{p}{name}.weight": (WIDTH,) for name in ("attention_norm", "ffn_norm")}
+        shapes |= {f"{p}feed_forward.{name}_proj.weight": (FFN, WIDTH) for name in ("gate", "up")}
+        shapes |= {p + "feed_forward.down_proj.weight": (WIDTH, FFN)}
+    shapes |= both("multi_modal_projector.linear_1", TEXT, WIDTH) | both("multi_modal_projector.linear_2", TEXT, TEXT)
+    if merged:
+        shapes |= {"multi_modal_projector.norm.weight": (WIDTH,),
+                   "multi_modal_projector.patch_merger.merging_layer.weight": (WIDTH, 4 * WIDTH)}
+    # The reference leaves out what has language_model. in its name, and with it the token between rows of patches.
+    shapes |= {"model.embed_tokens.weight": (32, TEXT), "language_model.model.norm.weight": (TEXT,)}
+    return config, shapes, PREPROCESSOR
+
+
+TOKENIZER = {"added_tokens": [{"id": 1, "content": "<s>"}, {"id": 12, "content": "[IMG_BREAK]"}],
+             "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
+
 PROJECTORS = {
     "gemma3": (gemma3, torch.bfloat16),
     "gemma3-tiny": (lambda: gemma3(112, image_seq_length=16), torch.float16),
+    "pixtral": (pixtral, torch.bfloat16),
+    "mistral3": (lambda: pixtral("Mistral3ForConditionalGeneration", "mistral3", True, hidden_act="gelu"), torch.float16),
     "qwen2-vl": (qwen2_vl, torch.bfloat16),
     "qwen25-vl": (qwen25_vl, torch.bfloat16),
     "qwen3-vl": (qwen3_vl, torch.bfloat16),
@@ -124,6 +151,9 @@ def make(out, name):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
+    if "model.embed_tokens.weight" in shapes:
+        (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+        (folder / "tokenizer_config.json").write_text("{}")
     save_file({n: tensor(n, shape, dtype) for n, shape in shapes.items()}, folder / "model.safetensors", {"format": "pt"})
 
 

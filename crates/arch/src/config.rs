@@ -114,6 +114,7 @@ impl Config {
         let mut completed = outer.clone();
         defaults::complete(&mut completed)?;
         outer.extend(completed.remove_entry(TEXT));
+        defaults::complete_outer(&mut outer);
         let Some(Value::Object(mut fields)) = outer.get(VISION).cloned() else {
             return Err(format!(
                 "'{VISION}' is missing: the model has no encoder of images, and no projector"

@@ -303,8 +303,10 @@ static CLASSES: &[Class] = &[
         rope_scaling = Null, sliding_window = Null),
 ];
 
-/// The encoders of images, by the `model_type` of the whole model.
+/// The encoders of images, by their `model_type` or that of the whole model.
 static ENCODERS: &[Class] = &[
+    class!("pixtral": hidden_size = Int(1024), intermediate_size = Int(4096), num_hidden_layers = Int(24),
+        num_attention_heads = Int(16), image_size = Int(1024), patch_size = Int(16), hidden_act = Text("gelu")),
     class!("gemma3": hidden_size = Int(768), intermediate_size = Int(3072), num_hidden_layers = Int(12),
         num_attention_heads = Int(12), image_size = Int(224), patch_size = Int(16), layer_norm_eps = Float(1e-6)),
     class!("qwen2_vl": depth = Int(32), embed_dim = Int(1280), hidden_size = Int(3584), num_heads = Int(16),
@@ -315,15 +317,31 @@ static ENCODERS: &[Class] = &[
         num_heads = Int(16), patch_size = Int(16), spatial_merge_size = Int(2), num_position_embeddings = Int(2304)),
 ];
 
+/// Adds the defaults at the root of a config that a projector reads.
+pub(super) fn complete_outer(outer: &mut Map<String, Value>) {
+    /// The side of the squares of patches that Mistral 3 merges.
+    const MERGED: u32 = 2;
+    if model_type(outer).as_deref() == Some("mistral3") {
+        let merged = || MERGED.into();
+        outer.entry("spatial_merge_size").or_insert_with(merged);
+    }
+}
+
 /// Adds the defaults of an encoder, and the fields that the reference derives from others.
 pub(super) fn complete_encoder(
     fields: &mut Map<String, Value>,
     outer: &Map<String, Value>,
 ) -> Result<()> {
     let model_type = self::model_type(outer).unwrap_or_default();
-    let class = ENCODERS
-        .iter()
-        .find(|class| class.model_types.contains(&&*model_type));
+    if model_type == "mistral3" {
+        let pixtral = || "pixtral".into();
+        fields.entry("model_type").or_insert_with(pixtral);
+    }
+    let own = self::model_type(fields).unwrap_or_default();
+    let class = ENCODERS.iter().find(|class| {
+        let types = class.model_types;
+        types.contains(&&*model_type) || types.contains(&&*own)
+    });
     for (name, default) in class.into_iter().flat_map(|class| class.fields) {
         if !fields.contains_key(*name) {
             let value = default.value(fields)?;

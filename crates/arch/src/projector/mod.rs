@@ -12,6 +12,7 @@ macro_rules! block {
 }
 
 mod gemma;
+mod pixtral;
 mod qwen;
 
 use super::config::{BLOCKS, Result, wrong_kind};
@@ -39,6 +40,7 @@ pub struct Projector {
 /// All projectors that can be converted.
 pub static PROJECTORS: &[&Projector] = &[
     &gemma::GEMMA3,
+    &pixtral::PIXTRAL,
     &qwen::QWEN2_VL,
     &qwen::QWEN2_5_VL,
     &qwen::QWEN3_VL,
