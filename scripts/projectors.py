@@ -128,6 +128,16 @@ def pixtral(cls="LlavaForConditionalGeneration", model_type="llava", merged=Fals
     return config, shapes, PREPROCESSOR
 
 
+def smolvlm(cls, model_type, preprocessor, **outer):
+    vision = {"model_type": model_type + "_vision", "hidden_size": WIDTH, "intermediate_size": FFN, "image_size": 56,
+              "num_attention_heads": HEADS, "num_hidden_layers": LAYERS, "patch_size": PATCH}
+    config = {"architectures": [cls], "model_type": model_type, "vision_config": vision,
+              "text_config": {"model_type": "llama", "hidden_size": TEXT}} | outer
+    shapes = siglip("model.vision_model.", 16) | {"model.text_model.norm.weight": (TEXT,), "lm_head.weight": (32, TEXT)}
+    shapes |= {"model.connector.modality_projection.proj.weight": (TEXT, 4 * WIDTH)}
+    return config, shapes, PREPROCESSOR | preprocessor
+
+
 TOKENIZER = {"added_tokens": [{"id": 1, "content": "<s>"}, {"id": 12, "content": "[IMG_BREAK]"}],
              "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
 
@@ -136,6 +146,9 @@ PROJECTORS = {
     "gemma3-tiny": (lambda: gemma3(112, image_seq_length=16), torch.float16),
     "pixtral": (pixtral, torch.bfloat16),
     "mistral3": (lambda: pixtral("Mistral3ForConditionalGeneration", "mistral3", True, hidden_act="gelu"), torch.float16),
+    "smolvlm": (lambda: smolvlm("SmolVLMForConditionalGeneration", "smolvlm", {"size": {"longest_edge": 112}}, scale_factor=4),
+                torch.bfloat16),
+    "idefics3": (lambda: smolvlm("Idefics3ForConditionalGeneration", "idefics3", {}), torch.float32),
     "qwen2-vl": (qwen2_vl, torch.bfloat16),
     "qwen25-vl": (qwen25_vl, torch.bfloat16),
     "qwen3-vl": (qwen3_vl, torch.bfloat16),

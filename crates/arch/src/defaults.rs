@@ -305,6 +305,8 @@ static CLASSES: &[Class] = &[
 
 /// The encoders of images, by their `model_type` or that of the whole model.
 static ENCODERS: &[Class] = &[
+    class!("idefics3" | "smolvlm": hidden_size = Int(1152), intermediate_size = Int(3072), num_hidden_layers = Int(12),
+        num_attention_heads = Int(16), image_size = Int(224), patch_size = Int(32), layer_norm_eps = Float(1e-6)),
     class!("pixtral": hidden_size = Int(1024), intermediate_size = Int(4096), num_hidden_layers = Int(24),
         num_attention_heads = Int(16), image_size = Int(1024), patch_size = Int(16), hidden_act = Text("gelu")),
     class!("gemma3": hidden_size = Int(768), intermediate_size = Int(3072), num_hidden_layers = Int(12),

@@ -64,74 +64,7 @@ const OWN: &[Parameter] = &[
     }),
 ];
 
-/// SigLIP in the names of transformers.
-const SIGLIP: &[Recipe] = &[
-    Recipe::with(
-        "vision_tower.vision_model.embeddings.patch_embedding",
-        "v.patch_embd",
-        &[Hidden, Any, Any, Any],
-        &[Cast(GgmlType::F32)],
-    ),
-    Recipe::with(
-        "vision_tower.vision_model.embeddings.position_embedding",
-        "v.position_embd",
-        &[Any, Hidden],
-        &[Cast(GgmlType::F32)],
-    ),
-    block!(
-        "vision_tower.vision_model.encoder.layers.{}.",
-        "self_attn.q_proj",
-        "attn_q",
-        &[Hidden, Hidden]
-    ),
-    block!(
-        "vision_tower.vision_model.encoder.layers.{}.",
-        "self_attn.k_proj",
-        "attn_k",
-        &[Hidden, Hidden]
-    ),
-    block!(
-        "vision_tower.vision_model.encoder.layers.{}.",
-        "self_attn.v_proj",
-        "attn_v",
-        &[Hidden, Hidden]
-    ),
-    block!(
-        "vision_tower.vision_model.encoder.layers.{}.",
-        "self_attn.out_proj",
-        "attn_out",
-        &[Hidden, Hidden]
-    ),
-    block!(
-        "vision_tower.vision_model.encoder.layers.{}.",
-        "layer_norm1",
-        "ln1",
-        &[Hidden]
-    ),
-    block!(
-        "vision_tower.vision_model.encoder.layers.{}.",
-        "layer_norm2",
-        "ln2",
-        &[Hidden]
-    ),
-    block!(
-        "vision_tower.vision_model.encoder.layers.{}.",
-        "mlp.fc1",
-        "ffn_up",
-        &[FeedForward, Hidden]
-    ),
-    block!(
-        "vision_tower.vision_model.encoder.layers.{}.",
-        "mlp.fc2",
-        "ffn_down",
-        &[Hidden, FeedForward]
-    ),
-    Recipe::rename(
-        "vision_tower.vision_model.post_layernorm",
-        "v.post_ln",
-        &[Hidden],
-    ),
-];
+const SIGLIP: &[Recipe] = siglip!("vision_tower.vision_model.");
 
 const PROJECTION: &[Recipe] = &[
     Recipe::with(

@@ -11,15 +11,58 @@ macro_rules! block {
     };
 }
 
+/// The recipes of SigLIP in the names of transformers, by their prefix.
+macro_rules! siglip {
+    ($prefix:literal) => {
+        &[
+            $crate::recipes::Recipe::with(
+                concat!($prefix, "embeddings.patch_embedding"),
+                "v.patch_embd",
+                &[Hidden, Any, Any, Any],
+                $crate::projector::IN_F32,
+            ),
+            $crate::recipes::Recipe::with(
+                concat!($prefix, "embeddings.position_embedding"),
+                "v.position_embd",
+                &[Any, Hidden],
+                $crate::projector::IN_F32,
+            ),
+            siglip!($prefix, "self_attn.q_proj", "attn_q", &[Hidden, Hidden]),
+            siglip!($prefix, "self_attn.k_proj", "attn_k", &[Hidden, Hidden]),
+            siglip!($prefix, "self_attn.v_proj", "attn_v", &[Hidden, Hidden]),
+            siglip!($prefix, "self_attn.out_proj", "attn_out", &[Hidden, Hidden]),
+            siglip!($prefix, "layer_norm1", "ln1", &[Hidden]),
+            siglip!($prefix, "layer_norm2", "ln2", &[Hidden]),
+            siglip!($prefix, "mlp.fc1", "ffn_up", &[FeedForward, Hidden]),
+            siglip!($prefix, "mlp.fc2", "ffn_down", &[Hidden, FeedForward]),
+            $crate::recipes::Recipe::rename(
+                concat!($prefix, "post_layernorm"),
+                "v.post_ln",
+                &[Hidden],
+            ),
+        ]
+    };
+    ($prefix:literal, $from:literal, $to:literal, $dims:expr) => {
+        $crate::recipes::Recipe::rename(
+            concat!($prefix, "encoder.layers.{}.", $from),
+            concat!("v.blk.{}.", $to),
+            $dims,
+        )
+    };
+}
+
 mod gemma;
 mod pixtral;
 mod qwen;
+mod smolvlm;
 
 use super::config::{BLOCKS, Result, wrong_kind};
 use super::decoder::{Decoder, Needs};
 use super::parameters::Parameter;
+use super::recipes::Op;
 use super::{Architecture, Config, nothing_generated};
 use quantier_gguf::gguf::{Array, Value, ValueType};
+use quantier_gguf::types::GgmlType;
 use quantier_tokenizer::VocabKind;
 use serde_json::Value as Json;
 
@@ -44,6 +87,7 @@ pub static PROJECTORS: &[&Projector] = &[
     &qwen::QWEN2_VL,
     &qwen::QWEN2_5_VL,
     &qwen::QWEN3_VL,
+    &smolvlm::SMOLVLM,
 ];
 
 /// A projector without keys and tensors; the others are given by their differences. llama.cpp's
@@ -154,6 +198,9 @@ fn list(name: &str, value: &Json) -> Result<Value<'static>> {
     };
     Ok(Value::Array(list))
 }
+
+/// Embeddings of patches and positions of SigLIP.
+const IN_F32: &[Op] = &[Op::Cast(GgmlType::F32)];
 
 const USE_GELU: Parameter = Parameter::Computed(|_, keys| {
     keys.set("use_gelu", Value::Bool(true));
