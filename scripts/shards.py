@@ -1,13 +1,20 @@
 #!/usr/bin/env python3
 """Runs `quantier make` in shards and compares all outputs with those of one process.
 
-    scripts/shards.py [--shards 4,37] [--kill 50] [--jobs 2] [--namespaces] [--work DIR] [-- MAKE-ARGUMENTS]
+    scripts/shards.py [--shards 4,37] [--kill 50] [--jobs 2] [--namespaces] [--misbehaving [--outages KIND,...]] [--work DIR]
+        [-- MAKE-ARGUMENTS]
     scripts/shards.py --compare ONE OTHER          compares two output directories
 
 For every number of shards: `make --plan-only`, then every shard of every stage as a process of its own, in random order and
 some at once, the merges, and `make` to the end. With --kill, that many shards are killed by SIGKILL at random moments and
-started again. With --namespaces, every shard runs in mount and network namespaces of its own (needs root). The arguments of
-make default to three sizes of the reference model with few chunks. Prints the processor time of both ways. Exit code 1 if an
+started again. With --namespaces, every shard runs in mount and network namespaces of its own (needs root).
+
+With --misbehaving, every process sees the output directory through one of two FUSE mounts (scripts/misbehaving.py): attributes
+are up to a second old, and writes tear. --outages makes the mounts hang, or fail, once each at a random moment for
+--outage-seconds; shards that fail are started again, and their messages printed. Needs root, fusepy in this Python and
+Debian's libfuse2.
+
+The arguments of make default to three sizes of the reference model with few chunks. Prints the processor time of both ways. Exit code 1 if an
 output differs in more than times. Needs only Python's standard library.
 
 QUANTIER    the program (default: target/release/quantier)
@@ -49,7 +56,7 @@ def normalized(path):
         return json.dumps(strip(report), sort_keys=True).encode()
     if path.name == "report.html":
         # The table of stages: times and memory.
-        return re.sub(rb"[0-9.]+ (?:s|min|h|[KMG]i?B)\b", b"", data)
+        return re.sub(rb"(?:[0-9.]+ (?:s|min|h|[KMG]i?B)\b ?)+", b"", data)
     return data
 
 
@@ -77,8 +84,8 @@ def compare(one, other):
     return len(different)
 
 
-def run(arguments, **more):
-    return subprocess.run([PROGRAM, *arguments], check=True, cwd=ROOT, stdout=subprocess.DEVNULL, **more)
+def run(arguments):
+    return subprocess.run([PROGRAM, *arguments], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def children_time():
@@ -86,13 +93,77 @@ def children_time():
     return usage.ru_utime + usage.ru_stime
 
 
+class Mounts:
+    """Two misbehaving mounts of one directory, with outages. Processes see one of them at the place of `out`."""
+
+    def __init__(self, out, outages, seconds):
+        self.out, self.seconds = out, seconds
+        self.store = out.parent / "store" / out.name
+        self.switch = out.parent / "outage"
+        self.mounts = [out.parent / name for name in "ab"]
+        for folder in (out, self.store, *self.mounts):
+            folder.mkdir(parents=True)
+        command = [sys.executable, str(ROOT / "scripts" / "misbehaving.py"), str(self.store)]
+        self.processes = [subprocess.Popen([*command, str(mount), "--outages", str(self.switch)]) for mount in self.mounts]
+        while not all(os.path.ismount(mount) for mount in self.mounts):
+            if any(process.poll() is not None for process in self.processes):
+                sys.exit("the mounts failed")
+            time.sleep(0.1)
+        # Kinds of outages to come, by the number of processes before them.
+        self.outages = {random.randint(2, 12): kind for kind in outages}
+        self.begun, self.lock = 0, threading.Lock()
+
+    def prefix(self):
+        """The start of a command that sees a mount in the place of `out`; an outage may begin with it."""
+        with self.lock:
+            self.begun += 1
+            kind = self.outages.pop(self.begun, None)
+        if kind:
+            threading.Timer(random.uniform(0.2, 1.0), self.fail, [kind]).start()
+        mount = random.choice(self.mounts)
+        return ["unshare", "--mount", "sh", "-ec", 'mount --bind "$1" "$2"; shift 2; exec "$@"', "sh", str(mount), str(self.out)]
+
+    def fail(self, kind):
+        print(f"{self.out.parent.name}: the mounts {kind} for {self.seconds:.0f} s", flush=True)
+        self.switch.write_text(kind)
+        time.sleep(self.seconds)
+        self.switch.unlink()
+
+    def end(self):
+        for mount in self.mounts:
+            subprocess.run(["fusermount", "-u", "-z", str(mount)], check=False)
+        for process in self.processes:
+            process.wait()
+
+
 class Runner:
     """Runs shards, and kills some."""
 
-    def __init__(self, out, kills, namespaces):
-        self.out, self.kills, self.lock = out, kills, threading.Lock()
-        self.prefix = ["unshare", "--mount", "--net"] if namespaces else []
-        self.killed, self.seconds = 0, 1.0
+    def __init__(self, out, options, mounts):
+        self.out, self.kills, self.lock, self.mounts = out, options.kill, threading.Lock(), mounts
+        self.namespaces = ["unshare", "--mount", "--net"] if options.namespaces else []
+        self.killed, self.failed, self.seconds = 0, 0, 1.0
+
+    def prefix(self):
+        return self.mounts.prefix() if self.mounts else self.namespaces
+
+    def run(self, arguments):
+        """Runs a command, again while the mounts fail."""
+        while True:
+            done = subprocess.run([*self.prefix(), PROGRAM, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.PIPE, text=True)
+            if not done.returncode:
+                return
+            self.refused(arguments, done.returncode, done.stderr)
+
+    def refused(self, arguments, code, error):
+        """A failed command: only an outage may be the cause. Waits for its end."""
+        what = f"{' '.join(map(str, arguments))}: code {code}: {error.strip()}"
+        if not self.mounts or self.failed > 200:
+            sys.exit(what)
+        self.failed += 1
+        print(what, flush=True)
+        time.sleep(2)
 
     def take_kill(self):
         with self.lock:
@@ -102,8 +173,9 @@ class Runner:
             return False
 
     def shard(self, stage, number):
-        command = [*self.prefix, PROGRAM, "shard", str(self.out), stage, str(number)]
+        arguments = ["shard", str(self.out), stage, str(number)]
         while True:
+            command = [*self.prefix(), PROGRAM, *arguments]
             doomed, start = self.take_kill(), time.monotonic()
             process = subprocess.Popen(command, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             try:
@@ -117,15 +189,16 @@ class Runner:
                 with self.lock:
                     self.killed -= 1
             if process.returncode:
-                sys.exit(f"{' '.join(command)}: code {process.returncode}\n{error.decode()}")
+                self.refused(arguments, process.returncode, error.decode())
+                continue
             self.seconds = max(0.5, time.monotonic() - start)
             return
 
 
-def in_shards(out, arguments, options):
-    run([*arguments, "-o", str(out), "--plan-only", "--shards", str(options.count)])
-    plan = json.loads((out / "work" / "plan.json").read_text())
-    runner = Runner(out, options.kill, options.namespaces)
+def in_shards(out, arguments, options, mounts):
+    runner = Runner(out, options, mounts)
+    runner.run([*arguments, "-o", str(out), "--plan-only", "--shards", str(options.count)])
+    plan = json.loads(((mounts.store if mounts else out) / "work" / "plan.json").read_text())
     done = 0
     for stage in plan["stages"]:
         numbers = list(range(len(stage["shards"])))
@@ -134,9 +207,10 @@ def in_shards(out, arguments, options):
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
             for _ in pool.map(lambda number, name=stage["name"]: runner.shard(name, number), numbers):
                 pass
-        run(["merge-shards", str(out), stage["name"]])
-    run([*arguments, "-o", str(out)])
-    print(f"{out.parent.name}: {done} shards in {len(plan['stages'])} stages, {runner.killed} killed and started again", flush=True)
+        runner.run(["merge-shards", str(out), stage["name"]])
+    runner.run([*arguments, "-o", str(out)])
+    print(f"{out.parent.name}: {done} shards in {len(plan['stages'])} stages, {runner.killed} killed and started again, "
+          f"{runner.failed} failed and started again", flush=True)
 
 
 def main():
@@ -145,6 +219,9 @@ def main():
     parser.add_argument("--kill", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--namespaces", action="store_true")
+    parser.add_argument("--misbehaving", action="store_true")
+    parser.add_argument("--outages", default="", help="hang, fail, or both, separated by a comma")
+    parser.add_argument("--outage-seconds", type=float, default=60)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("ONE", "OTHER"))
@@ -169,9 +246,16 @@ def main():
             out = work / f"shards-{count}" / "out"
             shutil.rmtree(out.parent, ignore_errors=True)
             start = children_time()
-            in_shards(out, arguments, options)
+            mounts = None
+            if options.misbehaving:
+                mounts = Mounts(out, options.outages.split(",") if options.outages else [], options.outage_seconds)
+            try:
+                in_shards(out, arguments, options, mounts)
+            finally:
+                if mounts:
+                    mounts.end()
             times[f"{count} shards"] = children_time() - start
-            different += compare(one, out)
+            different += compare(one, mounts.store if mounts else out)
     finally:
         if not options.work:
             shutil.rmtree(work, ignore_errors=True)

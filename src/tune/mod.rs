@@ -61,7 +61,7 @@ impl Default for Options {
         Options {
             kinds: Kinds::default(),
             steps: 400,
-            batch: 2,
+            batch: 4,
             rates: Rates::default(),
             seed: 1,
         }
