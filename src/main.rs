@@ -1,4 +1,4 @@
-//! The `quantier` program: parse, run, exit code (0 done, 1 failed, 2 wrong usage).
+//! The `quantier` program: parse, run, exit code (0 done, 1 failed, 2 wrong usage, 74 a failed read).
 
 mod cli;
 
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         eprintln!("error: {error}");
         return ExitCode::from(2);
     }
+    quantier_gguf::fault::report();
     match cli::run() {
         Ok(code) => code,
         Err(error) => {

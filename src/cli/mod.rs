@@ -90,7 +90,7 @@ const EXAMPLES: &str = "Examples:
   quantier kld ./Qwen3-0.6B Qwen3-0.6B-Q4_K_M.gguf -f held-out.txt
 
 'quantier COMMAND --help' describes a command in full, -h in short.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 75 out of time (shards only).";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 74 a file cannot be read any more, 75 out of time (shards only).";
 
 /// Parses the command line and runs the command.
 pub fn run() -> anyhow::Result<ExitCode> {

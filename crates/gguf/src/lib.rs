@@ -91,6 +91,7 @@ pub mod imatrix;
 pub mod index;
 pub mod json;
 pub mod logits;
+pub mod fault;
 pub mod map;
 pub mod output;
 pub mod part;

@@ -1,5 +1,6 @@
 //! Read-only file mappings: the only place that maps memory.
 
+use super::fault::Known;
 use super::{Error, Result};
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use std::fs::File;
@@ -13,6 +14,8 @@ pub struct Map {
     path: PathBuf,
     file: File,
     bytes: Mmap,
+    /// Names the file if a read of the mapping fails.
+    _known: Known,
     /// Guards the file's position.
     position: Mutex<()>,
 }
@@ -46,11 +49,13 @@ impl Map {
         let file = File::open(path).map_err(io)?;
         // SAFETY: the mapping is read-only and private to this process. If another process shortens
         // the file, reads beyond its end fault; `check_length` detects that between reads, and
-        // every consumer of tensor data calls it before reading a band of rows.
+        // every consumer of tensor data calls it before reading a band of rows. What faults
+        // nevertheless ends a program with a message (see `fault`).
         let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Map {
             path: path.to_owned(),
             file,
+            _known: Known::new(&bytes, path),
             bytes,
             position: Mutex::new(()),
         })

@@ -96,9 +96,10 @@ impl<'a, T> View<'a, T> {
     }
 
     fn is_inside(&self) -> bool {
-        let last =
-            self.rows.wrapping_sub(1) * self.steps.0 + self.columns.wrapping_sub(1) * self.steps.1;
-        self.rows == 0 || self.columns == 0 || last < self.numbers.len()
+        if self.rows == 0 || self.columns == 0 {
+            return true;
+        }
+        (self.rows - 1) * self.steps.0 + (self.columns - 1) * self.steps.1 < self.numbers.len()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::no_stage;
 use super::parts::{self, maker};
-use crate::format::hex;
+use crate::format::{self, hex};
 use crate::make::cost::Cost;
 use crate::make::machine::{DISK, Machine};
 use crate::make::stage::{PlannedCut, Walk};
@@ -11,6 +11,7 @@ use crate::make::{Error, Job, Result, write_text};
 use crate::resume::KeyBuilder;
 use crate::sensitivity::Measure;
 use serde::{Deserialize, Serialize};
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -112,7 +113,15 @@ impl ShardPlan {
             path: path.clone(),
             what,
         };
-        let text = std::fs::read_to_string(&path).map_err(|error| bad(error.to_string()))?;
+        let text = std::fs::read_to_string(&path).map_err(|source| match source.kind() {
+            ErrorKind::NotFound | ErrorKind::InvalidData => bad(source.to_string()),
+            // A plan may be there.
+            _ => Error::Format(format::Error::Io {
+                path: path.clone(),
+                action: "read",
+                source,
+            }),
+        })?;
         let plan: ShardPlan =
             serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
         match plan.layout {
