@@ -50,8 +50,7 @@ impl Known {
         let slot = MAPPED.iter().find(free);
         if let Some(slot) = slot {
             let range = bytes.as_ptr_range();
-            slot.path
-                .store(path.as_ptr().cast_mut(), Ordering::Relaxed);
+            slot.path.store(path.as_ptr().cast_mut(), Ordering::Relaxed);
             slot.path_len.store(path.len(), Ordering::Relaxed);
             slot.start
                 .store(range.start.addr().max(1), Ordering::Relaxed);
@@ -90,11 +89,7 @@ pub fn report() {
 }
 
 /// Writes the message and ends the process. Only calls that are safe within a signal handler.
-extern "C" fn on_failed_read(
-    _: libc::c_int,
-    info: *mut libc::siginfo_t,
-    _: *mut libc::c_void,
-) {
+extern "C" fn on_failed_read(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the system passes a valid description of the signal.
     let address = unsafe { (*info).si_addr() }.addr();
     let holds = |slot: &&Slot| {

@@ -84,6 +84,7 @@
 
 #![warn(missing_docs, unreachable_pub)]
 
+pub mod fault;
 pub mod foreign;
 pub mod gguf;
 pub mod hessian;
@@ -91,7 +92,6 @@ pub mod imatrix;
 pub mod index;
 pub mod json;
 pub mod logits;
-pub mod fault;
 pub mod map;
 pub mod output;
 pub mod part;
