@@ -27,6 +27,7 @@ use quantier_gguf::snapshot::Snapshot;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::iter::repeat_n;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -266,8 +267,8 @@ impl<'a> Engine<'a> {
         observer: Option<&dyn super::Observer>,
         progress: &dyn Progress,
     ) -> Result<Trace<'c>> {
-        let positions = chunks.first().map_or(0, Vec::len);
-        let slots = self.slots([self.hyper.runs() + 1, chunks.len()], positions);
+        let positions = self.positions_of(chunks)?;
+        let slots = self.slots(chunks, self.hyper.runs() + 1);
         let states = Slots::new(slots, self.layer_budget(positions))?;
         self.stream(chunks, &states, true, observer, progress)?;
         Ok(Trace {
@@ -289,8 +290,8 @@ impl<'a> Engine<'a> {
         layers: Range<usize>,
         input: &dyn Fn(usize, usize) -> Result<Vec<f32>>,
     ) -> Result<Trace<'c>> {
-        let positions = chunks.first().map_or(0, Vec::len);
-        let slots = self.slots([layers.len(), chunks.len()], positions);
+        let positions = self.positions_of(chunks)?;
+        let slots = self.slots(chunks, layers.len());
         let states = Slots::new(slots, self.layer_budget(positions))?;
         for (row, layer) in layers.clone().enumerate() {
             for chunk in 0..chunks.len() {
@@ -477,11 +478,8 @@ impl<'a> Engine<'a> {
     /// Storage for the gradients of one layer's output.
     fn gradients(&self, trace: &Trace<'_>, draws: usize) -> Result<States> {
         let len = trace.positions * self.hyper.width();
-        States::new(
-            trace.chunks.len() * draws,
-            len,
-            self.layer_budget(trace.positions),
-        )
+        let lengths = repeat_n(len, trace.chunks.len() * draws);
+        States::new(lengths, self.layer_budget(trace.positions))
     }
 }
 

@@ -248,6 +248,11 @@ pub struct Hidden {
     pub spilled_bytes: u64,
 }
 
+/// Length of the longest chunk.
+fn longest(chunks: &[Vec<u32>]) -> usize {
+    chunks.iter().map(Vec::len).max().unwrap_or(0)
+}
+
 /// Refuses a model without tensors that its architecture needs; the error lists them.
 fn check_complete(hyper: &Hyper, catalog: &Catalog) -> std::result::Result<(), String> {
     /// Maximum number of tensors listed.
@@ -343,8 +348,7 @@ impl<'a> Engine<'a> {
     /// Runs chunks of tokens of equal length and keeps the activations of the rows `keep` of each.
     ///
     /// # Errors
-    /// Tensors that are missing or have the wrong shape, activations that are not finite, a token
-    /// outside the vocabulary.
+    /// Chunks that differ in length, and the errors of [`Engine::run_each`].
     pub fn run(
         &self,
         chunks: &[Vec<u32>],
@@ -352,31 +356,56 @@ impl<'a> Engine<'a> {
         observer: Option<&dyn Observer>,
         progress: &dyn Progress,
     ) -> Result<Hidden> {
-        let positions = chunks.first().map_or(0, Vec::len);
-        if chunks.iter().any(|c| c.len() != positions) || keep.end > positions {
-            return Err(Error::Model("chunks differ in length".into()));
+        self.positions_of(chunks)?;
+        let keep: Vec<_> = chunks.iter().map(|_| keep.clone()).collect();
+        self.run_each(chunks, &keep, observer, progress)
+    }
+
+    /// Runs chunks of tokens of any lengths and keeps the activations of a range of rows of each.
+    ///
+    /// # Errors
+    /// Tensors that are missing or have the wrong shape, activations that are not finite, a token
+    /// outside the vocabulary, ranges that exceed their chunks.
+    pub fn run_each(
+        &self,
+        chunks: &[Vec<u32>],
+        keep: &[Range<usize>],
+        observer: Option<&dyn Observer>,
+        progress: &dyn Progress,
+    ) -> Result<Hidden> {
+        let is_within = |(chunk, keep): (&Vec<u32>, &Range<usize>)| keep.end <= chunk.len();
+        if chunks.len() != keep.len() || !chunks.iter().zip(keep).all(is_within) {
+            return Err(Error::Model("the kept rows exceed the chunks".into()));
         }
         let (width, all) = (self.hyper.stream_width(), self.hyper.width());
-        let budget = self.layer_budget(positions);
-        let states = Slots::new(self.slots([1, chunks.len()], positions), budget)?;
+        let budget = self.layer_budget(longest(chunks));
+        let states = Slots::new(self.slots(chunks, 1), budget)?;
         self.stream(chunks, &states, false, observer, progress)?;
-        let spilled_bytes = states.spilled_bytes(chunks.len());
+        let spilled_bytes = states.spilled_bytes();
         let kept = States::new(
-            chunks.len(),
-            keep.len() * width,
+            keep.iter().map(|keep| keep.len() * width),
             self.budget(self.head_bytes() + self.logit_bytes()),
         )?;
-        for chunk in 0..chunks.len() {
+        for (chunk, keep) in keep.iter().enumerate() {
             let rows = states.take(chunk)?[keep.start * all..keep.end * all].to_vec();
             let Bundle { stream, .. } = Bundle::new(Rows::new(rows, all), width);
             kept.put(chunk, stream.into_numbers())?;
         }
         Ok(Hidden {
             states: kept,
-            rows: keep.len(),
+            rows: keep.first().map_or(0, |keep| keep.len()),
             width,
             spilled_bytes,
         })
+    }
+
+    /// The common length of some chunks.
+    fn positions_of(&self, chunks: &[Vec<u32>]) -> Result<usize> {
+        let positions = chunks.first().map_or(0, Vec::len);
+        match chunks.iter().all(|chunk| chunk.len() == positions) {
+            true => Ok(positions),
+            false => Err(Error::Model("chunks differ in length".into())),
+        }
     }
 
     /// Runs all layers over all chunks. `states` has one slot per chunk, or with `keep_inputs` one
@@ -389,10 +418,6 @@ impl<'a> Engine<'a> {
         observer: Option<&dyn Observer>,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let positions = chunks.first().map_or(0, Vec::len);
-        if chunks.iter().any(|c| c.len() != positions) {
-            return Err(Error::Model("chunks differ in length".into()));
-        }
         let slot = |layer: usize, chunk: usize| {
             if keep_inputs {
                 layer * chunks.len() + chunk
@@ -414,7 +439,7 @@ impl<'a> Engine<'a> {
                     states.put(i, x.into_rows().into_numbers())
                 })?;
             }
-            let angles = self.angles(positions)?;
+            let angles = self.angles(longest(chunks))?;
             let layers = self.hyper.runs();
             progress.begin((layers * chunks.len()) as u64, Unit::Steps);
             progress.advance((done * chunks.len()) as u64);
@@ -462,12 +487,11 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Sizes of the slots of bundles, for `[layers, chunks]`.
-    fn slots(&self, [layers, chunks]: [usize; 2], positions: usize) -> Layout {
+    /// Sizes of the slots of bundles.
+    fn slots<'c>(&self, chunks: &'c [Vec<u32>], layers: usize) -> Layout<'c> {
         Layout {
             chunks,
             layers,
-            positions,
             width: self.hyper.width(),
             constant: self.hyper.constant(),
         }
@@ -564,7 +588,7 @@ impl<'a> Engine<'a> {
 }
 
 impl Hidden {
-    /// Number of rows kept per chunk.
+    /// Number of rows kept of the first chunk, and of every one of [`Engine::run`].
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }

@@ -16,6 +16,7 @@ use super::rows::Rows;
 use super::states::States;
 use super::{Engine, Error, Get, Put, Replaced, in_order};
 use quantier_core::progress::{Progress, Unit};
+use std::iter::repeat_n;
 use std::ops::Range;
 
 /// Rounds the linears of a model in stage order.
@@ -118,10 +119,7 @@ impl Engine<'_> {
         rounder: &R,
         progress: &dyn Progress,
     ) -> Result<(), R::Error> {
-        let positions = chunks.first().map_or(0, Vec::len);
-        if chunks.iter().any(|c| c.len() != positions) {
-            return Err(Error::Model("chunks differ in length".into()).into());
-        }
+        let positions = self.positions_of(chunks)?;
         let layers = self.hyper.layers;
         if self.hyper.loops > 1 {
             let what =
@@ -136,7 +134,7 @@ impl Engine<'_> {
                 engine: self,
                 chunks: chunks.len(),
                 positions,
-                streams: States::new(2 * chunks.len(), len, budget)?,
+                streams: States::new(repeat_n(len, 2 * chunks.len()), budget)?,
                 aside: None,
                 progress,
             };
@@ -320,7 +318,8 @@ impl Both<'_> {
         let room = |columns: AsideColumns| -> super::Result<Aside> {
             let budget = self.engine.sequential_budget(self.positions);
             let budget = budget.saturating_sub(self.streams.memory_bytes());
-            let states = States::new(2 * self.chunks, self.positions * columns.all(), budget)?;
+            let length = self.positions * columns.all();
+            let states = States::new(repeat_n(length, 2 * self.chunks), budget)?;
             Ok(Aside { states, columns })
         };
         let aside = columns.map(room).transpose()?;

@@ -8,23 +8,32 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 
-/// One slot of `len` numbers per chunk.
+/// Bytes of a number.
+const BYTES: u64 = size_of::<f32>() as u64;
+
+/// One slot of numbers per chunk.
 pub(super) struct States {
-    len: usize,
+    /// The end of each slot, in numbers from the start of the first.
+    ends: Vec<u64>,
     memory: Vec<Mutex<Vec<f32>>>,
     spilled: Option<File>,
 }
 
 impl States {
-    /// Storage for `chunks` slots of `len` numbers, with at most `budget` bytes in memory.
-    pub(super) fn new(chunks: usize, len: usize, budget: u64) -> Result<States> {
-        let in_memory = (budget / (len as u64 * 4).max(1)).min(chunks as u64) as usize;
-        let spilled = match in_memory < chunks {
+    /// Storage for slots of these numbers, with at most `budget` bytes in memory.
+    pub(super) fn new(lengths: impl Iterator<Item = usize>, budget: u64) -> Result<States> {
+        let ends = lengths.scan(0, |end, length| {
+            *end += length as u64;
+            Some(*end)
+        });
+        let ends: Vec<u64> = ends.collect();
+        let in_memory = ends.partition_point(|end| end.saturating_mul(BYTES) <= budget);
+        let spilled = match in_memory < ends.len() {
             true => Some(tempfile::tempfile().map_err(Error::Spill)?),
             false => None,
         };
         Ok(States {
-            len,
+            ends,
             memory: (0..in_memory).map(|_| Mutex::default()).collect(),
             spilled,
         })
@@ -37,7 +46,7 @@ impl States {
                 &mut *slot.lock().unwrap_or_else(|e| e.into_inner()),
             ));
         }
-        let mut state = vec![0.0f32; self.len];
+        let mut state = vec![0.0f32; self.length(chunk)];
         if let Some(file) = &self.spilled {
             file.read_exact_at(bytemuck::cast_slice_mut(&mut state), self.offset(chunk))
                 .map_err(Error::Spill)?;
@@ -55,7 +64,7 @@ impl States {
 
     /// Stores the activations of a chunk.
     pub(super) fn put(&self, chunk: usize, state: Vec<f32>) -> Result<()> {
-        debug_assert_eq!(state.len(), self.len);
+        debug_assert_eq!(state.len(), self.length(chunk));
         match (self.memory.get(chunk), &self.spilled) {
             (Some(slot), _) => *slot.lock().unwrap_or_else(|e| e.into_inner()) = state,
             (None, Some(file)) => {
@@ -67,18 +76,29 @@ impl States {
         Ok(())
     }
 
-    /// Bytes in the temporary file, for `chunks` slots.
-    pub(super) fn spilled_bytes(&self, chunks: usize) -> u64 {
-        (chunks - self.memory.len()) as u64 * self.len as u64 * 4
+    /// Bytes in the temporary file.
+    pub(super) fn spilled_bytes(&self) -> u64 {
+        self.start(self.ends.len()) * BYTES - self.memory_bytes()
     }
 
     /// Bytes in memory.
     pub(super) fn memory_bytes(&self) -> u64 {
-        self.memory.len() as u64 * self.len as u64 * 4
+        self.start(self.memory.len()) * BYTES
     }
 
+    /// The start of a slot in bytes of the temporary file.
     fn offset(&self, chunk: usize) -> u64 {
-        (chunk - self.memory.len()) as u64 * self.len as u64 * 4
+        self.start(chunk) * BYTES - self.memory_bytes()
+    }
+
+    /// The start of a slot, in numbers from the start of the first.
+    fn start(&self, chunk: usize) -> u64 {
+        chunk.checked_sub(1).map_or(0, |before| self.ends[before])
+    }
+
+    /// Numbers in a slot.
+    fn length(&self, chunk: usize) -> usize {
+        (self.ends[chunk] - self.start(chunk)) as usize
     }
 }
 
@@ -99,11 +119,10 @@ struct Constants {
 
 /// Sizes of [`Slots`].
 #[derive(Clone, Copy)]
-pub(super) struct Layout {
-    pub chunks: usize,
+pub(super) struct Layout<'a> {
+    pub chunks: &'a [Vec<u32>],
     /// Slots per chunk.
     pub layers: usize,
-    pub positions: usize,
     /// Row length of a bundle.
     pub width: usize,
     /// Columns of a bundle that no layer changes.
@@ -112,27 +131,27 @@ pub(super) struct Layout {
 
 impl Slots {
     /// Storage with at most `budget` bytes in memory.
-    pub(super) fn new(layout: Layout, budget: u64) -> Result<Slots> {
+    pub(super) fn new(layout: Layout<'_>, budget: u64) -> Result<Slots> {
         let Layout {
             chunks,
-            positions,
+            layers,
             width,
             constant,
-            ..
         } = layout;
+        let lengths = |columns: usize| chunks.iter().map(move |chunk| chunk.len() * columns);
         let constants = match constant.count {
             0 => None,
             count => Some(Constants {
-                states: States::new(chunks, positions * count, budget)?,
-                chunks,
+                states: States::new(lengths(count), budget)?,
+                chunks: chunks.len(),
                 columns: constant,
                 width,
             }),
         };
         let taken = constants.as_ref().map_or(0, |c| c.states.memory_bytes());
-        let len = positions * (width - constant.count);
+        let all = (0..layers).flat_map(|_| lengths(width - constant.count));
         Ok(Slots {
-            states: States::new(chunks * layout.layers, len, budget.saturating_sub(taken))?,
+            states: States::new(all, budget.saturating_sub(taken))?,
             constants,
         })
     }
@@ -177,10 +196,10 @@ impl Slots {
     }
 
     /// Bytes in temporary files.
-    pub(super) fn spilled_bytes(&self, slots: usize) -> u64 {
+    pub(super) fn spilled_bytes(&self) -> u64 {
         let constants = self.constants.as_ref();
-        let constants = constants.map_or(0, |c| c.states.spilled_bytes(c.chunks));
-        self.states.spilled_bytes(slots) + constants
+        let constants = constants.map_or(0, |c| c.states.spilled_bytes());
+        self.states.spilled_bytes() + constants
     }
 }
 
@@ -196,10 +215,10 @@ mod tests {
 
     #[test]
     fn constant_columns_are_stored_once_per_chunk() {
+        let chunks = [vec![0; 2], vec![0; 2]];
         let layout = |first: usize, count: usize| Layout {
-            chunks: 2,
+            chunks: &chunks,
             layers: 3,
-            positions: 2,
             width: 4,
             constant: Columns { first, count },
         };
@@ -223,24 +242,27 @@ mod tests {
         }
         let slots = Slots::new(layout(1, 2), 0).unwrap();
         // Six slots of two rows of two columns, and two chunks of as many.
-        assert_eq!(slots.spilled_bytes(6), 4 * (6 * 4 + 2 * 4));
+        assert_eq!(slots.spilled_bytes(), 4 * (6 * 4 + 2 * 4));
     }
 
     #[test]
     fn slots_beyond_the_budget_are_read_back_from_the_file() {
-        let states = States::new(5, 3, 30).unwrap();
-        assert_eq!((states.memory.len(), states.spilled_bytes(5)), (2, 36));
+        let lengths = [3, 1, 4, 2, 5];
+        let states = States::new(lengths.into_iter(), 30).unwrap();
+        assert_eq!((states.memory.len(), states.memory_bytes()), (2, 16));
+        assert_eq!(states.spilled_bytes(), 44);
+        let numbers = |round: usize, chunk: usize| -> Vec<f32> {
+            let numbers = 0..lengths[chunk];
+            numbers
+                .map(|i| (100 * round + 10 * chunk + i) as f32)
+                .collect()
+        };
         for round in 0..2 {
             for chunk in 0..5 {
-                states
-                    .put(chunk, vec![chunk as f32, round as f32, -1.0])
-                    .unwrap();
+                states.put(chunk, numbers(round, chunk)).unwrap();
             }
             for chunk in (0..5).rev() {
-                assert_eq!(
-                    states.take(chunk).unwrap(),
-                    [chunk as f32, round as f32, -1.0]
-                );
+                assert_eq!(states.take(chunk).unwrap(), numbers(round, chunk));
             }
         }
     }

@@ -210,7 +210,7 @@ impl Attention {
             normalize(&mut x);
         }
         let mut x = by_head(&x, place.heads);
-        self.rotate(&mut x, Direction::Forward);
+        self.rotate(&mut x, place.heads, Direction::Forward);
         if self.norms_rotated {
             normalize(&mut x);
         }
@@ -233,7 +233,7 @@ impl Attention {
         if self.norms_rotated {
             derive(&mut g);
         }
-        self.rotate(&mut g, Direction::Back);
+        self.rotate(&mut g, place.heads, Direction::Back);
         let mut g = by_position(&g, place.heads);
         if !self.norms_rotated {
             derive(&mut g);
@@ -241,10 +241,11 @@ impl Attention {
         g
     }
 
-    fn rotate(&self, x: &mut Rows, direction: Direction) {
+    /// Rotates rows `[heads, positions, length]`.
+    fn rotate(&self, x: &mut Rows, heads: usize, direction: Direction) {
         if let Some(angles) = &self.angles {
-            let length = x.columns();
-            angles.rotate(x.numbers_mut(), length, self.rope, direction);
+            let positions = x.len() / heads;
+            angles.rotate(x, positions, self.rope, direction);
         }
     }
 

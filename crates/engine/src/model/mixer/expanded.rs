@@ -59,15 +59,14 @@ impl ExpandedAttention {
         self.numbers.key_length - self.numbers.rotated
     }
 
-    /// Rotates the last numbers of queries or keys `[rows, length]`, by position within a head.
-    fn rotate(&self, x: &Rows, direction: Direction) -> Rows {
+    /// Rotates the last numbers of queries or keys `[heads, positions, length]`.
+    fn rotate(&self, x: &Rows, heads: usize, direction: Direction) -> Rows {
         let Some(angles) = &self.angles else {
             return x.clone();
         };
         let plain = x.columns() - self.numbers.rotated;
         let mut rotated = x.columns_range(plain..x.columns());
-        let length = rotated.columns();
-        angles.rotate(rotated.numbers_mut(), length, self.rope, direction);
+        angles.rotate(&mut rotated, x.len() / heads, self.rope, direction);
         match plain {
             0 => rotated,
             _ => Rows::beside(&[&x.columns_range(0..plain), &rotated]),
@@ -126,7 +125,7 @@ impl Mixer for ExpandedAttention {
         let rank = self.numbers.rank;
         let latent = compressed.columns_range(0..rank);
         let shared = compressed.columns_range(rank..compressed.columns());
-        let shared = self.rotate(&shared, Direction::Forward);
+        let shared = self.rotate(&shared, 1, Direction::Forward);
         let normalized = self.norm.of(&latent);
         pass.input(&[&self.expansion], None, &normalized)?;
         let expanded = by_head(&pass.times(&self.expansion, &normalized)?, self.heads);
@@ -136,7 +135,11 @@ impl Mixer for ExpandedAttention {
         let heads = Heads {
             heads: self.heads,
             kv_heads: self.heads,
-            query: self.rotate(&by_head(&queries, self.heads), Direction::Forward),
+            query: self.rotate(
+                &by_head(&queries, self.heads),
+                self.heads,
+                Direction::Forward,
+            ),
             key: Rows::beside(&[&keys, &self.for_all_heads(&shared)]),
             value: by_position(&values, self.heads),
             unseen: None,
@@ -167,10 +170,11 @@ impl StageTape for ExpandedTape<'_> {
         pass.back(&attention.expansion, &of_expanded, &mut of_latent)?;
         let norm = &attention.norm;
         pass.back_norm(norm, self.latent.numbers(), of_latent.numbers_mut());
-        let of_shared = attention.rotate(&of_shared, Direction::Back);
+        let of_shared = attention.rotate(&of_shared, 1, Direction::Back);
         let of_compressed = Rows::beside(&[&of_latent, &of_shared]);
         pass.back(&attention.compression, &of_compressed, dx)?;
-        let of_queries = by_position(&attention.rotate(&query, Direction::Back), attention.heads);
+        let of_queries = attention.rotate(&query, attention.heads, Direction::Back);
+        let of_queries = by_position(&of_queries, attention.heads);
         self.query.backward(input, of_queries, pass, dx)
     }
 }

@@ -84,10 +84,10 @@ impl Indexer {
         ([&mut self.key, &mut self.weights], &mut self.query)
     }
 
-    fn rotated(&self, mut x: Rows) -> Rows {
+    fn rotated(&self, mut x: Rows, heads: usize) -> Rows {
         if let Some(angles) = &self.angles {
-            let length = x.columns();
-            angles.rotate(x.numbers_mut(), length, self.rope, Direction::Forward);
+            let positions = x.len() / heads;
+            angles.rotate(&mut x, positions, self.rope, Direction::Forward);
         }
         x
     }
@@ -96,8 +96,8 @@ impl Indexer {
         let positions = input.len();
         let heads = self.numbers.heads;
         let queries = by_head(&pass.times(&self.query, factor)?, heads);
-        let queries = self.rotated(queries);
-        let keys = self.rotated(self.key_norm.of(&pass.times(&self.key, input)?));
+        let queries = self.rotated(queries, heads);
+        let keys = self.rotated(self.key_norm.of(&pass.times(&self.key, input)?), 1);
         let weights = pass.times(&self.weights, input)?;
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let row = |x: &Rows, row: usize| -> std::ops::Range<usize> {

@@ -115,10 +115,10 @@ impl LatentAttention {
     }
 
     /// Rotates rows `[heads, positions, length]`.
-    fn rotate(&self, x: &mut Rows, direction: Direction) {
+    fn rotate(&self, x: &mut Rows, heads: usize, direction: Direction) {
         if let Some(angles) = &self.angles {
-            let length = x.columns();
-            angles.rotate(x.numbers_mut(), length, self.rope, direction);
+            let positions = x.len() / heads;
+            angles.rotate(x, positions, self.rope, direction);
         }
     }
 
@@ -184,13 +184,13 @@ impl Mixer for LatentAttention {
             Ok(())
         })?;
         let [plain, mut rotated] = self.parts(&by_head(&queries, self.heads));
-        self.rotate(&mut rotated, Direction::Forward);
+        self.rotate(&mut rotated, self.heads, Direction::Forward);
         let absorbed = self.times_heads(&self.key, &plain, pass)?;
         let compressed = pass.times(&self.compression, input)?;
         let rank = self.numbers.rank;
         let latent = compressed.columns_range(0..rank);
         let mut shared = compressed.columns_range(rank..compressed.columns());
-        self.rotate(&mut shared, Direction::Forward);
+        self.rotate(&mut shared, 1, Direction::Forward);
         let value = self.norm.of(&latent);
         let mut queries = Rows::beside(&[&absorbed, &rotated]);
         temper(&mut queries, self.heads, self.temperature);
@@ -249,13 +249,13 @@ impl StageTape for LatentTape<'_> {
         let norm = &attention.norm;
         pass.back_norm(norm, self.latent.numbers(), of_latent.numbers_mut());
         let mut of_shared = key.columns_range(rank..key.columns());
-        attention.rotate(&mut of_shared, Direction::Back);
+        attention.rotate(&mut of_shared, 1, Direction::Back);
         let of_compressed = Rows::beside(&[&of_latent, &of_shared]);
         pass.back(&attention.compression, &of_compressed, dx)?;
 
         let of_absorbed = query.columns_range(0..rank);
         let mut of_rotated = query.columns_range(rank..query.columns());
-        attention.rotate(&mut of_rotated, Direction::Back);
+        attention.rotate(&mut of_rotated, attention.heads, Direction::Back);
         let of_plain = attention.back_heads(&attention.key, &of_absorbed, pass)?;
         let of_queries = Rows::beside(&[&of_plain, &of_rotated]);
         let of_queries = by_position(&of_queries, attention.heads);

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 /// Queries per block. Keys after the block's last query are never read.
 const BLOCK: usize = 64;
+/// Keys per word of a mask.
+const BITS: usize = u64::BITS as usize;
 
 /// Parameters of the map from scores to probabilities.
 #[derive(Clone, Debug)]
@@ -62,9 +64,8 @@ pub(crate) struct Heads {
 /// Keys masked from queries, the same for all heads.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Unseen {
-    /// True if masked; by query, then by key: `[positions, positions]`.
-    keys: Vec<bool>,
-    positions: usize,
+    /// By query: a bit for each key up to its own, set if masked. Empty for a query that sees all of these.
+    keys: Vec<Vec<u64>>,
 }
 
 impl Unseen {
@@ -75,21 +76,28 @@ impl Unseen {
         top_k: usize,
         scores: impl Fn(usize) -> Vec<f32> + Sync,
     ) -> Unseen {
-        let mut keys = vec![false; positions * positions];
-        let rows = keys.par_chunks_mut(positions).enumerate();
-        rows.filter(|(query, _)| *query >= top_k)
-            .for_each(|(query, row)| {
-                let scores = scores(query);
-                let mut order: Vec<usize> = (0..scores.len()).collect();
-                order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
-                order[top_k..].iter().for_each(|key| row[*key] = true);
-            });
-        Unseen { keys, positions }
+        let masked = |query: usize| {
+            if query < top_k {
+                return Vec::new();
+            }
+            let scores = scores(query);
+            let mut order: Vec<usize> = (0..scores.len()).collect();
+            order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+            let mut bits = vec![0; (query + 1).div_ceil(BITS)];
+            order[top_k..]
+                .iter()
+                .for_each(|key| bits[key / BITS] |= 1 << (key % BITS));
+            bits
+        };
+        Unseen {
+            keys: (0..positions).into_par_iter().map(masked).collect(),
+        }
     }
 
-    /// The mask of a query for a range of keys.
-    fn of(&self, query: usize, keys: std::ops::Range<usize>) -> &[bool] {
-        &self.keys[query * self.positions..][keys]
+    /// True if a key is masked from a query.
+    fn masks(&self, query: usize, key: usize) -> bool {
+        let bits = self.keys[query].get(key / BITS);
+        bits.is_some_and(|bits| bits >> (key % BITS) & 1 == 1)
     }
 }
 
@@ -236,8 +244,8 @@ impl Scores {
         row[seen.end..].fill(0.0);
         let row = &mut row[seen];
         if let Some(unseen) = head.unseen {
-            let places = row.iter_mut().zip(unseen.of(query, keys));
-            let places = places.filter(|(_, unseen)| **unseen);
+            let places = row.iter_mut().zip(keys);
+            let places = places.filter(|(_, key)| unseen.masks(query, *key));
             places.for_each(|(score, _)| *score = f32::NEG_INFINITY);
         }
         self.row(row, head.number);

@@ -1,5 +1,6 @@
 //! Rotary position embeddings (Su et al. 2021).
 
+use crate::model::rows::Rows;
 use quantier_arch::Rope;
 
 /// Cosines and sines by position, `[positions, pairs]`.
@@ -20,17 +21,19 @@ pub(crate) enum Direction {
 }
 
 impl Angles {
-    /// Rotates the first `2 * pairs` numbers of heads `[heads, positions, length]`.
-    pub(crate) fn rotate(&self, x: &mut [f32], length: usize, rope: Rope, direction: Direction) {
-        let positions = self.cosines.len() / self.pairs.max(1);
+    /// Rotates the first `2 * pairs` numbers of heads `[heads, positions, length]`, as rows of `length`. The table
+    /// may have more positions.
+    pub(crate) fn rotate(&self, x: &mut Rows, positions: usize, rope: Rope, direction: Direction) {
+        debug_assert!(positions * self.pairs <= self.cosines.len());
         if self.pairs == 0 || positions == 0 {
             return;
         }
+        let length = x.columns();
         let sign = match direction {
             Direction::Forward => 1.0,
             Direction::Back => -1.0,
         };
-        for head in x.chunks_exact_mut(positions * length) {
+        for head in x.numbers_mut().chunks_exact_mut(positions * length) {
             let angles = self
                 .cosines
                 .chunks_exact(self.pairs)

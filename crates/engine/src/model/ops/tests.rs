@@ -430,8 +430,16 @@ fn cases_of_attention<'c>() -> Vec<Case<'c>> {
         cases.push(case(
             format!("rotation of {rope:?}"),
             &[2 * positions * 8],
-            move |x| changed(&x[0], |x| angles.rotate(x, 8, rope, Direction::Forward)),
-            move |_, g| vec![changed(g, |g| back.rotate(g, 8, rope, Direction::Back))],
+            move |x| {
+                let mut x = Rows::new(x[0].clone(), 8);
+                angles.rotate(&mut x, positions, rope, Direction::Forward);
+                x.into_numbers()
+            },
+            move |_, g| {
+                let mut g = Rows::new(g.to_vec(), 8);
+                back.rotate(&mut g, positions, rope, Direction::Back);
+                vec![g.into_numbers()]
+            },
         ));
     }
     cases
