@@ -99,6 +99,7 @@ mod pickle;
 pub mod reader;
 pub mod safetensors;
 pub mod snapshot;
+pub mod tasks;
 pub mod torch;
 mod zip;
 

@@ -207,6 +207,7 @@ pub struct Writer {
     output: Output,
     path: std::path::PathBuf,
     left: u64,
+    row_bytes: usize,
 }
 
 impl Writer {
@@ -237,7 +238,13 @@ impl Writer {
             output,
             path: path.to_owned(),
             left: bytes - HEADER - 4 * shape.tokens(),
+            row_bytes: shape.row_bytes(),
         })
+    }
+
+    /// Bytes of an encoded row.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
     }
 
     /// Appends encoded rows, in order.
