@@ -6,6 +6,7 @@
 //! | `frontier.json` | [`data::Frontier::to_json`], read by [`data::Frontier::parse`] |
 //! | `report.html` | [`page::page`] |
 //! | `frontier.svg` | [`size_chart::size_chart`] with [`svg::Place::Alone`] |
+//! | the picture of `kld` | [`kld_chart::kld_chart`] |
 //! | the table on a terminal | [`text::table`] |
 
 mod axis;
@@ -13,6 +14,7 @@ pub mod compare;
 pub mod data;
 pub mod fit_chart;
 pub mod heat_map;
+pub mod kld_chart;
 mod labels;
 pub mod numbers;
 pub mod page;

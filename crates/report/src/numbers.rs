@@ -60,6 +60,26 @@ pub fn percent(fraction: f64) -> String {
     format!("{:.2}%", fraction * 100.0)
 }
 
+/// A sentence on how often the most probable token changes: `At 3 of 100 positions, the most probable next token
+/// differs.`
+pub fn top_changes(same_top: f64) -> String {
+    let differs = (1.0 - same_top).clamp(0.0, 1.0);
+    match differs {
+        0.0 => "The most probable next token is the same everywhere.".into(),
+        _ if differs < 0.0005 => format!(
+            "The most probable next token differs at {} of the positions.",
+            percent(differs)
+        ),
+        _ => {
+            let (count, of) = match differs < 0.01 {
+                true => ((differs * 1000.0).round(), 1000),
+                false => ((differs * 100.0).round(), 100),
+            };
+            format!("At {count} of {of} positions, the most probable next token differs.")
+        }
+    }
+}
+
 /// Relative change as a percentage with sign: `−48%`, `+2.1%`.
 pub fn change(fraction: f64) -> String {
     let per_cent = fraction * 100.0;
@@ -161,5 +181,30 @@ mod tests {
         assert_eq!(shorten("abcdefghij", 10), "abcdefghij");
         assert_eq!(shorten("abcdefghijk", 10), "abcde…hijk");
         assert_eq!(shorten("ééééééé", 3), "é…é");
+    }
+
+    #[test]
+    fn changes_are_plain_sentences() {
+        for (same_top, sentence) in [
+            (1.0, "The most probable next token is the same everywhere."),
+            (
+                0.9701,
+                "At 3 of 100 positions, the most probable next token differs.",
+            ),
+            (
+                0.988,
+                "At 1 of 100 positions, the most probable next token differs.",
+            ),
+            (
+                0.9942,
+                "At 6 of 1000 positions, the most probable next token differs.",
+            ),
+            (
+                0.9999,
+                "The most probable next token differs at 0.01% of the positions.",
+            ),
+        ] {
+            assert_eq!(top_changes(same_top), sentence);
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::fmt::Write;
 const STYLE: &str = include_str!("chart.css");
 
 /// Colours of a chart on a light and on a dark page.
-pub(super) const COLOURS: [(&str, &str, &str); 8] = [
+pub(super) const COLOURS: [(&str, &str, &str); 14] = [
     ("surface", "#ffffff", "#16191d"),
     ("ink", "#1b1f24", "#e8eaed"),
     ("muted", "#59636e", "#9aa4af"),
@@ -16,6 +16,13 @@ pub(super) const COLOURS: [(&str, &str, &str); 8] = [
     ("ours", "#0b62b0", "#62b0f5"),
     ("theirs", "#bf4f0f", "#f39a5e"),
     ("empty", "#eef0f2", "#22272d"),
+    // Series of a line chart, told apart with colour vision deficiencies too (Okabe and Ito 2008).
+    ("series0", "#0072b2", "#56b4e9"),
+    ("series1", "#d55e00", "#f39a5e"),
+    ("series2", "#009e73", "#3ccf9f"),
+    ("series3", "#b5508c", "#e08fc0"),
+    ("series4", "#8a6d00", "#e6c229"),
+    ("series5", "#4b5563", "#b9c2cc"),
 ];
 
 /// Destination of a chart.
