@@ -23,7 +23,7 @@ CRATES = """core blocks gguf tokenizer arch allocate round engine report hub qua
 
 # Modules of the program, from the bottom up: each may import the previous ones.
 MODULES = """
-    text convert input sensitivity quantize verify diff edit tune make cluster publish cli
+    text chat convert input sensitivity quantize verify diff edit tune make cluster publish cli
 """.split()
 
 # Parts of tensor names in string literals, and operations on names.

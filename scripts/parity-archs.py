@@ -100,7 +100,7 @@ class Case(engine.Case):
     def make(self):
         sane(self.o.work / "models" / f"{self.name}.gguf", self.f32)
         try:
-            engine.run([self.o.ours, "perplexity", "-m", self.f32, *self.sizes, "--json"])
+            engine.run([self.o.ours, "perplexity", "-m", self.f32, *self.sizes, "--force-context", "--json"])
         except RuntimeError as error:
             # The reference first: what it cannot run either is no refusal of ours.
             self.reference_perplexity()

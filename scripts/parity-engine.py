@@ -114,7 +114,7 @@ class Case:
         stored = self.folder / "stored.gguf"
         run([self.o.ours, *command, stored])
         run([self.o.ours, "quantize", "--allow-requantize", stored, self.f32, "F32"])
-        out = json.loads(run([self.o.ours, "kld", self.f32, stored, *self.sizes, "--json"]).stdout)
+        out = json.loads(run([self.o.ours, "kld", self.f32, stored, *self.sizes, "--force-context", "--json"]).stdout)
         if (kld := out["models"][0]["statistics"]["kld"]["value"]) > 1e-9:
             raise RuntimeError(f"blocks and their numbers differ by {kld} nats")
 
@@ -132,7 +132,7 @@ class Case:
 
     def ours(self):
         """Perplexity of the F32 file and KL divergence of the quantized one."""
-        out = json.loads(run([self.o.ours, "kld", self.f32, self.quantized, *self.sizes, "--json",
+        out = json.loads(run([self.o.ours, "kld", self.f32, self.quantized, *self.sizes, "--force-context", "--json",
                               "--save-logits", self.folder / "ours.kld"]).stdout)
         found = out["models"][0]["statistics"]
         return found["perplexity_base"]["value"], found["kld"]["value"]

@@ -73,7 +73,7 @@
 //! ```no_run
 //! use quantier_core::progress::Silent;
 //! use quantier_engine::evaluate::measure::{Base, Measured, compare};
-//! use quantier_engine::evaluate::{statistics::Statistics, windows::Windows};
+//! use quantier_engine::evaluate::{sequences::Sequences, statistics::Statistics, windows::Windows};
 //! use quantier_engine::model::Engine;
 //!
 //! // Engines and windows as in the example above.
@@ -81,9 +81,10 @@
 //!     [base, quantized]: [&Engine<'_>; 2],
 //!     text: &Windows<'_>,
 //! ) -> Result<f64, Box<dyn std::error::Error>> {
-//!     let base = Base::Model(Measured::new("base".into(), base, text, &Silent)?);
-//!     let models = [Measured::new("quantized".into(), quantized, text, &Silent)?];
-//!     let rows = compare(&base, &models, text, None, &Silent)?;
+//!     let chunks = Sequences::from(text);
+//!     let base = Base::Model(Measured::new("base".into(), base, &chunks, &Silent)?);
+//!     let models = [Measured::new("quantized".into(), quantized, &chunks, &Silent)?];
+//!     let rows = compare(&base, &models, &chunks, None, &Silent)?;
 //!     Ok(Statistics::of(&[&rows[0]]).ok_or("no scored rows")?.kld.value)
 //! }
 //! ```
@@ -91,6 +92,7 @@
 //! # Make the best file for a size
 //!
 //! ```no_run
+//! use quantier::chat::encoder::Encoder;
 //! use quantier::input::Input;
 //! use quantier::make::{Files, Goal, Job, NamedBudget, Options, Runnable, Runner, Text, Texts};
 //! use quantier_allocate::frontier::Budget;
@@ -107,9 +109,10 @@
 //!     let budgets = vec![NamedBudget { name: "--bpw 4.25".into(), budget: Budget::Bpw(4.25) }];
 //!     let goal = Goal::Files(Files { budgets, ..Files::default() });
 //!     let options = Options { directory: "out".into(), goal, ..Options::default() };
-//!     let texts = Texts::hold_out(vec![Text { name: "text.txt".into(), content: text.into() }]);
+//!     let texts = Texts::hold_out(vec![Text::plain("text.txt", text.into())]);
 //!     let tokenizer = &Tokenizer::from_gguf(input.metadata())?;
-//!     let runner = Runner::Native(Runnable { engine, tokenizer });
+//!     let encoder = Encoder { tokenizer, template: None };
+//!     let runner = Runner::Native(Runnable { engine, encoder });
 //!     let job = Job::new(input, runner, options, &texts)?;
 //!     let made = job.run(&Silent, &|note| eprintln!("{note}"))?;
 //!     println!("{:?}", made.files);
@@ -132,6 +135,7 @@
 //! | [`convert`], [`quantize`], [`verify`] | the other pipelines | files, through `quantier-gguf` |
 //! | [`sensitivity`] | nats of every type in every tensor, from gradients and quantized bytes | weights, through `input`; a snapshot |
 //! | [`input`] | the input of a command: a GGUF, or a checkpoint converted on the fly | files, through `quantier-gguf` |
+//! | [`chat`] | chat templates; conversations as text, and their tokens | none |
 //! | [`text`] | the built-in texts for calibration and evaluation; parts of a text that are held out | none |
 //!
 //! # Crates
@@ -156,6 +160,7 @@
 
 #![warn(missing_docs, unreachable_pub)]
 
+pub mod chat;
 pub mod cluster;
 pub mod convert;
 pub mod diff;

@@ -8,7 +8,9 @@ use super::wrong_usage;
 use anyhow::{Context, ensure};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use quantier::chat::encoder::Encoder;
 use quantier::input::Input;
+use quantier::text::{Kind, Text};
 use quantier_engine::evaluate::statistics::Perplexity;
 use quantier_engine::evaluate::windows::Windows;
 use quantier_engine::hessian::{self, Needs};
@@ -62,6 +64,10 @@ pub struct Args {
     /// A calibration text, UTF-8; repeatable. Each text is cut into chunks separately
     #[arg(short, long, value_name = "TEXT")]
     file: Vec<PathBuf>,
+    /// A calibration text of conversations, JSONL: {"messages": [...], "tools": [...]}, rendered by the
+    /// model's chat template; repeatable
+    #[arg(long, value_name = "JSONL")]
+    chat: Vec<PathBuf>,
     /// The importance matrix to write
     #[arg(
         short,
@@ -128,24 +134,30 @@ pub struct Args {
     common: Common,
 }
 
+impl Args {
+    fn has_text(&self) -> bool {
+        !self.file.is_empty() || !self.chat.is_empty()
+    }
+}
+
 pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let path = args.positional.as_deref().or(args.model.as_deref());
-    if args.file.is_empty() && args.in_file.is_empty() {
+    if !args.has_text() && args.in_file.is_empty() {
         wrong_usage(
             "imatrix",
             "a text (--file) or importance matrices to merge (--in-file) are required",
         );
     }
-    if args.show_statistics && args.file.is_empty() && args.in_file.len() != 1 {
+    if args.show_statistics && !args.has_text() && args.in_file.len() != 1 {
         wrong_usage(
             "imatrix",
             "--show-statistics without a text takes a single --in-file",
         );
     }
-    if path.is_none() && !args.file.is_empty() {
+    if path.is_none() && args.has_text() {
         wrong_usage("imatrix", "the model is missing");
     }
-    if args.hessians.is_some() && (args.file.is_empty() || args.save_frequency > 0) {
+    if args.hessians.is_some() && (!args.has_text() || args.save_frequency > 0) {
         wrong_usage(
             "imatrix",
             "--hessians requires a text (--file) and excludes --save-frequency",
@@ -154,13 +166,13 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let source = path.map(source).transpose()?;
     let input = source.as_ref().map(runnable).transpose()?;
     let own_size =
-        matches.value_source("ctx_size") == Some(ValueSource::CommandLine) || !args.file.is_empty();
+        matches.value_source("ctx_size") == Some(ValueSource::CommandLine) || args.has_text();
     let model = path
         .zip(input.as_ref())
         .map(|(path, input)| Model { path, input });
     let before = Before::read(args, own_size, model)?;
     let report = match model {
-        Some(model) if !args.file.is_empty() => collected(args, model, before)?,
+        Some(model) if args.has_text() => collected(args, model, before)?,
         _ if args.show_statistics => {
             let file = before.sums.to_file(before.chunk_size);
             Report {
@@ -274,10 +286,29 @@ impl Chunks {
             datasets: Vec::new(),
         };
         let mut most = 0;
-        for path in &args.file {
-            let tokens = opened
-                .tokenizer
-                .encode(&read_text(path)?, true, args.parse_special);
+        let template = match args.chat.is_empty() {
+            true => None,
+            false => Some(opened.chat_template()?),
+        };
+        let encoder = Encoder {
+            tokenizer: &opened.tokenizer,
+            template: template.as_ref(),
+        };
+        for path in args.file.iter().chain(&args.chat) {
+            let content = read_text(path)?;
+            let tokens = match args.chat.contains(path) {
+                false => opened.tokenizer.encode(&content, true, args.parse_special),
+                true => {
+                    let text = Text {
+                        name: String::new(),
+                        content,
+                        kind: Kind::Conversations,
+                    };
+                    encoder
+                        .tokens(&text)
+                        .map_err(|what| anyhow::anyhow!("{}: {what}", path.display()))?
+                }
+            };
             let all = Windows::of_text(&tokens, n_ctx, None, chunks.bos)
                 .with_context(|| path.display().to_string())?;
             most = most.max(all.chunks());
@@ -309,11 +340,11 @@ fn collected<'a>(
     Model { path, input }: Model<'_>,
     before: Before,
 ) -> anyhow::Result<Report<'a>> {
-    let mut opened = open(path, input, &args.common.options())?;
+    let mut opened = open(path, input, &args.common.running.options())?;
     let chunks = Chunks::read(args, &opened)?;
     let windows = Windows::of_chunks(&chunks.tokens, args.common.ctx_size, chunks.bos)?;
     let (format, mut inputs) = (format(args), input.paths());
-    inputs.extend(args.file.iter().map(PathBuf::as_path));
+    inputs.extend(args.file.iter().chain(&args.chat).map(PathBuf::as_path));
     // Fail on an unwritable output now rather than after the run.
     drop(Output::create(&args.output, 0, &inputs)?);
 
@@ -410,7 +441,7 @@ fn job(
         .with("output", &[args.process_output.into()])
         .with(
             "device",
-            format!("{:?}", args.common.options().device).as_bytes(),
+            format!("{:?}", args.common.running.options().device).as_bytes(),
         );
     Ok(match args.all_experts {
         true => key.with("all experts", &[1]),
@@ -537,7 +568,7 @@ impl Report<'_> {
                 names(&args.in_file)
             );
         }
-        if args.common.json {
+        if args.common.running.json {
             return say!(
                 "{}",
                 json!({

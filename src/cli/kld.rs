@@ -1,7 +1,7 @@
 //! `quantier kld`.
 
-use super::corpus::{Corpus, LogitsFile};
-use super::measure::{Common, Opened, open, runnable, source};
+use super::corpus::{Corpus, LogitsFile, Request};
+use super::measure::{Common, Opened, Scored, open, runnable, source};
 use super::messages::warning;
 use super::terminal::Bar;
 use super::text::say;
@@ -10,9 +10,14 @@ use anyhow::{Context, ensure};
 use quantier::input::Input;
 use quantier_engine::evaluate::measure::{self, Base, Measured};
 use quantier_engine::evaluate::paired::{Paired, Verdict};
+use quantier_engine::evaluate::positions::{self, Bin};
 use quantier_engine::evaluate::score::Comparison;
 use quantier_engine::evaluate::statistics::{Figure, Statistics};
 use quantier_gguf::logits::Writer;
+use quantier_gguf::output::Output;
+use quantier_report::kld_chart::{self, Series, kld_chart};
+use quantier_report::numbers::{shorten, top_changes};
+use quantier_report::svg::Place;
 use serde_json::json;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -32,22 +37,31 @@ use std::process::ExitCode;
 
   # Run the base once and reuse its log-probabilities:
   quantier kld model-F16.gguf model-Q4_K_M.gguf -f wiki.txt --save-logits wiki.logits
-  quantier kld --logits wiki.logits model-Q6_K.gguf"
+  quantier kld --logits wiki.logits model-Q6_K.gguf
+
+  # Conversations, scored on the assistant's tokens, and long contexts:
+  quantier kld model-F16.gguf model-Q4_K_M.gguf --chat chats.jsonl --svg kld.svg
+  quantier kld model-F16.gguf model-Q4_K_M.gguf -f book.txt --ctx-size 32768"
 )]
 pub struct Args {
     /// The base model (not with --logits) and the models to compare with it
     #[arg(value_name = "MODEL", required = true)]
     models: Vec<PathBuf>,
     /// An evaluation text, UTF-8; repeatable, with one line per text
-    #[arg(short, long, value_name = "TEXT", required_unless_present = "logits")]
+    #[arg(short, long, value_name = "TEXT", required_unless_present_any = ["logits", "chat"])]
     file: Vec<PathBuf>,
+    #[command(flatten)]
+    scored: Scored,
     /// Read the base's log-probabilities and the tokens from a file written by --save-logits or
     /// llama-perplexity --kl-divergence-base
-    #[arg(long, value_name = "FILE", aliases = ["kl-divergence-base"], conflicts_with = "save_logits")]
+    #[arg(long, value_name = "FILE", aliases = ["kl-divergence-base"], conflicts_with_all = ["save_logits", "chat"])]
     logits: Option<PathBuf>,
     /// Also write the base's log-probabilities, for --logits or llama-perplexity --kl-divergence
-    #[arg(long, value_name = "FILE", aliases = ["save-all-logits"])]
+    #[arg(long, value_name = "FILE", aliases = ["save-all-logits"], conflicts_with = "chat")]
     save_logits: Option<PathBuf>,
+    /// Also draw the distribution of the divergence, and its mean by position in the context
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
@@ -71,23 +85,33 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .models
         .iter()
         .zip(&inputs)
-        .map(|(path, input)| open(path, input, &args.common.options()));
+        .map(|(path, input)| open(path, input, &args.common.running.options()));
     let mut opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
-    let corpus = read(args, &opened, logits.as_ref())?;
+    let template = args.scored.template(&opened[0]);
+    let template = template.with_context(|| args.models[0].display().to_string())?;
+    let request = Request {
+        texts: &args.file,
+        chats: args.scored.chats(template.as_ref()),
+        n_ctx: args.common.ctx_size,
+        chunks: args.common.chunks,
+        force_context: args.scored.force_context,
+    };
+    let corpus = read(args, &opened, logits.as_ref(), &request)?;
     let compared = compare(args, &inputs, &mut opened, &corpus, logits.as_ref())?;
-    report(args, &corpus, &compared)
+    report(args, &opened[0], &corpus, &compared)
 }
 
-/// The chunks; fails unless all models tokenize them alike.
+/// The sequences; fails unless all models tokenize them alike.
 fn read(
     args: &Args,
     opened: &[Opened<'_>],
     logits: Option<&LogitsFile<'_>>,
+    request: &Request<'_>,
 ) -> anyhow::Result<Corpus> {
-    let (first, chunks) = (&opened[0], args.common.chunks);
+    let first = &opened[0];
     let corpus = match logits {
-        Some(file) => Corpus::of_logits(first, file, &args.file, chunks)?,
-        None => Corpus::of_texts(first, &args.file, args.common.ctx_size, chunks)?,
+        Some(file) => Corpus::of_logits(first, file, request)?,
+        None => Corpus::read(first, request)?,
     };
     for (path, other) in args.models.iter().zip(opened).skip(1) {
         let sizes = (first.engine.vocabulary(), other.engine.vocabulary());
@@ -100,7 +124,7 @@ fn read(
             sizes.0
         );
         corpus
-            .check(first, other, &args.file, chunks)
+            .check(first, other, request)
             .with_context(|| path.display().to_string())?;
     }
     Ok(corpus)
@@ -126,10 +150,11 @@ fn compare<'a>(
     corpus: &Corpus,
     logits: Option<&LogitsFile<'_>>,
 ) -> anyhow::Result<Vec<Compared<'a>>> {
-    let windows = corpus.windows()?;
+    let sequences = &corpus.sequences;
     let quants = &args.models[usize::from(logits.is_none())..];
     let mut save = match &args.save_logits {
         Some(file) => {
+            let windows = corpus.windows()?;
             let mut others: Vec<&Path> = inputs.iter().flat_map(|input| input.paths()).collect();
             others.extend(args.file.iter().map(|f| &**f));
             Some(Writer::create(
@@ -155,7 +180,7 @@ fn compare<'a>(
         let name = path.display().to_string();
         bar.about(&path.file_name().unwrap_or_default().to_string_lossy());
         opened.engine.reserve(head.saturating_add(kept));
-        let model = Measured::new(name, &opened.engine, &windows, &bar)?;
+        let model = Measured::new(name, &opened.engine, sequences, &bar)?;
         kept += model.memory_bytes();
         measured.push(model);
     }
@@ -167,7 +192,7 @@ fn compare<'a>(
         },
         None => Base::Model(measured.remove(0)),
     };
-    let rows = measure::compare(&base, &measured, &windows, save.as_mut(), &bar)?;
+    let rows = measure::compare(&base, &measured, sequences, save.as_mut(), &bar)?;
     drop(bar);
     save.map_or(Ok(()), Writer::finish)?;
     let compared = quants.iter().zip(rows);
@@ -179,22 +204,42 @@ fn compare<'a>(
 /// Statistics of a model: of all texts, and of each.
 struct Summary<'a> {
     path: &'a Path,
+    rows: &'a [Comparison],
     all: Statistics,
     texts: Vec<(&'a Path, Statistics)>,
+    /// Means by position in the context.
+    positions: Vec<Bin>,
 }
 
-fn report(args: &Args, corpus: &Corpus, compared: &[Compared<'_>]) -> anyhow::Result<ExitCode> {
+/// Ranges of positions.
+const BINS: usize = 8;
+/// Rows with the largest divergences in `--json`.
+const LARGEST: usize = 5;
+/// Tokens shown before a row.
+const CONTEXT: usize = 12;
+/// Points of a distribution in `--svg` and `--json`.
+const POINTS: usize = 100;
+
+fn report(
+    args: &Args,
+    first: &Opened<'_>,
+    corpus: &Corpus,
+    compared: &[Compared<'_>],
+) -> anyhow::Result<ExitCode> {
     let of = |rows: &[Comparison]| Statistics::of(&[rows]).context("there is nothing to score");
     let mut models = Vec::new();
     for Compared { path, rows } in compared {
+        // A text may have conversations that are all cut to nothing.
         let texts = corpus
             .parts
             .iter()
-            .map(|(text, part)| Ok((&**text, of(corpus.rows(part, rows))?)));
+            .filter_map(|part| Some((&*part.path, Statistics::of(&[corpus.rows(part, rows)])?)));
         models.push(Summary {
             path,
+            rows,
             all: of(rows)?,
-            texts: texts.collect::<anyhow::Result<_>>()?,
+            texts: texts.collect(),
+            positions: positions::by_position(rows, &corpus.sequences, BINS),
         });
     }
     if args.logits.is_some() && args.file.is_empty() {
@@ -211,34 +256,74 @@ fn report(args: &Args, corpus: &Corpus, compared: &[Compared<'_>]) -> anyhow::Re
             );
         }
     }
-    let pairs = pairs(corpus, compared)?;
-    if args.common.json {
-        let one = |Summary { path, all, texts }: &Summary<'_>| {
-            let texts: Vec<_> = texts
-                .iter()
-                .map(|(text, s)| json!({ "text": text, "statistics": s }))
-                .collect();
-            json!({ "model": path, "statistics": all, "texts": texts })
-        };
-        let windows = corpus.windows()?;
-        let texts: Vec<_> = corpus
-            .parts
-            .iter()
-            .map(|(text, part)| json!({ "text": text, "chunks": part.len() }))
-            .collect();
-        let base = args.models.first().filter(|_| args.logits.is_none());
-        say!(
-            "{}",
-            json!({
-                "base": base, "logits": args.logits, "ctx_size": windows.n_ctx(), "chunks": windows.chunks(),
-                "texts": texts, "models": models.iter().map(one).collect::<Vec<_>>(),
-                "pairs": pairs.iter().map(Pair::json).collect::<Vec<_>>(),
-            })
-        )?;
-        return Ok(ExitCode::SUCCESS);
+    if let Some(svg) = &args.svg {
+        draw(args, svg, &models)?;
     }
-    for Summary { path, all, texts } in &models {
+    let pairs = pairs(corpus, compared);
+    let places = Places { first, corpus };
+    match args.common.running.json {
+        true => {
+            let json = as_json(args, &places, &models, &pairs);
+            say!("{json}")?;
+        }
+        false => print(&places, &models, &pairs)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn as_json(
+    args: &Args,
+    places: &Places<'_>,
+    models: &[Summary<'_>],
+    pairs: &[Pair<'_>],
+) -> serde_json::Value {
+    let corpus = places.corpus;
+    let one = |model: &Summary<'_>| {
+        let texts = model.texts.iter();
+        let texts: Vec<_> = texts
+            .map(|(text, s)| json!({ "text": text, "statistics": s }))
+            .collect();
+        let largest = positions::largest(model.rows, LARGEST);
+        let largest = largest
+            .iter()
+            .map(|row| places.json(*row, &model.rows[*row]));
+        json!({
+            "model": model.path, "statistics": model.all, "texts": texts, "positions": model.positions,
+            "largest": largest.collect::<Vec<_>>(),
+            "distribution": positions::exceedances(model.rows, POINTS),
+        })
+    };
+    let texts = corpus.parts.iter().map(|part| {
+        let counted = match part.lines {
+            None => "chunks",
+            Some(_) => "sequences",
+        };
+        let rows = corpus.sequences.rows_of(part.sequences.clone()).len();
+        json!({ "text": part.path, counted: part.sequences.len(), "rows": rows })
+    });
+    let base = args.models.first().filter(|_| args.logits.is_none());
+    json!({
+        "base": base, "logits": args.logits, "ctx_size": corpus.n_ctx, "chunks": corpus.sequences.all().len(),
+        "longest": corpus.sequences.longest(),
+        "texts": texts.collect::<Vec<_>>(), "models": models.iter().map(one).collect::<Vec<_>>(),
+        "pairs": pairs.iter().map(Pair::json).collect::<Vec<_>>(),
+    })
+}
+
+fn print(places: &Places<'_>, models: &[Summary<'_>], pairs: &[Pair<'_>]) -> anyhow::Result<()> {
+    for Summary {
+        path,
+        rows,
+        all,
+        texts,
+        ..
+    } in models
+    {
         say!("{}\n{all}", path.display())?;
+        if let [row] = positions::largest(rows, 1)[..] {
+            say!("Maximum at {}", places.text(row))?;
+        }
+        say!("{}\n", top_changes(all.same_top.value))?;
         if texts.len() > 1 {
             let names = texts
                 .iter()
@@ -247,7 +332,9 @@ fn report(args: &Args, corpus: &Corpus, compared: &[Compared<'_>]) -> anyhow::Re
             say!("")?;
         }
     }
+    position_table(models)?;
     if models.len() > 1 {
+        say!("")?;
         table(
             "model",
             models
@@ -257,7 +344,141 @@ fn report(args: &Args, corpus: &Corpus, compared: &[Compared<'_>]) -> anyhow::Re
         say!("\npaired differences of the mean KLD, with the standard error of chunks:")?;
         pairs.iter().try_for_each(|pair| say!("{pair}"))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+/// Prints the mean KLD by position, one column per model.
+fn position_table(models: &[Summary<'_>]) -> anyhow::Result<()> {
+    let Some(first) = models.first() else {
+        return Ok(());
+    };
+    let names = models.iter().map(|model| {
+        let name = model.path.file_name().unwrap_or(model.path.as_os_str());
+        let name = shorten(&name.to_string_lossy(), 24);
+        format!("  {name:>24}")
+    });
+    say!(
+        "mean KLD by position in the context\n{:>15}  {:>8}{}",
+        "tokens before",
+        "rows",
+        names.collect::<String>()
+    )?;
+    for (i, bin) in first.positions.iter().enumerate() {
+        let klds = models.iter().map(|model| short(model.positions[i].kld));
+        let klds: String = klds.map(|kld| format!("  {kld:>24}")).collect();
+        let range = format!("{} to {}", bin.first, bin.end - 1);
+        say!("{range:>15}  {:>8}{klds}", bin.rows)?;
+    }
+    Ok(())
+}
+
+/// Writes the picture.
+fn draw(args: &Args, file: &Path, models: &[Summary<'_>]) -> anyhow::Result<()> {
+    let series = |model: &Summary<'_>| {
+        let distribution = positions::exceedances(model.rows, POINTS).into_iter();
+        let positions = model.positions.iter().map(|bin| kld_chart::Bin {
+            position: f64::from(bin.first + bin.end - 1) / 2.0,
+            kld: bin.kld.value,
+            uncertainty: bin.kld.uncertainty,
+        });
+        let name = model.path.file_name().unwrap_or(model.path.as_os_str());
+        Series {
+            name: name.to_string_lossy().into_owned(),
+            mean: model.all.kld.value,
+            distribution: distribution
+                .map(|point| kld_chart::Exceedance {
+                    share: point.share,
+                    kld: point.kld,
+                })
+                .collect(),
+            positions: positions.collect(),
+        }
+    };
+    let series: Vec<Series> = models.iter().map(series).collect();
+    let base = args.logits.as_ref().unwrap_or(&args.models[0]);
+    let base = base.file_name().unwrap_or(base.as_os_str());
+    let title = format!("KL divergence from {}", base.to_string_lossy());
+    let text = kld_chart(&title, &series, Place::Alone);
+    let texts = args
+        .file
+        .iter()
+        .chain(&args.scored.chat)
+        .chain(&args.logits);
+    let inputs: Vec<&Path> = args
+        .models
+        .iter()
+        .chain(texts)
+        .map(|path| &**path)
+        .collect();
+    let mut output = Output::create(file, text.len() as u64, &inputs)?;
+    output.write(text.as_bytes())?;
+    Ok(output.finish()?)
+}
+
+/// Places of rows in the texts.
+struct Places<'p> {
+    first: &'p Opened<'p>,
+    corpus: &'p Corpus,
+}
+
+/// The place of a row.
+struct Spot<'p> {
+    text: Option<&'p Path>,
+    /// The chunk of its text, counted from 0, or the line of the conversation.
+    unit: &'static str,
+    number: usize,
+    /// Tokens before the last visible one.
+    position: u32,
+    label: u32,
+    before: String,
+    next: String,
+}
+
+impl Places<'_> {
+    fn spot(&self, row: usize) -> Spot<'_> {
+        let place = self.corpus.sequences.place(row);
+        let part = self.corpus.part_of(place.sequence);
+        let start = part.map_or(0, |part| part.sequences.start);
+        let lines = part.and_then(|part| part.lines.as_ref());
+        let (unit, number) = match lines {
+            Some(lines) => ("line", lines[place.sequence - start]),
+            None => ("chunk", place.sequence - start),
+        };
+        let tokens = self.corpus.sequences.all()[place.sequence].tokens();
+        let visible = &tokens[..=place.target.position as usize];
+        let near = &visible[visible.len().saturating_sub(CONTEXT)..];
+        let text = |tokens: &[u32]| {
+            let bytes = self.first.tokenizer.decode(tokens);
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        Spot {
+            text: part.map(|part| &*part.path),
+            unit,
+            number,
+            position: place.target.position,
+            label: place.target.label,
+            before: text(near),
+            next: text(&[place.target.label]),
+        }
+    }
+
+    fn text(&self, row: usize) -> String {
+        let spot = self.spot(row);
+        let text = spot.text.unwrap_or(Path::new("the text")).display();
+        format!(
+            "{} {} of {text}, position {}: {:?} before token {} {:?}",
+            spot.unit, spot.number, spot.position, spot.before, spot.label, spot.next
+        )
+    }
+
+    fn json(&self, row: usize, comparison: &Comparison) -> serde_json::Value {
+        let spot = self.spot(row);
+        json!({
+            "text": spot.text, spot.unit: spot.number, "position": spot.position, "token": spot.label,
+            "token_text": spot.next, "before": spot.before, "kld": comparison.kld, "nll": comparison.nll,
+            "nll_base": comparison.nll_base, "same_top": comparison.same_top,
+        })
+    }
 }
 
 /// Two models on the same rows.
@@ -302,8 +523,9 @@ impl fmt::Display for Pair<'_> {
 }
 
 /// Every pair of models up to [`ALL_PAIRS`] of them, otherwise the first with each of the others.
-fn pairs<'a>(corpus: &Corpus, compared: &[Compared<'a>]) -> anyhow::Result<Vec<Pair<'a>>> {
-    let chunks = corpus.windows()?.chunks().max(1);
+fn pairs<'a>(corpus: &Corpus, compared: &[Compared<'a>]) -> Vec<Pair<'a>> {
+    let sequences = corpus.sequences.all().iter();
+    let chunks: Vec<usize> = sequences.map(|sequence| sequence.targets().len()).collect();
     let firsts = match compared.len() {
         0 => 0,
         n if n <= ALL_PAIRS => n - 1,
@@ -313,7 +535,7 @@ fn pairs<'a>(corpus: &Corpus, compared: &[Compared<'a>]) -> anyhow::Result<Vec<P
     for (at, first) in compared[..firsts].iter().enumerate() {
         for second in &compared[at + 1..] {
             let rows = first.rows.len();
-            let paired = Paired::of(&first.rows, &second.rows, rows / chunks);
+            let paired = Paired::of(&first.rows, &second.rows, &chunks);
             pairs.extend(paired.map(|paired| Pair {
                 models: [first.path, second.path],
                 paired,
@@ -321,7 +543,7 @@ fn pairs<'a>(corpus: &Corpus, compared: &[Compared<'a>]) -> anyhow::Result<Vec<P
             }));
         }
     }
-    Ok(pairs)
+    pairs
 }
 
 /// Prints one line per text or model.

@@ -9,13 +9,14 @@ use super::terminal::Bar;
 use super::text::say;
 use super::wrong_usage;
 use anyhow::{Context, bail};
+use quantier::chat::encoder::Encoder;
 use quantier::convert;
 use quantier::make::{
     self, Compare, Files, Goal, Job, LlamaCpp, NamedBudget, Options, Runner, Scoring, ShardPlan,
     ShardSize, Text, Texts,
 };
 use quantier::sensitivity::{Measure, Settings};
-use quantier::text::{Set, joined};
+use quantier::text::{Kind, Set, joined};
 use quantier::tune;
 use quantier_allocate::frontier::{Budget, Constraints};
 use quantier_engine::model;
@@ -42,6 +43,13 @@ pub struct Common {
     /// it
     #[arg(long, value_name = "TEXT")]
     eval: Vec<PathBuf>,
+    /// A calibration text of conversations, JSONL: {"messages": [...], "tools": [...]}, rendered by the
+    /// model's chat template; repeatable
+    #[arg(long, value_name = "JSONL")]
+    chat: Vec<PathBuf>,
+    /// An evaluation text of conversations; repeatable
+    #[arg(long, value_name = "JSONL")]
+    eval_chat: Vec<PathBuf>,
     /// An importance matrix to use instead of a new one
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
@@ -548,11 +556,18 @@ fn with_job<T>(
     if let (Some(_), Measure::Imatrix) = (&opened, options.scoring.settings.measure) {
         note!("types are chosen by the weighted error of the weights alone. {WEIGHTED}");
     }
+    let needs_template = !args.chat.is_empty() || !args.eval_chat.is_empty();
+    let template = opened.as_ref().filter(|_| needs_template);
+    let template = template.map(|opened| opened.chat_template()).transpose();
+    let template = template.with_context(|| args.model.display().to_string())?;
     let runner = match (&opened, llama_cpp) {
         (_, Some(llama_cpp)) => Runner::LlamaCpp(llama_cpp),
         (Some(opened), None) => Runner::Native(make::Runnable {
             engine: &opened.engine,
-            tokenizer: &opened.tokenizer,
+            encoder: Encoder {
+                tokenizer: &opened.tokenizer,
+                template: template.as_ref(),
+            },
         }),
         (None, None) => Runner::None,
     };
@@ -661,7 +676,7 @@ const WEIGHTED: &str = "That is worse: on a small model, such files had about tw
                         their divergence (benches/frontier.md)";
 
 fn texts(args: &Common) -> anyhow::Result<Texts> {
-    let read = |paths: &[PathBuf]| -> anyhow::Result<Vec<Text>> {
+    let read = |paths: &[PathBuf], kind: Kind| -> anyhow::Result<Vec<Text>> {
         let one = |path: &PathBuf| {
             let name = path
                 .file_name()
@@ -671,30 +686,33 @@ fn texts(args: &Common) -> anyhow::Result<Texts> {
             Ok(Text {
                 name,
                 content: read_text(path)?,
+                kind,
             })
         };
         paths.iter().map(one).collect()
     };
-    let built_in = |set, name: &str| {
-        vec![Text {
-            name: name.into(),
-            content: joined(set),
-        }]
+    let built_in = |set, name: &str| vec![Text::plain(name, joined(set))];
+    let both = |plain: &[PathBuf], chats: &[PathBuf]| -> anyhow::Result<Vec<Text>> {
+        let chats = read(chats, Kind::Conversations)?;
+        Ok([read(plain, Kind::Plain)?, chats].concat())
     };
-    let (mut calibration, mut evaluation) = (read(&args.file)?, read(&args.eval)?);
+    let mut calibration = both(&args.file, &args.chat)?;
+    let mut evaluation = both(&args.eval, &args.eval_chat)?;
+    let of_calibration = || args.file.iter().chain(&args.chat);
+    let of_evaluation = || args.eval.iter().chain(&args.eval_chat);
     let real = |path: &PathBuf| path.canonicalize().ok();
     let same = |path: &&PathBuf| {
         let content = calibration
             .iter()
-            .zip(&args.file)
+            .zip(of_calibration())
             .find(|(_, of)| of == path)
             .map(|(text, _)| &text.content);
         let is_same = |(other, text): (&PathBuf, &Text)| {
             real(path) == real(other) || content == Some(&text.content)
         };
-        args.eval.iter().zip(&evaluation).any(is_same)
+        of_evaluation().zip(&evaluation).any(is_same)
     };
-    if let Some(both) = args.file.iter().find(same) {
+    if let Some(both) = of_calibration().find(same) {
         bail!(
             "{}: one text cannot be both calibration and evaluation; give it only as -f, and a part of it is held out",
             both.display()

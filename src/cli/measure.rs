@@ -1,13 +1,16 @@
 //! Common options and helpers of the commands that run a model on a text.
 
+use super::corpus::{ChatTokens, Chats};
 use super::hub;
 use super::messages::note;
 use anyhow::{Context, ensure};
+use quantier::chat::template::{ChatTemplate, chat_template};
 use quantier::convert;
 use quantier::input::{Input, Source};
 use quantier_engine::model::{Device, Engine, Options, device};
+use quantier_gguf::gguf::{Value, keys};
 use quantier_tokenizer::Tokenizer;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Common options.
 #[derive(clap::Args)]
@@ -18,6 +21,13 @@ pub struct Common {
     /// Maximum number of chunks per text; all by default
     #[arg(long, value_name = "N")]
     pub chunks: Option<usize>,
+    #[command(flatten)]
+    pub running: Running,
+}
+
+/// Options of every command that runs a model.
+#[derive(clap::Args)]
+pub struct Running {
     /// Number of threads; 0 for one per core
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -33,7 +43,7 @@ pub struct Common {
     pub json: bool,
 }
 
-impl Common {
+impl Running {
     pub fn options(&self) -> Options {
         let max_memory = self.max_memory.map(|mib| mib.saturating_mul(1 << 20));
         Options {
@@ -41,6 +51,38 @@ impl Common {
             max_memory,
             device: self.device.clone(),
         }
+    }
+}
+
+/// Options of the commands that score a model on texts.
+#[derive(clap::Args)]
+pub struct Scored {
+    /// An evaluation text of conversations, JSONL: {"messages": [...], "tools": [...]}, rendered by the
+    /// model's chat template; repeatable
+    #[arg(long, value_name = "JSONL")]
+    pub chat: Vec<PathBuf>,
+    /// The scored tokens of conversations
+    #[arg(long, value_name = "WHICH", default_value = "assistant")]
+    pub chat_tokens: ChatTokens,
+    /// Allow sequences that are longer than the model's context
+    #[arg(long)]
+    pub force_context: bool,
+}
+
+impl Scored {
+    /// The chat template of the model that renders the conversations, if there are any.
+    pub fn template(&self, model: &Opened<'_>) -> anyhow::Result<Option<ChatTemplate>> {
+        let needed = !self.chat.is_empty();
+        needed.then(|| model.chat_template()).transpose()
+    }
+
+    /// The conversations.
+    pub fn chats<'r>(&'r self, template: Option<&'r ChatTemplate>) -> Option<Chats<'r>> {
+        template.map(|template| Chats {
+            files: &self.chat,
+            template,
+            tokens: self.chat_tokens,
+        })
     }
 }
 
@@ -64,6 +106,7 @@ pub fn read_text(path: &Path) -> anyhow::Result<String> {
 pub struct Opened<'a> {
     pub engine: Engine<'a>,
     pub tokenizer: Tokenizer,
+    input: &'a Input<'a>,
 }
 
 pub fn open<'a>(
@@ -82,7 +125,11 @@ pub fn open<'a>(
         tokenizer.vocab_size(),
         engine.vocabulary()
     );
-    Ok(Opened { engine, tokenizer })
+    Ok(Opened {
+        engine,
+        tokenizer,
+        input,
+    })
 }
 
 /// Opens a model's files, downloading them if necessary.
@@ -106,5 +153,22 @@ impl Opened<'_> {
     /// The BOS token for every chunk, if the vocabulary has one.
     pub fn chunk_bos(&self) -> Option<u32> {
         self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
+    }
+
+    /// The context length of training, in tokens, if the model names one.
+    pub fn context(&self) -> Option<u64> {
+        let metadata = self.input.metadata();
+        let architecture = metadata.get(keys::ARCHITECTURE).and_then(Value::as_str)?;
+        let context = metadata.get(&format!("{architecture}.context_length"));
+        context
+            .and_then(Value::as_u64)
+            .filter(|context| *context > 0)
+    }
+
+    /// The chat template.
+    pub fn chat_template(&self) -> anyhow::Result<ChatTemplate> {
+        let template = chat_template(self.input.metadata());
+        let template = template.context("it has no chat template, which conversations need")?;
+        template.map_err(|what| anyhow::anyhow!("its chat template: {what}"))
     }
 }

@@ -24,6 +24,7 @@ mod quantize;
 mod set;
 mod shard;
 mod split;
+mod tasks;
 mod terminal;
 mod text;
 mod tokenize;
@@ -64,6 +65,7 @@ enum Command {
     Imatrix(Box<imatrix::Args>),
     Perplexity(perplexity::Args),
     Kld(kld::Args),
+    Tasks(tasks::Args),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Verify(verify::Args),
@@ -135,6 +137,7 @@ fn command(cli: Cli, matches: &clap::ArgMatches) -> anyhow::Result<ExitCode> {
         (Command::Tune(args), _) => tune::run(&args),
         (Command::Perplexity(args), _) => perplexity::run(&args),
         (Command::Kld(args), _) => kld::run(&args),
+        (Command::Tasks(args), _) => tasks::run(&args),
         (Command::Inspect(args), _) => inspect::run(&args),
         (Command::Tokenize(args), _) => tokenize::run(&args),
         (Command::Verify(args), _) => verify::run(&args),

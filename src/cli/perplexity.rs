@@ -1,7 +1,7 @@
 //! `quantier perplexity`.
 
-use super::corpus::Corpus;
-use super::measure::{Common, open, runnable, source};
+use super::corpus::{Corpus, Request};
+use super::measure::{Common, Scored, open, runnable, source};
 use super::terminal::Bar;
 use super::text::say;
 use anyhow::{Context, bail};
@@ -29,15 +29,20 @@ pub struct Args {
     #[arg(short, long, value_name = "MODEL", conflicts_with = "positional")]
     model: Option<PathBuf>,
     /// A text, UTF-8; repeatable, with a result per text and one for all
-    #[arg(short, long, value_name = "TEXT", required = true)]
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "chat")]
     file: Vec<PathBuf>,
+    #[command(flatten)]
+    scored: Scored,
     /// Also write the log-probabilities of all scored rows, as llama-perplexity
     /// --kl-divergence-base does
-    #[arg(long, value_name = "FILE", aliases = ["save-all-logits", "kl-divergence-base"])]
+    #[arg(long, value_name = "FILE", aliases = ["save-all-logits", "kl-divergence-base"], conflicts_with = "chat")]
     save_logits: Option<PathBuf>,
     /// llama-perplexity's option for the statistics of quantier kld
     #[arg(long, hide = true)]
     kl_divergence: bool,
+    /// llama-perplexity's options for tasks
+    #[arg(long, hide = true, aliases = ["winogrande", "multiple-choice"])]
+    hellaswag: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -50,16 +55,31 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
              with the log-probabilities that --save-logits writes"
         );
     }
+    if args.hellaswag {
+        bail!(
+            "tasks are a command here: quantier tasks BASE MODEL --hellaswag FILE, --winogrande FILE or --multiple-choice FILE"
+        );
+    }
     let Some(path) = args.positional.as_ref().or(args.model.as_ref()) else {
         bail!("name a model")
     };
     let source = source(path)?;
     let input = runnable(&source)?;
-    let opened = open(path, &input, &common.options())?;
-    let corpus = Corpus::of_texts(&opened, &args.file, common.ctx_size, common.chunks)?;
-    let windows = corpus.windows()?;
+    let opened = open(path, &input, &common.running.options())?;
+    let template = args.scored.template(&opened);
+    let template = template.with_context(|| path.display().to_string())?;
+    let request = Request {
+        texts: &args.file,
+        chats: args.scored.chats(template.as_ref()),
+        n_ctx: common.ctx_size,
+        chunks: common.chunks,
+        force_context: args.scored.force_context,
+    };
+    let corpus = Corpus::read(&opened, &request)?;
+    let sequences = &corpus.sequences;
     let mut save = match &args.save_logits {
         Some(file) => {
+            let windows = corpus.windows()?;
             let inputs: Vec<&Path> = input
                 .paths()
                 .into_iter()
@@ -75,23 +95,23 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let bar = Bar::new();
-    let measured = Measured::new(path.display().to_string(), &opened.engine, &windows, &bar)?;
-    let nll = measure::nll(&measured, &windows, save.as_mut(), &bar)?;
+    let measured = Measured::new(path.display().to_string(), &opened.engine, sequences, &bar)?;
+    let nll = measure::nll(&measured, sequences, save.as_mut(), &bar)?;
     drop(bar);
     save.map_or(Ok(()), Writer::finish)?;
     let of = |rows: &[f64]| Perplexity::of(&[rows]).context("there is nothing to score");
-    let texts = corpus
-        .parts
-        .iter()
-        .map(|(text, part)| Ok((text, part.len(), of(corpus.rows(part, &nll))?)));
+    let texts = corpus.parts.iter().map(|part| {
+        let found = of(corpus.rows(part, &nll))?;
+        Ok((&part.path, part.sequences.len(), found))
+    });
     let texts = texts.collect::<anyhow::Result<Vec<_>>>()?;
     let all = of(&nll)?;
-    if common.json {
+    if common.running.json {
         let texts: Vec<_> = texts
             .iter()
             .map(|(t, n, p)| json!({ "text": t, "chunks": n, "perplexity": p }))
             .collect();
-        let sizes = (windows.chunks(), windows.n_ctx());
+        let sizes = (sequences.all().len(), corpus.n_ctx);
         say!(
             "{}",
             json!({ "model": path, "ctx_size": sizes.1, "chunks": sizes.0, "perplexity": all, "texts": texts })
@@ -112,11 +132,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             )?;
         }
     }
-    say!(
-        "Final estimate: PPL = {}, {} chunks of {} tokens",
-        all.perplexity,
-        windows.chunks(),
-        windows.n_ctx()
-    )?;
+    let chunks = sequences.all().len();
+    match request.chats {
+        None => say!(
+            "Final estimate: PPL = {}, {chunks} chunks of {} tokens",
+            all.perplexity,
+            corpus.n_ctx
+        )?,
+        Some(_) => say!(
+            "Final estimate: PPL = {}, {chunks} sequences of up to {} tokens",
+            all.perplexity,
+            sequences.longest()
+        )?,
+    }
     Ok(ExitCode::SUCCESS)
 }

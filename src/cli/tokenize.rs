@@ -1,21 +1,25 @@
 //! `quantier tokenize`.
 
 use super::hub::{self, Need};
+use super::measure::read_text;
 use super::text::say;
 use anyhow::{Context, bail};
+use quantier::chat::conversation::{self, Renderer};
+use quantier::chat::template::chat_template;
 use quantier::convert;
 use quantier::input::Source;
 use quantier_tokenizer::Tokenizer;
 use serde_json::json;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Show the tokens of a text, as llama-tokenize does
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   quantier tokenize -m model.gguf -p 'Hello world'
-  quantier tokenize -m hf://Qwen/Qwen3-0.6B -f wiki.txt --show-count")]
+  quantier tokenize -m hf://Qwen/Qwen3-0.6B -f wiki.txt --show-count
+  quantier tokenize -m model.gguf --chat chats.jsonl --json")]
 pub struct Args {
     /// A GGUF file (any shard of a split one), a Hugging Face directory, or hf://ORG/NAME; only the
     /// vocabulary is read
@@ -27,6 +31,10 @@ pub struct Args {
     /// A file with the text
     #[arg(short, long, conflicts_with = "stdin")]
     file: Option<PathBuf>,
+    /// Conversations, JSONL: {"messages": [...], "tools": [...]}, rendered by the model's chat template.
+    /// With --json, also the ranges of the assistant's tokens
+    #[arg(long, value_name = "JSONL", conflicts_with_all = ["prompt", "file", "stdin", "no_bos", "no_parse_special"])]
+    chat: Option<PathBuf>,
     /// Read the text from standard input
     #[arg(long)]
     stdin: bool,
@@ -63,6 +71,21 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     })?;
     let tokenizer =
         Tokenizer::from_gguf(input.metadata()).with_context(|| args.model.display().to_string())?;
+    if let Some(path) = &args.chat {
+        let template = chat_template(input.metadata());
+        let template = template.with_context(|| {
+            let model = args.model.display();
+            format!("{model}: it has no chat template, which conversations need")
+        })?;
+        let template = template.map_err(|what| {
+            anyhow::anyhow!("{}: its chat template: {what}", args.model.display())
+        })?;
+        let renderer = Renderer {
+            template: &template,
+            tokenizer: &tokenizer,
+        };
+        return conversations(args, path, &renderer);
+    }
     let (bytes, from) = match (&args.prompt, &args.file) {
         (Some(text), _) => (text.clone().into_bytes(), "the prompt".to_owned()),
         (None, Some(path)) => {
@@ -114,6 +137,36 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     if args.show_count {
         say!("Total number of tokens: {}", tokens.len())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the tokens of conversations.
+fn conversations(args: &Args, path: &Path, renderer: &Renderer<'_>) -> anyhow::Result<ExitCode> {
+    let file = || path.display().to_string();
+    let mut all = Vec::new();
+    for conversation in conversation::read(&read_text(path)?).with_context(file)? {
+        let tokens = renderer.tokens(&conversation).with_context(file)?;
+        if !args.json {
+            let ids: Vec<_> = tokens.iter().map(u32::to_string).collect();
+            match args.show_count {
+                true => say!("line {}: {} tokens", conversation.line, tokens.len())?,
+                false => say!("[{}]", ids.join(", "))?,
+            }
+            continue;
+        }
+        let turns = renderer.turns(&conversation).with_context(file)?;
+        let turns = turns.iter().map(|turns| {
+            let ranges = turns.assistant.iter();
+            let ranges = ranges.map(|range| [range.start, range.end]);
+            json!({ "ids": turns.tokens, "assistant": ranges.collect::<Vec<_>>() })
+        });
+        all.push(json!({
+            "line": conversation.line, "count": tokens.len(), "ids": tokens, "turns": turns.collect::<Vec<_>>(),
+        }));
+    }
+    if args.json {
+        say!("{}", json!(all))?;
     }
     Ok(ExitCode::SUCCESS)
 }

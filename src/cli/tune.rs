@@ -6,7 +6,9 @@ use super::terminal::Bar;
 use super::text::{beside, say};
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
+use quantier::chat::encoder::Encoder;
 use quantier::input::Source;
+use quantier::text::Kind as TextKind;
 use quantier::tune::{
     Base, Corpus, Job, Kinds, Model, Options, Outcome, Rates, Text, check, targets,
 };
@@ -40,8 +42,20 @@ pub struct Args {
     /// The quantized GGUF to tune (any shard of a split one)
     file: PathBuf,
     /// A text for training, UTF-8; repeatable
-    #[arg(short = 'f', long = "file", value_name = "TEXT", required = true)]
+    #[arg(
+        short = 'f',
+        long = "file",
+        value_name = "TEXT",
+        required_unless_present = "chat"
+    )]
     texts: Vec<PathBuf>,
+    /// A training text of conversations, JSONL: {"messages": [...], "tools": [...]}, rendered by the
+    /// model's chat template; repeatable
+    #[arg(long, value_name = "JSONL")]
+    chat: Vec<PathBuf>,
+    /// Conversations for decisions and the report; repeatable
+    #[arg(long, value_name = "JSONL")]
+    eval_chat: Vec<PathBuf>,
     /// A text for decisions and the report, in the place of a fifth of the others; repeatable
     #[arg(long, value_name = "TEXT")]
     eval: Vec<PathBuf>,
@@ -135,7 +149,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let targets = targets(files, &args.output, args.force)?;
     let inputs = [runnable(&sources[0])?, runnable(&sources[1])?];
-    let options = args.common.options();
+    let options = args.common.running.options();
     let base = open(&args.base, &inputs[0], &options)?;
     let file = open(&args.file, &inputs[1], &options)?;
     let model = |path: &Path, at: usize, engine| Model {
@@ -148,9 +162,20 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         model(&args.file, 1, &file.engine),
     ];
     check(&of_base, &of_file)?;
-    let [texts, held_out] = [&args.texts, &args.eval].map(|paths| texts(paths, args.common.chunks));
+    let both = [(&args.texts, &args.chat), (&args.eval, &args.eval_chat)];
+    let [texts, held_out] = both.map(|(plain, chats)| texts(plain, chats, args.common.chunks));
     let (texts, held_out) = (texts?, held_out?);
-    let corpus = Corpus::new(&base.tokenizer, &texts, &held_out, args.common.ctx_size)?;
+    let template = match args.chat.is_empty() && args.eval_chat.is_empty() {
+        true => None,
+        false => Some(base.chat_template()),
+    };
+    let template = template.transpose();
+    let template = template.with_context(|| args.base.display().to_string())?;
+    let encoder = Encoder {
+        tokenizer: &base.tokenizer,
+        template: template.as_ref(),
+    };
+    let corpus = Corpus::new(encoder, &texts, &held_out, args.common.ctx_size)?;
     let bar = Bar::new();
     let base = Base::new(of_base, corpus, &bar)?;
     drop(bar);
@@ -200,22 +225,25 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     report(args, &outcome)
 }
 
-fn texts(paths: &[PathBuf], chunks: Option<usize>) -> anyhow::Result<Vec<Text>> {
+fn texts(plain: &[PathBuf], chats: &[PathBuf], chunks: Option<usize>) -> anyhow::Result<Vec<Text>> {
     ensure!(
         chunks.is_none(),
         "tune takes whole texts: leave out --chunks"
     );
-    let read = |path: &PathBuf| {
+    let plain = plain.iter().map(|path| (path, TextKind::Plain));
+    let chats = chats.iter().map(|path| (path, TextKind::Conversations));
+    let read = |(path, kind): (&PathBuf, TextKind)| {
         Ok(Text {
             name: path.display().to_string(),
             content: read_text(path)?,
+            kind,
         })
     };
-    paths.iter().map(read).collect()
+    plain.chain(chats).map(read).collect()
 }
 
 fn report(args: &Args, outcome: &Outcome) -> anyhow::Result<ExitCode> {
-    if args.common.json {
+    if args.common.running.json {
         let mut report = serde_json::to_value(outcome).context("the report")?;
         report["output"] = json!(args.output);
         report["tensors_changed"] = json!(outcome.changed.len());

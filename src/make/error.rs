@@ -40,6 +40,14 @@ pub enum Error {
         /// Further advice.
         advice: &'static str,
     },
+    /// Conversations that cannot be rendered.
+    #[error("{name}: {what}")]
+    Conversations {
+        /// Name of the text.
+        name: String,
+        /// The fault.
+        what: String,
+    },
     /// A file in place of the output directory.
     #[error("{}: this is a file; name a directory (created if missing)", .0.display())]
     NoDirectory(PathBuf),

@@ -7,6 +7,7 @@ use super::outside::Outside;
 use super::texts::Used;
 use super::workdir::WorkDir;
 use super::{Error, Result, texts};
+use crate::chat::encoder::Encoder;
 use crate::format::gguf::Value;
 use crate::format::imatrix::Imatrix;
 use crate::format::snapshot::Key;
@@ -18,7 +19,6 @@ use crate::plan::frontier::Budget;
 use crate::resume::KeyBuilder;
 use crate::rounding::{InputStatistics, OutputFactor, Rounding};
 use crate::sensitivity::{self, Measure, Scores, Settings};
-use crate::tokenizer::Tokenizer;
 use std::path::PathBuf;
 
 pub(super) use crate::sensitivity::gradient_rows;
@@ -39,7 +39,7 @@ pub struct Runnable<'m> {
     /// The model.
     pub engine: &'m Engine<'m>,
     /// Its vocabulary.
-    pub tokenizer: &'m Tokenizer,
+    pub encoder: Encoder<'m>,
 }
 
 /// Resolved options for one model.
@@ -123,7 +123,7 @@ impl<'m> Job<'m> {
             Runner::None => JobEngine::None,
             Runner::Native(model) => JobEngine::Native(Model {
                 engine: model.engine,
-                texts: texts::Cut::new(model.tokenizer, texts)?,
+                texts: texts::Cut::new(model.encoder, texts)?,
             }),
             Runner::LlamaCpp(programs) => {
                 JobEngine::Outside(Box::new(Outside::new(programs, input, &options, texts)?))

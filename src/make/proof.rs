@@ -11,10 +11,11 @@ use super::stage::{Session, Stage};
 use super::texts::Used;
 use super::workdir::WorkDir;
 use crate::convert;
-use crate::evaluate;
 use crate::evaluate::measure::{Base, Measured, compare};
+use crate::evaluate::paired::sums_of_chunks;
+use crate::evaluate::score::Comparison as RowComparison;
+use crate::evaluate::sequences::Sequences;
 use crate::evaluate::statistics::Statistics;
-use crate::evaluate::windows::Windows;
 use crate::format::snapshot::Key;
 use crate::input::{Input, Source};
 use crate::model::Engine;
@@ -33,6 +34,9 @@ const TOGETHER: usize = 4;
 pub(super) struct Divergence {
     pub(super) measured: report::data::Measured,
     pub(super) rows: u64,
+    /// Sums of the divergence by chunk of the text, in nats; empty if the program does not report them.
+    #[serde(default)]
+    pub(super) chunks: Vec<f64>,
 }
 
 /// A file to measure, with the name and key of its result.
@@ -240,19 +244,19 @@ impl Meter for EngineMeter<'_> {
 
     fn measure(&self, session: &Session<'_>, subjects: &[&Subject]) -> Result<Vec<Divergence>> {
         let windows = self.model.texts.evaluation()?;
+        let sequences = Sequences::from(&windows);
         let base = Measured::new(
             "the base".into(),
             self.model.engine,
-            &windows,
+            &sequences,
             session.progress,
         )?;
         let base = Base::Model(base);
         let mut all = Vec::new();
         for group in subjects.chunks(TOGETHER) {
-            let rows = self.rows_of_group(session, &base, group, &windows)?;
+            let rows = self.rows_of_group(session, &base, group, &sequences)?;
             for (rows, subject) in rows.iter().zip(group) {
-                if let Some(statistics) = Statistics::of(&[rows]) {
-                    let divergence = divergence(&statistics);
+                if let Some(divergence) = divergence(&[rows], windows.chunks()) {
                     subject.store(session.work, &divergence)?;
                     all.push(divergence);
                 }
@@ -296,16 +300,14 @@ impl EngineMeter<'_> {
         session: &Session<'_>,
         subjects: &[&Subject],
         chunks: Range<usize>,
-    ) -> Result<Vec<Vec<evaluate::score::Comparison>>> {
-        let (windows, progress) = (
-            self.model.texts.evaluation()?.range(chunks),
-            session.progress,
-        );
-        let base = Measured::new("the base".into(), self.model.engine, &windows, progress)?;
+    ) -> Result<Vec<Vec<RowComparison>>> {
+        let windows = self.model.texts.evaluation()?.range(chunks);
+        let (sequences, progress) = (Sequences::from(&windows), session.progress);
+        let base = Measured::new("the base".into(), self.model.engine, &sequences, progress)?;
         let base = Base::Model(base);
         let mut all = Vec::new();
         for group in subjects.chunks(TOGETHER) {
-            all.extend(self.rows_of_group(session, &base, group, &windows)?);
+            all.extend(self.rows_of_group(session, &base, group, &sequences)?);
         }
         Ok(all)
     }
@@ -316,8 +318,8 @@ impl EngineMeter<'_> {
         session: &Session<'_>,
         base: &Base<'_>,
         group: &[&Subject],
-        windows: &Windows<'_>,
-    ) -> Result<Vec<Vec<evaluate::score::Comparison>>> {
+        sequences: &Sequences,
+    ) -> Result<Vec<Vec<RowComparison>>> {
         let progress = session.progress;
         let sources = group.iter().map(|subject| Source::open(&subject.path));
         let sources = sources.collect::<convert::Result<Vec<_>>>()?;
@@ -332,13 +334,20 @@ impl EngineMeter<'_> {
         let mut models = Vec::new();
         for (engine, subject) in engines.iter().zip(group) {
             let name = subject.path.display().to_string();
-            models.push(Measured::new(name, engine, windows, progress)?);
+            models.push(Measured::new(name, engine, sequences, progress)?);
         }
-        Ok(compare(base, &models, windows, None, progress)?)
+        Ok(compare(base, &models, sequences, None, progress)?)
     }
 }
 
-pub(super) fn divergence(statistics: &Statistics) -> Divergence {
+/// The divergence of a file from its rows, in parts of whole chunks. None without rows.
+pub(super) fn divergence(parts: &[&[RowComparison]], chunks: usize) -> Option<Divergence> {
+    let statistics = Statistics::of(parts)?;
+    let per_chunk = statistics.rows / chunks.max(1);
+    let sums = parts.iter().flat_map(|part| {
+        let chunks = vec![per_chunk; part.len() / per_chunk.max(1)];
+        sums_of_chunks(part, &chunks)
+    });
     let percentile = |percent: f64| {
         let spread = &statistics.kld_spread.percentiles;
         spread
@@ -355,8 +364,9 @@ pub(super) fn divergence(statistics: &Statistics) -> Divergence {
         ppl: Some(statistics.perplexity.value),
         ppl_base: Some(statistics.perplexity_base.value),
     };
-    Divergence {
+    Some(Divergence {
         measured,
         rows: statistics.rows as u64,
-    }
+        chunks: sums.collect(),
+    })
 }

@@ -3,9 +3,10 @@
 use super::allocation::{Allocation, FilePlan};
 use super::fit::{factor, fit};
 use super::job::{GENERAL_NAME, Job, JobEngine, model_name};
-use super::proof::Proven;
+use super::proof::{Divergence, Proven};
 use super::{Outcome, Result, write_text};
 use crate::arch::Catalog;
+use crate::evaluate::paired::{self, Paired};
 use crate::format::gguf::{Value, keys};
 use crate::input::Input;
 use crate::plan::frontier::Item;
@@ -200,6 +201,7 @@ fn file(file: &FilePlan) -> data::File {
         corrected: None,
         tuned: None,
         measured: None,
+        versus: Vec::new(),
         rounding: Vec::new(),
     }
 }
@@ -298,6 +300,27 @@ fn tuning(tuned: &[data::Tuned]) -> Option<data::Setting> {
     })
 }
 
+/// The paired difference between a file and a preset; none if a program measured them that reports no chunks.
+fn versus(preset: &str, [file, of_preset]: [&Divergence; 2]) -> Option<data::Versus> {
+    let chunks = file.chunks.len();
+    if chunks == 0 || chunks != of_preset.chunks.len() || file.rows != of_preset.rows {
+        return None;
+    }
+    let differences = file.chunks.iter().zip(&of_preset.chunks);
+    let differences: Vec<f64> = differences.map(|(a, b)| a - b).collect();
+    let paired = Paired::of_sums(&differences, &vec![file.rows as usize / chunks; chunks])?;
+    Some(data::Versus {
+        preset: preset.into(),
+        difference: paired.difference,
+        uncertainty: paired.uncertainty,
+        verdict: match paired.verdict {
+            paired::Verdict::First => data::Verdict::Closer,
+            paired::Verdict::Second => data::Verdict::Farther,
+            paired::Verdict::Unclear => data::Verdict::Unclear,
+        },
+    })
+}
+
 /// Adds divergences of files and presets, and fits the predictions of the files to them.
 fn measured(report: &mut data::Frontier, proven: &Proven) {
     for (preset, divergence) in &proven.presets {
@@ -314,6 +337,10 @@ fn measured(report: &mut data::Frontier, proven: &Proven) {
     });
     for (file, divergence) in report.files.iter_mut().zip(&proven.files) {
         file.measured = Some(divergence.measured.clone());
+        let presets = proven.presets.iter();
+        let versus = presets
+            .filter_map(|(preset, of_preset)| versus(preset.name(), [divergence, of_preset]));
+        file.versus = versus.collect();
     }
     for (file, tuned) in report.files.iter_mut().zip(&proven.tuned) {
         file.tuned = Some(tuned.clone());

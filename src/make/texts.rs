@@ -3,9 +3,9 @@
 
 use super::options::Texts;
 use super::{Error, Result};
+use crate::chat::encoder::Encoder;
 use crate::evaluate::windows::{self, Windows};
 use crate::text::{HELD_OUT, Text};
-use crate::tokenizer::Tokenizer;
 
 /// Advice for a held-out part that is too short.
 const OF_ITS_OWN: &str = "; it is a fifth of the calibration text: five times as many are needed there, or a separate \
@@ -78,13 +78,17 @@ pub(super) struct Cut {
 }
 
 impl Cut {
-    pub(super) fn new(tokenizer: &Tokenizer, texts: &Texts) -> Result<Cut> {
+    pub(super) fn new(encoder: Encoder<'_>, texts: &Texts) -> Result<Cut> {
+        let tokenizer = encoder.tokenizer;
         check_context(texts.context)?;
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         let cut = |which: &str, texts_of: &[Text]| -> Result<(Vec<u32>, Used)> {
             let (mut all, mut used, mut found) = (Vec::new(), Vec::new(), 0);
             for text in texts_of {
-                let tokens = tokenizer.encode(&text.content, true, false);
+                let tokens = encoder.tokens(text).map_err(|what| Error::Conversations {
+                    name: text.name.clone(),
+                    what,
+                })?;
                 found += tokens.len();
                 let whole = tokens.len() / texts.context * texts.context;
                 all.extend_from_slice(&tokens[..whole]);

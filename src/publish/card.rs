@@ -115,6 +115,10 @@ fn values(data: &Frontier, files: &[Published<'_>], facts: &Facts, imatrix: bool
             context => e.context,
             tool => clean(&e.tool),
         }),
+        findings => files.iter().filter_map(|published| {
+            let text = data.finding(published.file)?;
+            Some(context! { name => published.file.name, url => link(&published.file.name), text })
+        }).collect::<Vec<_>>(),
         dominated => dominated(data),
         calibration => calibration(data),
         remarks => facts.ollama.remarks(),

@@ -1,9 +1,10 @@
 //! Facts about a model for its card: from the user's options, otherwise from the GGUF's metadata.
 //! Missing ones are omitted, with a note that asks for them.
 
+use super::lint::lint;
 use super::modelfile::{Ollama, Template};
 use super::turns::Turns;
-use super::{chat::ChatTemplate, lint::lint};
+use crate::chat::template::{chat_template, token};
 use crate::format::gguf::{Metadata, Value, keys};
 use crate::report::numbers::clean;
 
@@ -278,32 +279,6 @@ fn license(metadata: &Metadata<'_>, details: &Details, notes: &mut Vec<String>) 
         name: own_name.map(clean),
         link: link(),
     })
-}
-
-/// Text of the token that a key refers to.
-fn token(metadata: &Metadata<'_>, key: &str) -> Option<String> {
-    let id = metadata.get(key).and_then(Value::as_u64)?;
-    let tokens = metadata
-        .get("tokenizer.ggml.tokens")
-        .and_then(Value::as_array)?;
-    let bytes = tokens.strings().nth(usize::try_from(id).ok()?)?;
-    String::from_utf8(bytes.to_vec()).ok()
-}
-
-/// The parsed chat template of a model; `None` if it has none.
-///
-/// # Errors
-/// A template that is too long or malformed, as the inner result.
-pub fn chat_template(metadata: &Metadata<'_>) -> Option<Result<ChatTemplate, String>> {
-    let source = metadata
-        .get("tokenizer.chat_template")
-        .and_then(Value::as_str)?;
-    let text = |key: &str| token(metadata, key).unwrap_or_default();
-    Some(ChatTemplate::parse(
-        source,
-        &text("tokenizer.ggml.bos_token_id"),
-        &text("tokenizer.ggml.eos_token_id"),
-    ))
 }
 
 fn ollama(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Ollama {

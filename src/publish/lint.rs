@@ -1,6 +1,6 @@
 //! Checks of a model's chat template for defects that affect users.
 
-use super::chat::{ChatTemplate, Message};
+use crate::chat::template::{ChatTemplate, Message};
 use serde_json::json;
 
 /// Findings; empty if there are none.

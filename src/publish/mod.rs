@@ -3,7 +3,7 @@
 //! ```text
 //! frontier.json   files and measurements
 //! facts           about the model, from the files' metadata and the user
-//! chat            its chat template: checked, and split into pieces for Ollama
+//! lint, turns     its chat template: checked, and split into pieces for Ollama
 //! place           a directory beside its target: models linked or copied, texts written, checksums computed
 //! card            README.md
 //! ```
@@ -11,7 +11,6 @@
 //! The directory contains no paths of the machine that made it.
 
 pub mod card;
-pub mod chat;
 pub mod facts;
 pub mod front_matter;
 pub mod go_template;

@@ -6,7 +6,7 @@
 //! of the template does not matter, and templates beyond such pieces (counting, looking into
 //! contents, changing early turns) are detected.
 
-use super::chat::{ChatTemplate, Message};
+use crate::chat::template::{ChatTemplate, Message};
 
 /// Place of the system text.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,6 +9,25 @@ pub struct Text {
     pub name: String,
     /// The whole text.
     pub content: String,
+    /// Its kind.
+    #[serde(skip_serializing_if = "Kind::is_plain")]
+    pub kind: Kind,
+}
+
+/// The kind of a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum Kind {
+    /// Plain text.
+    #[default]
+    Plain,
+    /// Conversations in JSONL, to be rendered by the model's chat template.
+    Conversations,
+}
+
+impl Kind {
+    fn is_plain(&self) -> bool {
+        *self == Kind::Plain
+    }
 }
 
 /// Suffix of the name of a held-out part.
@@ -19,6 +38,15 @@ const PARTS: usize = 40;
 const HELD_OUT_EVERY: usize = 5;
 
 impl Text {
+    /// A plain text.
+    pub fn plain(name: &str, content: String) -> Text {
+        Text {
+            name: name.into(),
+            content,
+            kind: Kind::Plain,
+        }
+    }
+
     /// The text without about a fifth of it, and that fifth, spread over the text, without a common
     /// paragraph.
     pub fn hold_out(&self) -> (Text, Text) {
@@ -26,10 +54,12 @@ impl Text {
         let kept = Text {
             name: self.name.clone(),
             content: kept,
+            kind: self.kind,
         };
         let held_out = Text {
             name: format!("{}{HELD_OUT}", self.name),
             content: held_out,
+            kind: self.kind,
         };
         (kept, held_out)
     }

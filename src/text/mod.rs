@@ -12,7 +12,7 @@
 mod held_out;
 
 pub(crate) use held_out::HELD_OUT;
-pub use held_out::Text;
+pub use held_out::{Kind, Text};
 
 /// Separator of documents in a file: a line with a form feed.
 const SEPARATOR: &str = "\n\x0c\n";

@@ -1,10 +1,10 @@
 //! The texts in chunks of tokens: for training, for decisions, for the report.
 
 use super::{Error, Result};
+use crate::chat::encoder::Encoder;
 use crate::evaluate::windows::{self, Windows};
 use crate::resume::KeyBuilder;
 pub use crate::text::Text;
-use crate::tokenizer::Tokenizer;
 use quantier_core::rng::Rng;
 use std::collections::HashSet;
 use std::ops::Range;
@@ -44,11 +44,15 @@ struct Cut {
 }
 
 impl Cut {
-    fn new(tokenizer: &Tokenizer, texts: &[Text], context: usize) -> Result<Cut> {
+    fn new(encoder: Encoder<'_>, texts: &[Text], context: usize) -> Result<Cut> {
+        let tokenizer = encoder.tokenizer;
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         let mut cut = Cut::default();
         for text in texts {
-            let tokens = tokenizer.encode(&text.content, true, false);
+            let tokens = encoder.tokens(text).map_err(|what| Error::Conversations {
+                name: text.name.clone(),
+                what,
+            })?;
             cut.tokens += tokens.len();
             let whole = tokens.len() / context.max(1) * context;
             let first = cut.chunks.len();
@@ -124,7 +128,7 @@ impl Corpus {
     /// # Errors
     /// Too few tokens, a text to hold out with passages of the training texts.
     pub fn new(
-        tokenizer: &Tokenizer,
+        encoder: Encoder<'_>,
         texts: &[Text],
         to_hold_out: &[Text],
         context: usize,
@@ -134,8 +138,8 @@ impl Corpus {
             true => (&halves.0[..], &halves.1[..]),
             false => (texts, to_hold_out),
         };
-        let trained = Cut::new(tokenizer, trained, context)?;
-        let held_out = Cut::new(tokenizer, held_out, context)?;
+        let trained = Cut::new(encoder, trained, context)?;
+        let held_out = Cut::new(encoder, held_out, context)?;
         Corpus::of_cuts(trained, held_out, !to_hold_out.is_empty(), context)
     }
 

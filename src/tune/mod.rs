@@ -115,6 +115,14 @@ pub enum Error {
         /// Tokens needed in all.
         total: usize,
     },
+    /// Conversations that cannot be rendered.
+    #[error("{name}: {what}")]
+    Conversations {
+        /// Name of the text.
+        name: String,
+        /// The fault.
+        what: String,
+    },
     /// A context too short to be run.
     #[error("{0}")]
     Context(windows::Error),

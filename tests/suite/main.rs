@@ -36,6 +36,7 @@ mod slow;
 #[cfg(unix)]
 mod split;
 mod support;
+mod tasks;
 mod tune;
 mod unusual_inputs;
 mod vocabulary;

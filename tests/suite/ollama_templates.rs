@@ -2,7 +2,7 @@
 //! with the model's template. Without Go, only the pieces are compared;
 //! `scripts/ollama-templates.sh` installs it.
 
-use quantier::publish::chat::{ChatTemplate, Message};
+use quantier::chat::template::{ChatTemplate, Message};
 use quantier::publish::go_template::go_template;
 use quantier::publish::turns::{Family, System, Turns, conversations};
 use serde_json::json;

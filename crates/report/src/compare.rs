@@ -1,6 +1,7 @@
 //! Comparison with llama.cpp's presets, and tensors ranked by nats saved per byte.
 
-use super::data::{Choice, File, Frontier, Preset, Tensor};
+use super::data::{Choice, File, Frontier, Preset, Tensor, Verdict, Versus};
+use super::numbers::{figure, shorten, top_changes};
 
 /// Tolerances for equal size: a file counts as of a preset's size if it is at most this much
 /// smaller (headers differ by that) or larger.
@@ -90,6 +91,46 @@ impl Frontier {
         let mut all: Vec<Gain> = self.tensors.iter().filter_map(Gain::of).collect();
         all.sort_by(|a, b| b.nats_per_byte.total_cmp(&a.nats_per_byte));
         all
+    }
+}
+
+impl Versus {
+    /// A phrase: `closer to the original than Q4_K_M by 0.0175 ± 0.0003 nats`.
+    pub fn phrase(&self) -> String {
+        let (value, error) = figure(self.difference.abs(), self.uncertainty);
+        let error = error.map_or(String::new(), |error| format!(" ± {error}"));
+        let preset = shorten(&self.preset, 24);
+        match self.verdict {
+            Verdict::Closer => {
+                format!("closer to the original than {preset} by {value}{error} nats")
+            }
+            Verdict::Farther => {
+                format!("farther from the original than {preset} by {value}{error} nats")
+            }
+            Verdict::Unclear => {
+                format!("indistinguishable from {preset} (a difference of {value}{error} nats)")
+            }
+        }
+    }
+}
+
+impl Frontier {
+    /// What was found about a file, in plain words: how often the most probable token differs from the original's,
+    /// and whether the file is closer to it than the presets that it is compared with. None without a measurement.
+    pub fn finding(&self, file: &File) -> Option<String> {
+        let mut text = top_changes(file.measured.as_ref()?.same_top?);
+        let comparison = self.comparison(file);
+        let presets = comparison.map(|c| [Some(c.preset), c.next]);
+        let presets = presets.into_iter().flatten().flatten();
+        let versus = presets.filter_map(|preset| {
+            let mut versus = file.versus.iter();
+            versus.find(|versus| versus.preset == preset.name)
+        });
+        let phrases: Vec<String> = versus.map(Versus::phrase).collect();
+        if !phrases.is_empty() {
+            text += &format!(" The file is {}.", phrases.join(", and "));
+        }
+        Some(text)
     }
 }
 
@@ -198,5 +239,41 @@ impl Tensor {
         self.choices
             .iter()
             .find(|choice| choice.ggml_type.eq_ignore_ascii_case(ggml_type))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::{frontier, refmodel};
+
+    #[test]
+    fn findings_have_a_verdict_for_each_preset() {
+        let mut data = frontier(&refmodel(), &[4.25]);
+        let file = data.files[0].clone();
+        let comparison = data.comparison(&file).unwrap();
+        let preset = comparison.preset.name.clone();
+        let versus = |verdict| Versus {
+            preset: preset.clone(),
+            difference: -0.0175,
+            uncertainty: Some(0.00031),
+            verdict,
+        };
+        data.files[0].versus = vec![versus(Verdict::Closer)];
+        data.files[0].measured.as_mut().unwrap().same_top = Some(0.97);
+        assert_eq!(
+            data.finding(&data.files[0]).unwrap(),
+            format!(
+                "At 3 of 100 positions, the most probable next token differs. The file is closer to the original than \
+                 {preset} by 0.01750 ± 0.00031 nats."
+            )
+        );
+        let phrase = versus(Verdict::Unclear).phrase();
+        assert!(phrase.starts_with("indistinguishable from "), "{phrase}");
+        data.files[0].versus.clear();
+        let alone = data.finding(&data.files[0]).unwrap();
+        assert!(alone.ends_with("differs."), "{alone}");
+        data.files[0].measured = None;
+        assert_eq!(data.finding(&data.files[0]), None);
     }
 }

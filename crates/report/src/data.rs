@@ -346,6 +346,32 @@ pub struct Measured {
     pub ppl_base: Option<f64>,
 }
 
+/// Which of a file and a preset is closer to the base model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The file.
+    Closer,
+    /// The preset.
+    Farther,
+    /// Neither beyond two standard errors.
+    Unclear,
+}
+
+/// The paired difference between a file and a preset, both measured on the same tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Versus {
+    /// The preset: `Q4_K_M`.
+    pub preset: String,
+    /// Mean KL divergence of the file minus that of the preset, nats.
+    pub difference: f64,
+    /// Standard error of the difference, from the means of chunks, nats; absent with few chunks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uncertainty: Option<f64>,
+    /// The verdict at two standard errors.
+    pub verdict: Verdict,
+}
+
 /// The tuning of a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tuned {
@@ -460,6 +486,9 @@ pub struct File {
     /// Measurements; absent if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
+    /// Paired differences from the measured presets; empty if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub versus: Vec<Versus>,
     /// Effect of error feedback on each tensor; empty with the reference's rounding.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rounding: Vec<Rounded>,

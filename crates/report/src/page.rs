@@ -58,6 +58,7 @@ fn values(data: &Frontier) -> Value {
         compared => comparisons.iter().any(Option::is_some),
         files => data.files.iter().zip(&comparisons).map(|(file, c)| file_row(data, file, c.as_ref())).collect::<Vec<_>>(),
         files_note => files_note(data),
+        findings => findings(data),
         presets => presets(data),
         presets_note => presets_note(data),
         maps,
@@ -214,6 +215,15 @@ pub(super) fn preset_names(comparison: &Comparison) -> String {
         .map(|preset| shorten(&preset.name, 20))
         .collect();
     names.join(" … ")
+}
+
+/// Name and finding of each measured file.
+fn findings(data: &Frontier) -> Vec<Value> {
+    let finding = |file: &File| {
+        let text = data.finding(file)?;
+        Some(context! { name => shorten(&file.name, NAME), text })
+    };
+    data.files.iter().filter_map(finding).collect()
 }
 
 fn files_note(data: &Frontier) -> String {

@@ -255,6 +255,7 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
             predicted,
             corrected: Some(1.04 * predicted.powf(0.985)),
             measured: Some(measure(predicted, 25_000.0, i as u64)),
+            versus: Vec::new(),
             tuned: None,
             rounding: Vec::new(),
         });

@@ -31,6 +31,14 @@ pub fn table(data: &Frontier) -> String {
         out.push('\n');
         write_columns(&mut out, &columns(data));
     }
+    let findings = data.files.iter().filter_map(|file| {
+        let finding = data.finding(file)?;
+        Some(format!("{}: {finding}\n", shorten(&file.name, NAME)))
+    });
+    let findings: String = findings.collect();
+    if !findings.is_empty() {
+        let _ = write!(out, "\n{findings}");
+    }
     if let Some(fit) = data.fit {
         let _ = write!(
             out,

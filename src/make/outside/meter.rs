@@ -126,6 +126,7 @@ impl LogitsMeter<'_> {
         Ok(Divergence {
             measured,
             rows: self.logits.rows,
+            chunks: Vec::new(),
         })
     }
 }

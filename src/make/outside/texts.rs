@@ -1,12 +1,12 @@
 //! The texts of a run with an outside engine. Its programs cut a text into chunks themselves; here
 //! it is only divided into parts.
 
-use super::super::Result;
 use super::super::options::{Options, Texts};
 use super::super::texts::{Used, check_context, too_short};
+use super::super::{Error, Result};
 use crate::evaluate::windows;
 use crate::input::Input;
-use crate::text::Text;
+use crate::text::{Kind, Text};
 use crate::tokenizer::Tokenizer;
 
 /// Maximum number of parts of the calibration text: each loads the model anew.
@@ -57,6 +57,14 @@ impl Prepared {
     pub(super) fn new(input: &Input<'_>, options: &Options, texts: &Texts) -> Result<Prepared> {
         let context = texts.context;
         check_context(context)?;
+        let all = || texts.calibration.iter().chain(&texts.evaluation);
+        if let Some(text) = all().find(|text| text.kind == Kind::Conversations) {
+            return Err(Error::Conversations {
+                name: text.name.clone(),
+                what: "llama.cpp's programs take plain text only; leave out --chat and --eval-chat"
+                    .into(),
+            });
+        }
         let tokenizer = Tokenizer::from_gguf(input.metadata()).ok();
         let tokens = |text: &str| match &tokenizer {
             Some(tokenizer) => tokenizer.encode(text, true, false).len(),

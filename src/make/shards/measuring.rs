@@ -2,7 +2,6 @@
 
 use super::{Cut, Result};
 use crate::evaluate::score::Comparison;
-use crate::evaluate::statistics::Statistics;
 use crate::format::part::{Part, Writer};
 use crate::format::snapshot::{Key, Packer, Unpacker};
 use crate::make::cost::Cost;
@@ -95,8 +94,8 @@ impl Cut for Measuring<'_, '_> {
             });
             let rows = rows.collect::<crate::format::Result<Vec<_>>>()?;
             let rows: Vec<_> = rows.iter().map(Vec::as_slice).collect();
-            if let Some(statistics) = Statistics::of(&rows) {
-                subject.store(session.work, &divergence(&statistics))?;
+            if let Some(divergence) = divergence(&rows, self.chunks()) {
+                subject.store(session.work, &divergence)?;
             }
         }
         Ok(())

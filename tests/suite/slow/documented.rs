@@ -61,11 +61,13 @@ const NOT_RUN: [(&str, &str); 6] = [
 ];
 
 /// Sizes for a page's model, and the replacements for the small one.
-const SIZES: [(&str, &str); 4] = [
+const SIZES: [(&str, &str); 6] = [
     ("quantier tune ", "quantier tune --steps 5 -c 64 "),
     ("--tune ", "--tune --tune-steps 5 -c 64 "),
     ("--size 2.2GiB", "--size 2MiB"),
     ("--size 400MiB", "--size 2MiB"),
+    ("-c 32768", "-c 64"),
+    ("--ctx-size 32768", "--ctx-size 64"),
 ];
 
 /// Defaults that keep `make` small: seconds instead of minutes.
@@ -187,17 +189,15 @@ impl Place {
         // Long enough for the 200 chunks and a few more that are split over machines.
         let twice = calibration.repeat(2);
         fs::write(at("small/long.txt"), first(&twice, twice.len() / 6 * 5)).unwrap();
+        const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}\n{% endfor %}";
         let model = models::shortened(1).set("general.description", Value::str("small"));
+        let model = model.set("tokenizer.chat_template", Value::str(TEMPLATE));
         model.write(&at("small/model.gguf"));
         succeeds(
             dir.path(),
             "split small/model.gguf small/model --split-max-tensors 4",
         );
-        fs::write(
-            at("small/template.jinja"),
-            "{% for m in messages %}{{ m.content }}\n{% endfor %}",
-        )
-        .unwrap();
+        fs::write(at("small/template.jinja"), TEMPLATE).unwrap();
         for preset in ["Q4_K_M", "Q6_K"] {
             succeeds(
                 dir.path(),
@@ -247,6 +247,7 @@ impl Place {
         fs::create_dir(here.join("tmp")).unwrap();
         let small = |name: &str| self.dir.path().join("small").join(name);
         let model = || small("model.gguf");
+        let of_repository = |name: &str| root().join("testdata").join(name);
         let text = if page.contains("imatrix") {
             "long.txt"
         } else {
@@ -269,6 +270,18 @@ impl Place {
             ("calibration.txt", small(text)),
             ("held-out.txt", small("evaluation.txt")),
             ("wiki.txt", small("evaluation.txt")),
+            ("book.txt", small("evaluation.txt")),
+            ("chats.jsonl", of_repository("texts/conversations.jsonl")),
+            (
+                "hellaswag_val_full.txt",
+                of_repository("tasks/hellaswag.txt"),
+            ),
+            ("winogrande.csv", of_repository("tasks/winogrande.csv")),
+            (
+                "arc-challenge-validation.bin",
+                of_repository("tasks/multiple-choice.bin"),
+            ),
+            ("model-Q3_K_M.gguf", small("Q4_K_M.gguf")),
             ("code.txt", small("calibration.txt")),
             ("template.jinja", small("template.jinja")),
             ("model-F16.gguf", model()),

@@ -69,7 +69,15 @@ fn files_are_measured_and_refined() {
     assert_eq!(ggufs(&out).len(), 4, "{:?}", listing(&out));
     // The next run starts from this result.
     let again = make(dir.path(), &wish);
-    assert_eq!(again["files"], second["files"]);
+    // Its files are compared with the presets next to them, not next to those of the plan.
+    let files = |report: &serde_json::Value| -> Vec<serde_json::Value> {
+        let mut files = report["files"].as_array().unwrap().clone();
+        for file in &mut files {
+            file.as_object_mut().unwrap().remove("versus");
+        }
+        files
+    };
+    assert_eq!(files(&again), files(&second));
     let stages = again["stages"].as_array().unwrap();
     assert!(
         stages.iter().all(|s| s["name"] != "corrected files"),

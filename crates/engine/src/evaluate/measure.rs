@@ -1,13 +1,14 @@
-//! Measurement of models on a text: scores all scored rows of logits of every chunk, on the
+//! Measurement of models on sequences: scores all scored rows of logits of every sequence, on the
 //! engine's threads.
 //!
 //! ```text
-//! Measured::new    runs the layers over all chunks; keeps the activations of the scored rows
-//! nll, compare     one sweep over the chunks: logits of a few rows at a time are computed,
+//! Measured::new    runs the layers over all sequences; keeps the activations of the scored rows
+//! nll, compare     one sweep over the sequences: logits of a few rows at a time are computed,
 //!                  scored and discarded; those of the base once for all compared models
 //! ```
 
 use super::score::{self, Comparison, Distribution};
+use super::sequences::{Sequence, Sequences};
 use super::windows::Windows;
 use crate::model::{self, Engine, Head, Hidden, LOGIT_ROWS, Rows};
 use quantier_core::progress::{Progress, Unit};
@@ -64,7 +65,7 @@ pub enum Error {
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A model with the activations of its layers on the text.
+/// A model with the activations of its layers on the sequences.
 pub struct Measured<'e> {
     name: String,
     engine: &'e Engine<'e>,
@@ -79,7 +80,7 @@ pub enum Base<'e> {
     Stored {
         /// Name of the file in messages.
         name: String,
-        /// The file; its first chunks are those of the windows.
+        /// The file; its first chunks are the sequences.
         logits: &'e Logits,
     },
 }
@@ -88,21 +89,21 @@ pub enum Base<'e> {
 pub type Save<'s> = Option<&'s mut stored::Writer>;
 
 impl<'e> Measured<'e> {
-    /// Runs all layers of a model over all chunks. `name` identifies it in errors.
+    /// Runs all layers of a model over all sequences. `name` identifies it in errors.
     ///
     /// # Errors
-    /// Errors of [`Engine::run`], with the model's name.
+    /// Errors of [`Engine::run_each`], with the model's name.
     pub fn new(
         name: String,
         engine: &'e Engine<'e>,
-        windows: &Windows<'_>,
+        sequences: &Sequences,
         progress: &dyn Progress,
     ) -> Result<Measured<'e>> {
-        let chunks: Vec<_> = (0..windows.chunks())
-            .map(|chunk| windows.input(chunk))
-            .collect();
-        let first = windows.first_scored();
-        match engine.run(&chunks, first..first + windows.scored(), None, progress) {
+        let all = sequences.all().iter();
+        let (chunks, keep): (Vec<_>, Vec<_>) = all
+            .map(|sequence| (sequence.tokens().to_vec(), sequence.span()))
+            .unzip();
+        match engine.run_each(&chunks, &keep, None, progress) {
             Ok(hidden) => Ok(Measured {
                 name,
                 engine,
@@ -139,12 +140,16 @@ struct Output<'m> {
 }
 
 impl Output<'_> {
-    /// The stored activations of a chunk's scored rows.
-    fn rows(&self, chunk: usize) -> Result<Rows> {
-        self.measured
-            .hidden
-            .rows_of(chunk)
-            .map_err(|e| self.measured.failed(e))
+    /// The stored activations of a sequence's scored rows.
+    fn rows(&self, chunk: usize, sequence: &Sequence) -> Result<Rows> {
+        let span = self.measured.hidden.rows_of(chunk);
+        let span = span.map_err(|e| self.measured.failed(e))?;
+        let (targets, first) = (sequence.targets(), sequence.span().start as u32);
+        if targets.len() == span.len() {
+            return Ok(span);
+        }
+        let rows: Vec<u32> = targets.iter().map(|t| t.position - first).collect();
+        Ok(span.select(&rows))
     }
 
     /// Logits of a range of rows: `[rows * n_vocab]`.
@@ -173,30 +178,30 @@ impl Output<'_> {
     }
 }
 
-/// The -ln p of all scored tokens, in nats, chunk by chunk.
+/// The -ln p of all scored tokens, in nats, by row.
 ///
 /// # Errors
 /// Logits that are not finite, a label outside the vocabulary, a logits file that cannot be
 /// written, cancellation.
 pub fn nll(
     measured: &Measured<'_>,
-    windows: &Windows<'_>,
+    sequences: &Sequences,
     save: Save<'_>,
     progress: &dyn Progress,
 ) -> Result<Vec<f64>> {
     let output = measured.head()?;
-    let saving = save.is_some().then(|| shape(measured.engine, windows));
+    let saving = save.as_ref().map(|writer| writer.row_bytes());
     let mut sweep = Sweep {
-        windows,
+        sequences,
         engine: measured.engine,
         save,
         progress,
     };
-    progress.begin(windows.chunks() as u64, Unit::Steps);
-    let mut all = Vec::with_capacity(windows.chunks() * windows.scored());
+    progress.begin(sequences.all().len() as u64, Unit::Steps);
+    let mut all = Vec::with_capacity(sequences.rows());
     sweep.run(
-        |chunk| {
-            let (rows, labels) = (output.rows(chunk)?, windows.labels(chunk));
+        |chunk, sequence| {
+            let (rows, targets) = (output.rows(chunk, sequence)?, sequence.targets());
             let block = |range: Range<usize>| -> Result<(Vec<f64>, Vec<u8>)> {
                 let logits = output.logits(&rows, chunk, &range)?;
                 let n_vocab = logits.len() / range.len();
@@ -204,12 +209,12 @@ pub fn nll(
                 for (row, logits) in range.zip(logits.chunks_exact(n_vocab)) {
                     let at = |error| output.bad(chunk, row, error);
                     let distribution = Distribution::of_logits(logits).map_err(at)?;
-                    nll.push(distribution.nll(labels[row]).map_err(at)?);
+                    nll.push(distribution.nll(targets[row].label).map_err(at)?);
                     encode(&distribution, saving, &mut saved);
                 }
                 Ok((nll, saved))
             };
-            let blocks: Result<Vec<_>> = blocks(windows.scored()).map(block).collect();
+            let blocks: Result<Vec<_>> = blocks(targets.len()).map(block).collect();
             let (nll, saved): (Vec<_>, Vec<_>) = blocks?.into_iter().unzip();
             Ok((nll.concat(), saved.concat()))
         },
@@ -219,7 +224,7 @@ pub fn nll(
 }
 
 /// Compares every scored row of some models with the same row of their base. Results by model, then
-/// by chunk.
+/// by row.
 ///
 /// Output matrices stay widened for as many models as the first one's `max_memory` allows, at least
 /// one; the base's logits are computed once for all of these. `save` applies to a base that is a
@@ -231,7 +236,7 @@ pub fn nll(
 pub fn compare(
     base: &Base<'_>,
     models: &[Measured<'_>],
-    windows: &Windows<'_>,
+    sequences: &Sequences,
     mut save: Save<'_>,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<Comparison>>> {
@@ -244,10 +249,10 @@ pub fn compare(
     };
     let group = group_size(&base, models);
     progress.begin(
-        (windows.chunks() * models.len().div_ceil(group)) as u64,
+        (sequences.all().len() * models.len().div_ceil(group)) as u64,
         Unit::Steps,
     );
-    let mut all = vec![Vec::with_capacity(windows.chunks() * windows.scored()); models.len()];
+    let mut all = vec![Vec::with_capacity(sequences.rows()); models.len()];
     for (models, all) in models.chunks(group).zip(all.chunks_mut(group)) {
         let outputs = models
             .iter()
@@ -255,18 +260,18 @@ pub fn compare(
             .collect::<Result<Vec<_>>>()?;
         // The base's rows are the same for every group; the first group saves them.
         let save = save.take();
-        let saving = match (&base, save.is_some()) {
-            (BaseRows::Model(output), true) => Some(shape(output.measured.engine, windows)),
+        let saving = match (&base, &save) {
+            (BaseRows::Model(_), Some(writer)) => Some(writer.row_bytes()),
             _ => None,
         };
         let mut sweep = Sweep {
-            windows,
+            sequences,
             engine: first.engine,
             save,
             progress,
         };
         sweep.run(
-            |chunk| compare_chunk(&base, &outputs, windows, saving, chunk),
+            |chunk, sequence| compare_chunk(&base, &outputs, chunk, sequence, saving),
             |found| {
                 all.iter_mut()
                     .zip(found)
@@ -283,24 +288,24 @@ enum BaseRows<'m> {
     Stored(&'m str, &'m Logits),
 }
 
-/// Results of a chunk: comparisons by model, and the base's encoded rows if they are saved.
+/// Results of a sequence: comparisons by model, and the base's encoded rows if they are saved.
 type Compared = (Vec<Vec<Comparison>>, Vec<u8>);
 
 fn compare_chunk(
     base: &BaseRows<'_>,
     outputs: &[Output<'_>],
-    windows: &Windows<'_>,
-    saving: Option<Shape>,
     chunk: usize,
+    sequence: &Sequence,
+    saving: Option<usize>,
 ) -> Result<Compared> {
-    let labels = windows.labels(chunk);
+    let targets = sequence.targets();
     let base = match base {
-        BaseRows::Model(output) => BaseChunk::Model(output, output.rows(chunk)?),
+        BaseRows::Model(output) => BaseChunk::Model(output, output.rows(chunk, sequence)?),
         BaseRows::Stored(name, logits) => BaseChunk::Stored(name, logits),
     };
     let hidden = outputs
         .iter()
-        .map(|output| output.rows(chunk))
+        .map(|output| output.rows(chunk, sequence))
         .collect::<Result<Vec<_>>>()?;
     let block = |range: Range<usize>| -> Result<Compared> {
         let values = base.values(chunk, &range)?;
@@ -314,9 +319,9 @@ fn compare_chunk(
             let rows = range
                 .clone()
                 .zip(logits.chunks_exact(logits.len() / range.len()));
-            let compare = |((row, logits), base)| {
+            let compare = |((row, logits), base): ((usize, &[f32]), &Distribution<'_>)| {
                 Distribution::of_logits(logits)
-                    .and_then(|found| score::compare(base, &found, labels[row]))
+                    .and_then(|found| score::compare(base, &found, targets[row].label))
                     .map_err(|error| output.bad(chunk, row, error))
             };
             rows.zip(&base_rows).map(compare).collect()
@@ -330,9 +335,9 @@ fn compare_chunk(
             saved,
         ))
     };
-    let mut all = vec![Vec::with_capacity(windows.scored()); outputs.len()];
+    let mut all = vec![Vec::with_capacity(targets.len()); outputs.len()];
     let mut saved = Vec::new();
-    for (found, rows) in blocks(windows.scored())
+    for (found, rows) in blocks(targets.len())
         .map(block)
         .collect::<Result<Vec<_>>>()?
     {
@@ -424,10 +429,11 @@ pub fn shape(engine: &Engine<'_>, windows: &Windows<'_>) -> Shape {
     }
 }
 
-fn encode(row: &Distribution<'_>, saving: Option<Shape>, out: &mut Vec<u8>) {
-    let Some(shape) = saving else { return };
+/// Appends an encoded row of `saving` bytes, if rows are saved.
+fn encode(row: &Distribution<'_>, saving: Option<usize>, out: &mut Vec<u8>) {
+    let Some(bytes) = saving else { return };
     let start = out.len();
-    out.resize(start + shape.row_bytes(), 0);
+    out.resize(start + bytes, 0);
     stored::encode(row.values(), row.log_z(), &mut out[start..]);
 }
 
@@ -437,30 +443,32 @@ fn blocks(rows: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
     (0..rows.div_ceil(LOGIT_ROWS)).into_par_iter().map(block)
 }
 
-/// A loop over all chunks, in parallel batches, with ordered results.
+/// A loop over all sequences, in parallel batches, with ordered results.
 struct Sweep<'s> {
-    windows: &'s Windows<'s>,
+    sequences: &'s Sequences,
     engine: &'s Engine<'s>,
     save: Save<'s>,
     progress: &'s dyn Progress,
 }
 
 impl Sweep<'_> {
-    /// Calls `one` with every chunk on the engine's threads, and `done` with each result in order.
+    /// Calls `one` with every sequence on the engine's threads, and `done` with each result in order.
     fn run<T: Send>(
         &mut self,
-        one: impl Fn(usize) -> Result<(T, Vec<u8>)> + Sync,
+        one: impl Fn(usize, &Sequence) -> Result<(T, Vec<u8>)> + Sync,
         mut done: impl FnMut(T),
     ) -> Result<()> {
-        let (chunks, pool) = (self.windows.chunks(), self.engine.pool());
+        let (all, pool) = (self.sequences.all(), self.engine.pool());
+        let chunks = all.len();
         self.progress.at("logits");
         for start in (0..chunks).step_by(pool.current_num_threads().max(1)) {
             if self.progress.cancelled() {
                 return Err(Error::Cancelled);
             }
             let batch = start..(start + pool.current_num_threads()).min(chunks);
-            // Of several errors, that of the first chunk is returned.
-            let found: Vec<Result<_>> = pool.install(|| batch.into_par_iter().map(&one).collect());
+            // Of several errors, that of the first sequence is returned.
+            let one = |chunk: usize| one(chunk, &all[chunk]);
+            let found: Vec<Result<_>> = pool.install(|| batch.into_par_iter().map(one).collect());
             for found in found {
                 let (found, saved) = found?;
                 if let Some(writer) = &mut self.save {

@@ -1,8 +1,8 @@
 //! Paired differences: which of two models is closer to the base, on the same rows.
 //!
 //! Tokens differ more from each other than models do, so that the difference row by row is far surer
-//! than both means are. Rows of one chunk depend on each other: the standard error is that of the means
-//! of chunks.
+//! than both means are. Rows of one chunk (or conversation) depend on each other: the standard error is that of the
+//! sums of chunks.
 
 use super::score::Comparison;
 use serde::Serialize;
@@ -29,7 +29,7 @@ pub enum Verdict {
 pub struct Paired {
     /// First minus second, in nats.
     pub difference: f64,
-    /// Its standard error; None with fewer than 8 chunks.
+    /// Its standard error; None with fewer than 8 chunks with rows.
     pub uncertainty: Option<f64>,
     /// The verdict at two standard errors.
     pub verdict: Verdict,
@@ -38,27 +38,47 @@ pub struct Paired {
 }
 
 impl Paired {
-    /// From both models' rows, the same positions in the same order, in chunks of `per_chunk` rows. None
-    /// without a whole chunk.
+    /// From both models' rows, the same positions in the same order. `chunks` are the numbers of rows that
+    /// depend on each other, in order. None without rows.
     ///
     /// # Panics
     /// If the numbers of rows differ.
-    pub fn of(first: &[Comparison], second: &[Comparison], per_chunk: usize) -> Option<Paired> {
+    pub fn of(first: &[Comparison], second: &[Comparison], chunks: &[usize]) -> Option<Paired> {
         assert_eq!(first.len(), second.len(), "rows of the same positions");
-        let per_chunk = per_chunk.max(1);
-        let differences = first.iter().zip(second).map(|(a, b)| a.kld - b.kld);
-        let differences: Vec<f64> = differences.collect();
-        let chunks = differences.chunks_exact(per_chunk);
-        let means: Vec<f64> = chunks
-            .map(|chunk| chunk.iter().sum::<f64>() / per_chunk as f64)
-            .collect();
-        if means.is_empty() {
+        assert_eq!(
+            first.len(),
+            chunks.iter().sum::<usize>(),
+            "rows of all chunks"
+        );
+        let [first, second] = [first, second].map(|rows| sums_of_chunks(rows, chunks));
+        let differences = first.iter().zip(&second).map(|(a, b)| a - b);
+        Paired::of_sums(&differences.collect::<Vec<_>>(), chunks)
+    }
+
+    /// From the differences of both models' sums of KL divergences by chunk, in nats, and the numbers of rows of the
+    /// chunks. None without rows.
+    ///
+    /// # Panics
+    /// If the numbers of chunks differ.
+    pub fn of_sums(differences: &[f64], chunks: &[usize]) -> Option<Paired> {
+        assert_eq!(differences.len(), chunks.len(), "sums of all chunks");
+        let rows = chunks.iter().sum::<usize>() as f64;
+        if rows == 0.0 {
             return None;
         }
-        let n = means.len() as f64;
-        let difference = means.iter().sum::<f64>() / n;
-        let squares: f64 = means.iter().map(|x| (x - difference).powi(2)).sum();
-        let uncertainty = (means.len() >= FEWEST).then(|| (squares / (n - 1.0) / n).sqrt());
+        let difference = differences.iter().sum::<f64>() / rows;
+        // A chunk's deviation from the mean; chunks may differ in length (the ratio estimator of cluster samples:
+        // Cochran 1977, section 11.2).
+        let both = differences
+            .iter()
+            .zip(chunks)
+            .filter(|(_, rows)| **rows > 0);
+        let deviations = both.map(|(sum, rows)| sum - *rows as f64 * difference);
+        let deviations: Vec<f64> = deviations.collect();
+        let n = deviations.len() as f64;
+        let squares: f64 = deviations.iter().map(|x| x.powi(2)).sum();
+        let uncertainty =
+            (deviations.len() >= FEWEST).then(|| (squares * n / (n - 1.0)).sqrt() / rows);
         let is_sure = uncertainty.is_some_and(|error| difference.abs() > SURE * error);
         let verdict = match is_sure {
             true if difference < 0.0 => Verdict::First,
@@ -70,7 +90,7 @@ impl Paired {
             .filter(|_| !is_sure && difference != 0.0)
             .map(|error| {
                 let times = (SURE * error / difference).powi(2);
-                (times * differences.len() as f64).ceil().min(1e15) as u64
+                (times * rows).ceil().min(1e15) as u64
             });
         Some(Paired {
             difference,
@@ -79,6 +99,20 @@ impl Paired {
             rows_needed: needed,
         })
     }
+}
+
+/// Sums of the KL divergence of consecutive chunks, in nats.
+///
+/// # Panics
+/// If the chunks exceed the rows.
+pub fn sums_of_chunks(rows: &[Comparison], chunks: &[usize]) -> Vec<f64> {
+    let mut rest = rows;
+    let sum = |rows_of: &usize| {
+        let (chunk, behind) = rest.split_at(*rows_of);
+        rest = behind;
+        chunk.iter().map(|row| row.kld).sum()
+    };
+    chunks.iter().map(sum).collect()
 }
 
 #[cfg(test)]
@@ -113,9 +147,13 @@ mod tests {
         both
     }
 
+    fn chunks_of(rows: usize) -> Vec<usize> {
+        vec![PER_CHUNK; rows / PER_CHUNK]
+    }
+
     fn paired(chunks: usize, difference: f64, seed: u64) -> Paired {
         let [first, second] = rows(chunks, difference, seed);
-        Paired::of(&first, &second, PER_CHUNK).unwrap()
+        Paired::of(&first, &second, &chunks_of(first.len())).unwrap()
     }
 
     /// The standard error is that of resampled chunks, and several times that of independent rows.
@@ -123,7 +161,7 @@ mod tests {
     fn standard_errors_match_the_bootstrap() {
         const CHUNKS: usize = 100;
         let [first, second] = rows(CHUNKS, 0.0, 3);
-        let found = Paired::of(&first, &second, PER_CHUNK).unwrap();
+        let found = Paired::of(&first, &second, &chunks_of(first.len())).unwrap();
         let differences: Vec<f64> = first
             .iter()
             .zip(&second)
@@ -181,8 +219,8 @@ mod tests {
         let few = paired(4, 0.5, 1);
         assert_eq!((few.verdict, few.uncertainty), (Verdict::Unclear, None));
         let [first, _] = rows(1, 0.0, 1);
-        assert_eq!(Paired::of(&first[..5], &first[..5], PER_CHUNK), None);
-        let same = Paired::of(&first, &first, 2).unwrap();
+        assert_eq!(Paired::of(&[], &[], &[]), None);
+        let same = Paired::of(&first, &first, &[2; PER_CHUNK / 2]).unwrap();
         assert_eq!((same.difference, same.rows_needed), (0.0, None));
     }
 }

@@ -17,6 +17,9 @@ const DELTA_P_PERCENTILES: [f64; 11] = [
     99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0, 1.0, 0.1,
 ];
 
+/// Fraction of the rows at each end that the trimmed mean leaves out, and of the tail.
+const TAIL: f64 = 0.01;
+
 /// A figure and its standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Figure {
@@ -46,7 +49,7 @@ impl Figure {
 
 /// Mean and its standard error, sqrt(variance / (n - 1)) with the population variance, in two
 /// passes.
-fn mean(values: impl Iterator<Item = f64> + Clone) -> Figure {
+pub(crate) fn mean(values: impl Iterator<Item = f64> + Clone) -> Figure {
     let (mut n, mut sum) = (0_usize, 0.0);
     values.clone().for_each(|x| (n, sum) = (n + 1, sum + x));
     let value = sum / n as f64;
@@ -65,6 +68,21 @@ fn percentile(sorted: &[f64], percent: f64) -> f64 {
     (1.0 - part) * sorted[i] + part * next
 }
 
+/// Mean of sorted values without [`TAIL`] of them at each end.
+fn trimmed_mean(sorted: &[f64]) -> f64 {
+    let tail = (TAIL * sorted.len() as f64) as usize;
+    let middle = &sorted[tail..sorted.len() - tail];
+    middle.iter().sum::<f64>() / middle.len() as f64
+}
+
+/// Share of the sum of sorted values that the largest [`TAIL`] of them have, at least one. None of a sum of 0.
+fn tail_share(sorted: &[f64]) -> Option<f64> {
+    let tail = ((TAIL * sorted.len() as f64) as usize).max(1);
+    let sum: f64 = sorted.iter().sum();
+    let of_tail: f64 = sorted[sorted.len() - tail..].iter().sum();
+    (sum > 0.0).then(|| of_tail / sum)
+}
+
 /// Distribution of values.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Spread {
@@ -76,13 +94,17 @@ pub struct Spread {
     pub minimum: f64,
 }
 
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted
+}
+
 impl Spread {
-    fn of(values: impl Iterator<Item = f64>, percents: &[f64]) -> Spread {
-        let mut sorted: Vec<f64> = values.collect();
-        sorted.sort_unstable_by(f64::total_cmp);
+    fn of(sorted: &[f64], percents: &[f64]) -> Spread {
         let percentiles = percents
             .iter()
-            .map(|&percent| (percent, percentile(&sorted, percent)))
+            .map(|&percent| (percent, percentile(sorted, percent)))
             .collect();
         Spread {
             maximum: sorted[sorted.len() - 1],
@@ -151,6 +173,10 @@ pub struct Statistics {
     pub kld: Figure,
     /// Distribution of the KL divergence, in nats.
     pub kld_spread: Spread,
+    /// Mean KL divergence without the highest and the lowest 1% of the rows, in nats.
+    pub kld_trimmed: f64,
+    /// Share of the mean that the 1% of the rows with the largest KL divergence contribute; None if it is 0.
+    pub kld_tail_share: Option<f64>,
     /// Mean change of the next token's probability, as a fraction.
     pub delta_p: Figure,
     /// Distribution of delta p.
@@ -192,6 +218,8 @@ impl Statistics {
         };
         let square = mean(all.clone().map(|c| c.delta_p.powi(2)));
         let rms = square.value.sqrt();
+        let klds = sorted(all.clone().map(|c| c.kld));
+        let delta_ps = sorted(all.clone().map(|c| c.delta_p));
         let same = all.clone().filter(|c| c.same_top).count() as f64 / rows as f64;
         Some(Statistics {
             rows,
@@ -205,9 +233,11 @@ impl Statistics {
                 uncertainty: both.map(spread),
             },
             kld: mean(all.clone().map(|c| c.kld)),
-            kld_spread: Spread::of(all.clone().map(|c| c.kld), &KLD_PERCENTILES),
-            delta_p: mean(all.clone().map(|c| c.delta_p)),
-            delta_p_spread: Spread::of(all.map(|c| c.delta_p), &DELTA_P_PERCENTILES),
+            kld_spread: Spread::of(&klds, &KLD_PERCENTILES),
+            kld_trimmed: trimmed_mean(&klds),
+            kld_tail_share: tail_share(&klds),
+            delta_p: mean(all.map(|c| c.delta_p)),
+            delta_p_spread: Spread::of(&delta_ps, &DELTA_P_PERCENTILES),
             delta_p_rms: Figure {
                 value: rms,
                 uncertainty: square
@@ -254,6 +284,18 @@ impl fmt::Display for Statistics {
         writeln!(f, "\n====== KL divergence statistics ======")?;
         writeln!(f, "Mean    KLD: {}", self.kld)?;
         self.kld_spread.render(f, "KLD", 1.0, "")?;
+        writeln!(
+            f,
+            "Trimmed KLD: {:>10.6} (without 1% of the rows at each end)",
+            self.kld_trimmed
+        )?;
+        if let Some(share) = self.kld_tail_share {
+            writeln!(
+                f,
+                "Tail    KLD: {:>9.2} % of the mean comes from 1% of the rows",
+                100.0 * share
+            )?;
+        }
         writeln!(f, "\n====== Token probability statistics ======")?;
         writeln!(f, "Mean    Δp: {} %", self.delta_p.times(100.0))?;
         self.delta_p_spread.render(f, "Δp", 100.0, " %")?;
@@ -306,12 +348,25 @@ mod tests {
         near(s.kld.value, 1.375);
         near(s.kld_spread.percentiles[4].1, 1.375);
         near(s.kld_spread.percentiles[3].1, 0.9 * 11.0 / 4.0);
+        near(s.kld_trimmed, 1.375);
+        near(s.kld_tail_share.unwrap(), 11.0 / 66.0);
         near(s.delta_p_rms.value, (1.46_f64 / 12.0).sqrt());
         near(s.same_top.value, 0.75);
         near(
             s.same_top.uncertainty.unwrap(),
             (0.75_f64 * 0.25 / 11.0).sqrt(),
         );
+    }
+
+    #[test]
+    fn trimmed_means_ignore_few_outliers() {
+        let mut values: Vec<f64> = vec![1.0; 200];
+        values[0] = 0.0;
+        values[1] = 0.5;
+        values[198..].copy_from_slice(&[300.0, 500.0]);
+        assert_eq!(trimmed_mean(&values), 1.0);
+        assert_eq!(tail_share(&values), Some(800.0 / 996.5));
+        assert_eq!(tail_share(&[0.0, 0.0]), None);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! A model's chat template, rendered as in Transformers: Jinja with trimmed blocks and Python's
-//! methods.
+//! methods and notation of values.
 
+use super::python;
+use crate::format::gguf::{Metadata, Value as Stored};
 use minijinja::{Environment, Error, ErrorKind, Value};
 use serde::Serialize;
 
@@ -35,6 +37,10 @@ impl Message {
 /// A parsed chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// True if it reads the arguments of function calls as objects rather than as JSON text.
+    pub(super) takes_objects: bool,
+    /// True if it renders system messages.
+    pub(super) takes_system: bool,
     /// True if it marks the assistant's text (`{% generation %}`), which is not standard Jinja.
     pub marks_generation: bool,
     bos: String,
@@ -42,6 +48,21 @@ pub struct ChatTemplate {
 }
 
 const NAME: &str = "chat";
+
+/// Variables of a rendering, beside the tokens.
+#[derive(Serialize)]
+pub(super) struct Variables<'v, M: Serialize> {
+    pub(super) messages: &'v [M],
+    /// Function descriptions in OpenAI's format.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tools: Option<&'v serde_json::Value>,
+    /// True for the prompt of a further answer.
+    #[serde(rename = "add_generation_prompt")]
+    pub(super) generate: bool,
+    /// Further variables of the template's own.
+    #[serde(flatten)]
+    pub(super) own: Option<&'v serde_json::Map<String, serde_json::Value>>,
+}
 
 impl ChatTemplate {
     /// Parses a template. `{% generation %}` and `{% endgeneration %}` are removed, as they do not
@@ -66,15 +87,59 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |what: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, what))
         });
+        python::extend(&mut environment);
         environment
             .add_template_owned(NAME, source)
             .map_err(|error| one_line(&error))?;
-        Ok(ChatTemplate {
+        let mut template = ChatTemplate {
             environment,
+            takes_objects: false,
+            takes_system: false,
             marks_generation,
             bos: bos.into(),
             eos: eos.into(),
-        })
+        };
+        template.takes_objects = template.reads_arguments();
+        template.takes_system = template.reads_system();
+        Ok(template)
+    }
+
+    /// True if a system message renders with its text.
+    fn reads_system(&self) -> bool {
+        /// A text that no template contains.
+        const SYSTEM: &str = "QzSysQ";
+        let messages = [Message::new("system", SYSTEM), Message::new("user", "a")];
+        let text = self.render(&messages, false);
+        text.is_ok_and(|text| text.contains(SYSTEM))
+    }
+
+    /// True if a function call with an argument in an object renders with that argument.
+    fn reads_arguments(&self) -> bool {
+        /// A value that no template contains.
+        const ARGUMENT: &str = "QzArgQ";
+        let function = serde_json::json!({ "name": "f", "arguments": { "x": ARGUMENT } });
+        let call =
+            serde_json::json!({ "id": "call00001", "type": "function", "function": function });
+        let messages = [
+            serde_json::json!({ "role": "user", "content": "a" }),
+            serde_json::json!({ "role": "assistant", "content": "", "tool_calls": [call] }),
+            serde_json::json!({ "role": "tool", "content": "b", "name": "f", "tool_call_id": "call00001" }),
+            serde_json::json!({ "role": "assistant", "content": "c" }),
+            serde_json::json!({ "role": "user", "content": "d" }),
+        ];
+        let parameters =
+            serde_json::json!({ "type": "object", "properties": { "x": { "type": "string" } } });
+        let function =
+            serde_json::json!({ "name": "f", "description": "f", "parameters": parameters });
+        let tools = serde_json::json!([{ "type": "function", "function": function }]);
+        let variables = Variables {
+            messages: &messages,
+            tools: Some(&tools),
+            generate: false,
+            own: None,
+        };
+        self.text(&variables)
+            .is_ok_and(|text| text.contains(ARGUMENT))
     }
 
     /// The prompt of a conversation; with `generate`, up to the beginning of the assistant's turn.
@@ -107,19 +172,65 @@ impl ChatTemplate {
         tools: Option<&serde_json::Value>,
         generate: bool,
     ) -> Result<String, String> {
+        self.text(&Variables {
+            messages,
+            tools,
+            generate,
+            own: None,
+        })
+    }
+
+    /// The text of a conversation.
+    ///
+    /// # Errors
+    /// A conversation that the template rejects or cannot render, with the template's line.
+    pub(super) fn text<M: Serialize>(
+        &self,
+        variables: &Variables<'_, M>,
+    ) -> Result<String, String> {
         let template = self
             .environment
             .get_template(NAME)
             .map_err(|error| one_line(&error))?;
-        let values = minijinja::context! {
-            messages => messages,
+        // The tokens come first, so that a conversation's own variables replace them.
+        let tokens = minijinja::context! {
             bos_token => self.bos,
             eos_token => self.eos,
-            add_generation_prompt => generate,
-            ..tools.map_or_else(|| minijinja::context! {}, |tools| minijinja::context! { tools => tools })
         };
+        let values = minijinja::context! { ..Value::from_serialize(variables), ..tokens };
         template.render(values).map_err(|error| one_line(&error))
     }
+
+    /// The BOS and EOS tokens as text.
+    pub(super) fn ends(&self) -> [&str; 2] {
+        [&self.bos, &self.eos]
+    }
+}
+
+/// Text of the token that a key refers to.
+pub(crate) fn token(metadata: &Metadata<'_>, key: &str) -> Option<String> {
+    let id = metadata.get(key).and_then(Stored::as_u64)?;
+    let tokens = metadata
+        .get("tokenizer.ggml.tokens")
+        .and_then(Stored::as_array)?;
+    let bytes = tokens.strings().nth(usize::try_from(id).ok()?)?;
+    String::from_utf8(bytes.to_vec()).ok()
+}
+
+/// The parsed chat template of a model; `None` if it has none.
+///
+/// # Errors
+/// A template that is too long or malformed, as the inner result.
+pub fn chat_template(metadata: &Metadata<'_>) -> Option<Result<ChatTemplate, String>> {
+    let source = metadata
+        .get("tokenizer.chat_template")
+        .and_then(Stored::as_str)?;
+    let text = |key: &str| token(metadata, key).unwrap_or_default();
+    Some(ChatTemplate::parse(
+        source,
+        &text("tokenizer.ggml.bos_token_id"),
+        &text("tokenizer.ggml.eos_token_id"),
+    ))
 }
 
 /// The error on one line.
