@@ -156,7 +156,11 @@ fn make_rounds_with_feedback() {
     );
     assert!(fed.files[0].bytes.abs_diff(plain.files[0].bytes) < plain.files[0].bytes / 50);
     assert!(fed.files[0].rounding.len() > 40 && plain.files[0].rounding.is_empty());
-    assert_eq!(again.files[0], fed.files[0]);
+    // The second run measures further presets, beside the second file.
+    let mut first = again.files[0].clone();
+    assert!(first.versus.starts_with(&fed.files[0].versus));
+    first.versus.truncate(fed.files[0].versus.len());
+    assert_eq!(first, fed.files[0]);
     let size = |of: &Frontier| {
         fs::metadata(dir.join("fed").join(&of.files[0].name))
             .unwrap()
