@@ -10,12 +10,13 @@ QUANTIER        the program (default: target/release/quantier, built first)
 QUANTIER_TEXTS  the conversations (default: testdata/texts/conversations.jsonl)
 """
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from program import built
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -69,11 +70,7 @@ def ours(program, model, line, work):
 
 
 def main():
-    program = os.environ.get("QUANTIER")
-    if program is None:
-        output("cargo", "build", "--release", "--quiet", "--bin", "quantier")
-        target = json.loads(output("cargo", "metadata", "--format-version", "1", "--no-deps"))["target_directory"]
-        program = f"{target}/release/quantier"
+    program = built()
     texts = Path(os.environ.get("QUANTIER_TEXTS", ROOT / "testdata/texts/conversations.jsonl"))
     lines = texts.read_text().splitlines()
     binaries, source = (Path(output(HERE / "reference.sh", *more).strip()) for more in ([], ["--source"]))

@@ -12,12 +12,13 @@ QUANTIER  the program (default: target/release/quantier, built first)
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from program import built
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -62,11 +63,7 @@ def scores_blank(program, model, work):
 
 
 def main():
-    program = os.environ.get("QUANTIER")
-    if program is None:
-        output("cargo", "build", "--release", "--quiet", "--bin", "quantier")
-        target = json.loads(output("cargo", "metadata", "--format-version", "1", "--no-deps"))["target_directory"]
-        program = f"{target}/release/quantier"
+    program = built()
     perplexity = Path(output(HERE / "reference.sh").strip().splitlines()[-1]) / "llama-perplexity"
     differ = False
     with tempfile.TemporaryDirectory() as work:

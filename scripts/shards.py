@@ -110,8 +110,8 @@ class Mounts:
                 sys.exit("the mounts failed")
             time.sleep(0.1)
         # Kinds of outages to come, by the number of processes before them.
-        self.outages = {random.randint(2, 12): kind for kind in outages}
-        self.begun, self.lock = 0, threading.Lock()
+        self.outages = dict(zip(random.sample(range(2, 13), len(outages)), outages))
+        self.begun, self.lock, self.one_outage = 0, threading.Lock(), threading.Lock()
 
     def prefix(self):
         """The start of a command that sees a mount in the place of `out`; an outage may begin with it."""
@@ -124,10 +124,11 @@ class Mounts:
         return ["unshare", "--mount", "sh", "-ec", 'mount --bind "$1" "$2"; shift 2; exec "$@"', "sh", str(mount), str(self.out)]
 
     def fail(self, kind):
-        print(f"{self.out.parent.name}: the mounts {kind} for {self.seconds:.0f} s", flush=True)
-        self.switch.write_text(kind)
-        time.sleep(self.seconds)
-        self.switch.unlink()
+        with self.one_outage:
+            print(f"{self.out.parent.name}: the mounts {kind} for {self.seconds:.0f} s", flush=True)
+            self.switch.write_text(kind)
+            time.sleep(self.seconds)
+            self.switch.unlink()
 
     def end(self):
         for mount in self.mounts:
@@ -147,14 +148,29 @@ class Runner:
     def prefix(self):
         return self.mounts.prefix() if self.mounts else self.namespaces
 
-    def run(self, arguments):
-        """Runs a command, again while the mounts fail."""
+    def run(self, arguments, cwd=ROOT, is_killable=False):
+        """Runs a command; again if it was killed, or while the mounts fail."""
         while True:
-            done = subprocess.run([*self.prefix(), PROGRAM, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL,
-                                  stderr=subprocess.PIPE, text=True)
-            if not done.returncode:
-                return
-            self.refused(arguments, done.returncode, done.stderr)
+            doomed, start = is_killable and self.take_kill(), time.monotonic()
+            process = subprocess.Popen([*self.prefix(), PROGRAM, *arguments], cwd=cwd, stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.PIPE, text=True)
+            try:
+                error = process.communicate(timeout=random.uniform(0.0, self.seconds) if doomed else None)[1]
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                continue
+            if doomed:
+                # It ended before its time.
+                with self.lock:
+                    self.killed -= 1
+            if not process.returncode:
+                return time.monotonic() - start
+            self.refused(arguments, process.returncode, error)
+
+    def shard(self, stage, number):
+        seconds = self.run(["shard", str(self.out), stage, str(number)], cwd="/", is_killable=True)
+        self.seconds = max(0.5, seconds)
 
     def refused(self, arguments, code, error):
         """A failed command: only an outage may be the cause. Waits for its end."""
@@ -171,28 +187,6 @@ class Runner:
                 self.killed += 1
                 return True
             return False
-
-    def shard(self, stage, number):
-        arguments = ["shard", str(self.out), stage, str(number)]
-        while True:
-            command = [*self.prefix(), PROGRAM, *arguments]
-            doomed, start = self.take_kill(), time.monotonic()
-            process = subprocess.Popen(command, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            try:
-                error = process.communicate(timeout=random.uniform(0.0, self.seconds) if doomed else None)[1]
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.communicate()
-                continue
-            if doomed:
-                # It ended before its time.
-                with self.lock:
-                    self.killed -= 1
-            if process.returncode:
-                self.refused(arguments, process.returncode, error.decode())
-                continue
-            self.seconds = max(0.5, time.monotonic() - start)
-            return
 
 
 def in_shards(out, arguments, options, mounts):

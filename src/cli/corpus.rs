@@ -245,7 +245,7 @@ impl Corpus {
 
 /// Refuses chunks that are longer than the model's context.
 fn check_context(model: &Opened<'_>, request: &Request<'_>) -> anyhow::Result<()> {
-    match exceeded(model, request.n_ctx, request) {
+    match model.exceeded(request.n_ctx, request.force_context) {
         None => Ok(()),
         Some(context) => bail!(
             "chunks of {} tokens exceed the model's context of {context}; choose shorter ones (-c), or force it with \
@@ -253,12 +253,6 @@ fn check_context(model: &Opened<'_>, request: &Request<'_>) -> anyhow::Result<()
             request.n_ctx
         ),
     }
-}
-
-/// The model's context, if it is shorter than this and not forced.
-fn exceeded(model: &Opened<'_>, tokens: usize, request: &Request<'_>) -> Option<u64> {
-    let context = model.context().filter(|_| !request.force_context)?;
-    (tokens as u64 > context).then_some(context)
 }
 
 impl Chats<'_> {
@@ -280,7 +274,7 @@ impl Chats<'_> {
         for conversation in conversations.iter().take(used) {
             for sequence in self.sequences(&renderer, conversation).with_context(file)? {
                 let length = sequence.tokens().len();
-                if let Some(context) = exceeded(model, length, request) {
+                if let Some(context) = model.exceeded(length, request.force_context) {
                     bail!(
                         "{}: line {}: the conversation has {length} tokens, more than the model's context of {context}; \
                          shorten it, or force it with --force-context",

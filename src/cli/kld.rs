@@ -1,7 +1,7 @@
 //! `quantier kld`.
 
 use super::corpus::{Corpus, LogitsFile, Request};
-use super::measure::{Common, Opened, Scored, open, runnable, source};
+use super::measure::{Common, Opened, Scored, open_all, runnables, sources};
 use super::messages::warning;
 use super::terminal::Bar;
 use super::text::say;
@@ -71,22 +71,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if logits.is_none() && args.models.len() < 2 {
         wrong_usage("kld", "name at least one model to compare with the base");
     }
-    // Open and check all models before running the first.
-    let sources = args
-        .models
-        .iter()
-        .map(|path| source(path))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let inputs = sources
-        .iter()
-        .map(runnable)
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let opened = args
-        .models
-        .iter()
-        .zip(&inputs)
-        .map(|(path, input)| open(path, input, &args.common.running.options()));
-    let mut opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
+    let sources = sources(&args.models)?;
+    let inputs = runnables(&sources)?;
+    let mut opened = open_all(&args.models, &inputs, &args.common.running.options())?;
     let template = args.scored.template(&opened[0]);
     let template = template.with_context(|| args.models[0].display().to_string())?;
     let request = Request {

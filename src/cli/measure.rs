@@ -149,14 +149,41 @@ pub fn runnable(source: &Source) -> anyhow::Result<Input<'_>> {
     Ok(input)
 }
 
+/// The files of some models.
+pub fn sources(paths: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
+    paths.iter().map(|path| source(path)).collect()
+}
+
+/// The models of opened files, for running.
+pub fn runnables(sources: &[Source]) -> anyhow::Result<Vec<Input<'_>>> {
+    sources.iter().map(runnable).collect()
+}
+
+/// Opens some models, so that none is run before all are checked.
+pub fn open_all<'a>(
+    paths: &[PathBuf],
+    inputs: &'a [Input<'a>],
+    options: &Options,
+) -> anyhow::Result<Vec<Opened<'a>>> {
+    let both = paths.iter().zip(inputs);
+    both.map(|(path, input)| open(path, input, options))
+        .collect()
+}
+
 impl Opened<'_> {
+    /// The model's context, if it is shorter than this number of tokens and `forced` is false.
+    pub fn exceeded(&self, tokens: usize, forced: bool) -> Option<u64> {
+        let context = self.context().filter(|_| !forced)?;
+        (tokens as u64 > context).then_some(context)
+    }
+
     /// The BOS token for every chunk, if the vocabulary has one.
     pub fn chunk_bos(&self) -> Option<u32> {
         self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
     }
 
     /// The context length of training, in tokens, if the model names one.
-    pub fn context(&self) -> Option<u64> {
+    fn context(&self) -> Option<u64> {
         let metadata = self.input.metadata();
         let architecture = metadata.get(keys::ARCHITECTURE).and_then(Value::as_str)?;
         let context = metadata.get(&format!("{architecture}.context_length"));

@@ -1,11 +1,11 @@
 //! `quantier tasks`.
 
-use super::measure::{Opened, Running, open, runnable, source};
+use super::measure::{Opened, Running, open_all, runnables, sources};
 use super::messages::note;
 use super::terminal::Bar;
 use super::text::say;
 use super::wrong_usage;
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use quantier_engine::evaluate::measure::{self, Base, Measured};
 use quantier_engine::evaluate::sequences::{Sequence, Sequences};
 use quantier_engine::evaluate::tasks::{Accuracy, Answer, Choices, Flips};
@@ -77,18 +77,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "name a file of tasks: --hellaswag, --winogrande or --multiple-choice",
         );
     }
-    let sources = args.models.iter().map(|path| source(path));
-    let sources = sources.collect::<anyhow::Result<Vec<_>>>()?;
-    let inputs = sources
-        .iter()
-        .map(runnable)
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let opened = args
-        .models
-        .iter()
-        .zip(&inputs)
-        .map(|(path, input)| open(path, input, &args.running.options()));
-    let opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
+    let sources = sources(&args.models)?;
+    let inputs = runnables(&sources)?;
+    let opened = open_all(&args.models, &inputs, &args.running.options())?;
     let groups = read(args, &opened[0])?;
     for (path, other) in args.models.iter().zip(&opened).skip(1) {
         check(other, &opened[0], &groups).with_context(|| path.display().to_string())?;
@@ -154,10 +145,9 @@ fn sequences(args: &Args, model: &Opened<'_>, groups: &[Group<'_>]) -> anyhow::R
             let choices_of = choices.sequences();
             let sequences = choices_of.map_err(|what| anyhow::anyhow!("{}: {what}", place()))?;
             let longest = sequences.iter().map(|one| one.tokens().len()).max();
-            let context = model.context().filter(|_| !args.force_context);
-            if let (Some(longest), Some(context)) = (longest, context) {
-                ensure!(
-                    longest as u64 <= context,
+            let longest = longest.unwrap_or(0);
+            if let Some(context) = model.exceeded(longest, args.force_context) {
+                bail!(
                     "{}: the task has {longest} tokens, more than the model's context of {context}; leave it out, or force it \
                      with --force-context",
                     place()

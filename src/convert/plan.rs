@@ -3,7 +3,7 @@
 use super::general::{General, ParameterCount, naming::fill_template};
 use super::outputs::{self, Conversion, Fault, Outputs};
 use super::weights::Weights;
-use super::{Checkpoint, Error, Job, Result, Source, fields, head, range, repack};
+use super::{Checkpoint, Error, Job, OutType, Result, Source, fields, head, range, repack};
 use crate::arch::{Architecture, Config, Keys, Nextn};
 use crate::format::gguf::{
     self, Array, DEFAULT_ALIGNMENT, Endian, Entries, Layout, Metadata, QUANTIZATION_VERSION, Shape,
@@ -409,6 +409,27 @@ fn dropped_template(dir: &Path, vocabulary: &Entries) -> Option<String> {
              adds it"
         )
     })
+}
+
+/// Refuses options of models, and some `more`, in a conversion of something else; `why` follows the option's
+/// name. All must be at their defaults.
+pub(super) fn check_defaults(job: &Job, more: &[(bool, &str)], why: &str) -> Result<()> {
+    let is_ternary = matches!(job.out_type, OutType::Tq1_0 | OutType::Tq2_0);
+    let of_models = [
+        (job.vocab_only, "--vocab-only"),
+        (job.no_tensor_first_split, "--no-tensor-first-split"),
+        (job.split_max_tensors > 0, "--split-max-tensors"),
+        (job.split_max_size > 0, "--split-max-size"),
+        (job.nextn == Nextn::Alone, "--mtp"),
+        (job.nextn == Nextn::LeftOut, "--no-nextn"),
+        (job.fp8_as_q8, "--fp8-as-q8"),
+    ];
+    let ternary = [(is_ternary, "--outtype tq1_0 or tq2_0")];
+    let mut options = of_models.iter().chain(more).chain(&ternary);
+    match options.find(|(is_given, _)| *is_given) {
+        Some((_, option)) => Err(Error::impossible(format!("{option} {why}; leave it out"))),
+        None => Ok(()),
+    }
 }
 
 /// Rejects types that convert_hf_to_gguf.py writes in the wrong byte order: it swaps the bytes of

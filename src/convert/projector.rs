@@ -2,8 +2,8 @@
 
 use super::general::{General, ParameterCount};
 use super::outputs::{self, Conversion, Fault, Outputs};
-use super::plan::{check_endian, output};
-use super::{Checkpoint, Error, Job, OutType, Plan, Result, range};
+use super::plan::{check_defaults, check_endian, output};
+use super::{Checkpoint, Error, Job, Plan, Result, range};
 use crate::arch::{Keys, Nextn};
 use crate::format::gguf::{Entries, Metadata, QUANTIZATION_VERSION, Value, keys};
 
@@ -17,7 +17,8 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// [`Error::Impossible`] with all reasons at once.
     pub fn of_projector(checkpoint: &'a Checkpoint, job: &Job) -> Result<Plan<'a>> {
-        check_job(job)?;
+        let why = "is for text models, and --mmproj writes the projector";
+        check_defaults(job, &[], why)?;
         let in_config = |what| crate::format::Error::Bad {
             path: checkpoint.config_path(),
             what,
@@ -80,26 +81,5 @@ impl<'a> Plan<'a> {
             threads: job.threads,
             too_large: range::Seen::default(),
         })
-    }
-}
-
-/// Refuses options that are for text models.
-fn check_job(job: &Job) -> Result<()> {
-    let is_ternary = matches!(job.out_type, OutType::Tq1_0 | OutType::Tq2_0);
-    let options = [
-        (job.vocab_only, "--vocab-only"),
-        (job.no_tensor_first_split, "--no-tensor-first-split"),
-        (job.split_max_tensors > 0, "--split-max-tensors"),
-        (job.split_max_size > 0, "--split-max-size"),
-        (job.nextn == Nextn::Alone, "--mtp"),
-        (job.nextn == Nextn::LeftOut, "--no-nextn"),
-        (job.fp8_as_q8, "--fp8-as-q8"),
-        (is_ternary, "--outtype tq1_0 or tq2_0"),
-    ];
-    match options.iter().find(|(is_given, _)| *is_given) {
-        Some((_, option)) => Err(Error::impossible(format!(
-            "{option} is for text models, and --mmproj writes the projector; leave it out"
-        ))),
-        None => Ok(()),
     }
 }

@@ -5,8 +5,8 @@ use super::{Based, Weights};
 use crate::arch::{Architecture, Nextn};
 use crate::convert::general::{General, ParameterCount};
 use crate::convert::outputs::Fault;
-use crate::convert::plan::{PlannedTensor, check_endian, output};
-use crate::convert::{Error, Job, OutType, Plan, Result, range};
+use crate::convert::plan::{PlannedTensor, check_defaults, check_endian, output};
+use crate::convert::{Error, Job, Plan, Result, range};
 use crate::format::gguf::{Array, Entries, Metadata, QUANTIZATION_VERSION, Value, ValueType, keys};
 use crate::format::safetensors::Dtype;
 
@@ -20,7 +20,14 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// [`Error::Impossible`] with all reasons at once.
     pub fn of_adapter(based: &'a Based, job: &Job) -> Result<Plan<'a>> {
-        check_job(job)?;
+        check_defaults(
+            job,
+            &[
+                (job.widen, "--widen"),
+                (job.pre != Job::default().pre, "--pre"),
+            ],
+            "is for models, and this is a LoRA adapter",
+        )?;
         let checkpoint = &based.checkpoint;
         let in_config = |what| crate::format::Error::Bad {
             path: checkpoint.config_path(),
@@ -68,30 +75,6 @@ impl<'a> Plan<'a> {
             threads: job.threads,
             too_large: range::Seen::default(),
         })
-    }
-}
-
-/// Refuses options that are for models.
-fn check_job(job: &Job) -> Result<()> {
-    let defaults = Job::default();
-    let is_ternary = matches!(job.out_type, OutType::Tq1_0 | OutType::Tq2_0);
-    let options = [
-        (job.vocab_only, "--vocab-only"),
-        (job.no_tensor_first_split, "--no-tensor-first-split"),
-        (job.split_max_tensors > 0, "--split-max-tensors"),
-        (job.split_max_size > 0, "--split-max-size"),
-        (job.nextn == Nextn::Alone, "--mtp"),
-        (job.nextn == Nextn::LeftOut, "--no-nextn"),
-        (job.fp8_as_q8, "--fp8-as-q8"),
-        (job.widen, "--widen"),
-        (job.pre != defaults.pre, "--pre"),
-        (is_ternary, "--outtype tq1_0 or tq2_0"),
-    ];
-    match options.iter().find(|(is_given, _)| *is_given) {
-        Some((_, option)) => Err(Error::impossible(format!(
-            "{option} is for models, and this is a LoRA adapter; leave it out"
-        ))),
-        None => Ok(()),
     }
 }
 

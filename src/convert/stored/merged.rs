@@ -10,7 +10,7 @@
 
 use super::{Fault, Raw};
 use crate::convert::checkpoint::Source;
-use crate::convert::numbers::{rounding, widen};
+use crate::convert::numbers::rounding;
 use crate::format::map::Map;
 use crate::format::safetensors::Dtype;
 use std::ops::Range;
@@ -138,9 +138,7 @@ impl Merged {
         elements: Range<u64>,
         out: &mut [f32],
     ) -> Result<(), Fault> {
-        let width = self.weights.dtype.bytes();
-        let bytes = elements.start as usize * width..elements.end as usize * width;
-        widen(self.weights.dtype, &self.weights.bytes(maps)[bytes], out);
+        self.weights.read(maps, elements.clone(), out);
         if let (Some(update), false) = (&self.update, elements.is_empty()) {
             self.add(update, maps, elements, out);
         }

@@ -235,11 +235,16 @@ impl Raw {
 
     /// Some numbers, by index.
     fn numbers(&self, maps: &[Map], elements: Range<u64>) -> Vec<f32> {
-        let width = self.dtype.bytes();
         let mut numbers = vec![0.0; (elements.end - elements.start) as usize];
-        let bytes = elements.start as usize * width..elements.end as usize * width;
-        widen(self.dtype, &self.bytes(maps)[bytes], &mut numbers);
+        self.read(maps, elements, &mut numbers);
         numbers
+    }
+
+    /// Reads some numbers into `out`.
+    fn read(&self, maps: &[Map], elements: Range<u64>, out: &mut [f32]) {
+        let width = self.dtype.bytes();
+        let bytes = elements.start as usize * width..elements.end as usize * width;
+        widen(self.dtype, &self.bytes(maps)[bytes], out);
     }
 
     /// A number by index.

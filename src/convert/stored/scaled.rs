@@ -5,7 +5,6 @@
 //! ```
 
 use super::{Fault, Raw, Sign, check_scale};
-use crate::convert::numbers::widen;
 use crate::format::map::Map;
 use crate::format::safetensors::Dtype;
 use std::ops::Range;
@@ -115,9 +114,7 @@ impl Scaled {
         elements: Range<u64>,
         out: &mut [f32],
     ) -> Result<(), Fault> {
-        let width = self.codes.dtype.bytes();
-        let bytes = elements.start as usize * width..elements.end as usize * width;
-        widen(self.codes.dtype, &self.codes.bytes(maps)[bytes], out);
+        self.codes.read(maps, elements.clone(), out);
         let sign = match self.codes.dtype {
             Dtype::I8 => Sign::Any,
             _ => Sign::Positive,

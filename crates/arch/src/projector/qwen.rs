@@ -20,7 +20,7 @@ pub(super) static QWEN2_VL: Projector = Projector {
             &[Parameter::ConstantStr("projector_type", "qwen2vl_merger")],
             &[Parameter::Computed(outer_epsilon)],
         ],
-        tensors: &[PATCHES, SPLIT_ATTENTION, PLAIN_NETWORK, MERGER],
+        tensors: &[PATCHES, BLOCK, SPLIT_ATTENTION, PLAIN_NETWORK, MERGER],
         ..EMPTY
     },
     name: of_visual,
@@ -38,7 +38,7 @@ pub(super) static QWEN2_5_VL: Projector = Projector {
                 Parameter::Computed(outer_epsilon),
             ],
         ],
-        tensors: &[PATCHES, SPLIT_ATTENTION, GATED_NETWORK, MERGER],
+        tensors: &[PATCHES, BLOCK, SPLIT_ATTENTION, GATED_NETWORK, MERGER],
         ..EMPTY
     },
     name: of_visual,
@@ -65,6 +65,7 @@ pub(super) static QWEN3_VL: Projector = Projector {
         tensors: &[
             PATCHES,
             POSITIONS,
+            BLOCK,
             FUSED_ATTENTION,
             NAMED_NETWORK,
             NAMED_MERGER,
@@ -213,18 +214,8 @@ const POSITIONS: &[Recipe] = &[Recipe::with(
     &[Cast(GgmlType::F32)],
 )];
 
-const SPLIT_ATTENTION: &[Recipe] = &[
-    Recipe::new(
-        &[Input::new(
-            "visual.blocks.{}.attn.qkv",
-            &[THREE_HIDDEN, Hidden],
-        )],
-        &[
-            Output::new("v.blk.{}.attn_q", &[Op::part(0, &[Hidden, Hidden, Any], 0)]),
-            Output::new("v.blk.{}.attn_k", &[Op::part(0, &[Hidden, Hidden, Any], 1)]),
-            Output::new("v.blk.{}.attn_v", &[Op::part(0, &[Hidden, Hidden, Any], 2)]),
-        ],
-    ),
+/// Of every block, whatever its queries, keys and values are.
+const BLOCK: &[Recipe] = &[
     block!(
         "visual.blocks.{}.",
         "attn.proj",
@@ -235,22 +226,24 @@ const SPLIT_ATTENTION: &[Recipe] = &[
     block!("visual.blocks.{}.", "norm2", "ln2", &[Hidden]),
 ];
 
-const FUSED_ATTENTION: &[Recipe] = &[
-    block!(
-        "visual.blocks.{}.",
-        "attn.qkv",
-        "attn_qkv",
-        &[THREE_HIDDEN, Hidden]
-    ),
-    block!(
-        "visual.blocks.{}.",
-        "attn.proj",
-        "attn_out",
-        &[Hidden, Hidden]
-    ),
-    block!("visual.blocks.{}.", "norm1", "ln1", &[Hidden]),
-    block!("visual.blocks.{}.", "norm2", "ln2", &[Hidden]),
-];
+const SPLIT_ATTENTION: &[Recipe] = &[Recipe::new(
+    &[Input::new(
+        "visual.blocks.{}.attn.qkv",
+        &[THREE_HIDDEN, Hidden],
+    )],
+    &[
+        Output::new("v.blk.{}.attn_q", &[Op::part(0, &[Hidden, Hidden, Any], 0)]),
+        Output::new("v.blk.{}.attn_k", &[Op::part(0, &[Hidden, Hidden, Any], 1)]),
+        Output::new("v.blk.{}.attn_v", &[Op::part(0, &[Hidden, Hidden, Any], 2)]),
+    ],
+)];
+
+const FUSED_ATTENTION: &[Recipe] = &[block!(
+    "visual.blocks.{}.",
+    "attn.qkv",
+    "attn_qkv",
+    &[THREE_HIDDEN, Hidden]
+)];
 
 const PLAIN_NETWORK: &[Recipe] = &[
     block!("visual.blocks.{}.", "mlp.fc1", "ffn_up", &[Any, Hidden]),
