@@ -4,12 +4,19 @@
 use super::elementwise::{add, soft_cap};
 use crate::model::rows::Rows;
 use quantier_blocks::vector::{LANES, exp, sum, vectorized};
-use quantier_round::matrix::{View, multiply};
+use quantier_round::matrix::{View, add_product, multiply};
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Queries per block. Keys after the block's last query are never read.
 const BLOCK: usize = 64;
+/// Rows of a block's scores: fewer queries are taken where more heads share their keys.
+const ROWS: usize = 192;
+const LEAST_QUERIES: usize = 16;
+/// Keys per tile of scores, which then fit a core's cache. Over more keys, maxima and sums run (Milakov and
+/// Gimelshein 2018; Dao et al. 2022).
+const TILE: usize = 512;
 /// Keys per word of a mask.
 const BITS: usize = u64::BITS as usize;
 
@@ -140,57 +147,113 @@ impl Heads {
 
 impl Scores {
     /// Outputs of all heads, side by side: `[positions, heads * value_length]`. `split` is the
-    /// number of threads for the heads.
+    /// number of threads.
     pub(crate) fn attend(&self, all: &Heads, split: usize) -> Rows {
         let (heads, positions, value_length) = (all.heads, all.value.len(), all.value_length());
-        let mut mixed = vec![0.0f32; heads * positions * value_length];
-        let attend = |(head, out): (usize, &mut [f32])| self.attend_head(all.head(head), out);
-        let each = positions * value_length;
+        let group = heads / all.kv_heads;
+        let queries = (ROWS / group).clamp(LEAST_QUERIES, BLOCK);
+        let blocks = positions.div_ceil(queries);
+        // By key head, block, head and query.
+        let each = group * queries * value_length;
+        let mut mixed = vec![0.0f32; all.kv_heads * blocks * each];
+        let place = |at: usize| {
+            let first = at % blocks * queries;
+            (at / blocks, first..(first + queries).min(positions))
+        };
+        let attend = |(at, out): (usize, &mut [f32])| {
+            let (shared, queries) = place(at);
+            self.attend_block(all, shared, queries, out);
+        };
         match split > 1 {
             true => mixed.par_chunks_mut(each).enumerate().for_each(attend),
             false => mixed.chunks_mut(each).enumerate().for_each(attend),
         }
-        let mut out = Rows::zeros(positions, heads * value_length);
-        for (head, mixed) in mixed.chunks_exact(each).enumerate() {
-            for (place, mixed) in out.iter_mut().zip(mixed.chunks_exact(value_length)) {
-                place[head * value_length..][..value_length].copy_from_slice(mixed);
+        let width = heads * value_length;
+        let mut out = Rows::zeros(positions, width);
+        for (at, mixed) in mixed.chunks_exact(each).enumerate() {
+            let (shared, queries) = place(at);
+            for (head, mixed) in mixed
+                .chunks_exact(queries.len() * value_length)
+                .take(group)
+                .enumerate()
+            {
+                let column = (shared * group + head) * value_length;
+                for (query, mixed) in queries.clone().zip(mixed.chunks_exact(value_length)) {
+                    out.numbers_mut()[query * width + column..][..value_length]
+                        .copy_from_slice(mixed);
+                }
             }
         }
         out
     }
 
-    /// Output of one head: `[positions, value_length]`.
-    fn attend_head(&self, head: Head<'_>, out: &mut [f32]) {
-        let Head {
-            query, key, value, ..
-        } = head;
-        let positions = query.rows();
+    /// Adds to `out` the outputs of some queries of all heads that share a key head:
+    /// `[heads, queries, value_length]`.
+    fn attend_block(&self, all: &Heads, shared: usize, block: Range<usize>, out: &mut [f32]) {
+        let group = all.heads / all.kv_heads;
+        let heads = shared * group..(shared + 1) * group;
+        let Head { key, value, .. } = all.head(heads.start);
         let value_length = value.columns();
-        let mut scores = vec![0.0f32; BLOCK.min(positions) * positions];
-        for first in (0..positions).step_by(BLOCK) {
-            let end = (first + BLOCK).min(positions);
-            // All keys visible to any query of the block.
-            let keys = self.seen(first).start..end;
-            let (rows, columns) = (end - first, keys.len());
+        let length = key.columns();
+        let mut queries = Vec::with_capacity(group * block.len() * length);
+        for head in heads.clone() {
+            let of_head = head * all.value.len();
+            let places = (of_head + block.start) * length..(of_head + block.end) * length;
+            queries.extend_from_slice(&all.query.numbers()[places]);
+        }
+        let rows = group * block.len();
+        let queries = View::new(&queries, rows, length, length);
+        let row = |at: usize| {
+            (
+                heads.start + at / block.len(),
+                block.start + at % block.len(),
+            )
+        };
+        // All keys visible to any query of the block.
+        let keys = self.seen(block.start).start..block.end;
+        let mut scores = vec![0.0f32; rows * keys.len().min(TILE)];
+        let sums = (0..rows).map(|at| Running::new(self.sink(row(at).0)));
+        let mut sums: Vec<Running> = sums.collect();
+        for start in keys.clone().step_by(TILE) {
+            let tile = start..(start + TILE).min(keys.end);
+            let columns = tile.len();
             let scores = &mut scores[..rows * columns];
             multiply(
-                query.range(first..end),
-                key.range(keys.clone()).transposed(),
+                queries,
+                key.range(tile.clone()).transposed(),
                 scores,
                 columns,
                 1,
             );
-            for (query, row) in (first..end).zip(scores.chunks_exact_mut(columns)) {
-                self.probabilities(&head, query, keys.start, row);
+            let outputs = out.chunks_exact_mut(value_length);
+            let places = scores.chunks_exact_mut(columns).zip(outputs).zip(&mut sums);
+            for (at, ((scores, out), sum)) in places.enumerate() {
+                let (head, query) = row(at);
+                let seen = self.logits(all.unseen.as_ref(), [head, query], &tile, scores);
+                match tile == keys {
+                    true => vectorized(
+                        #[inline(always)]
+                        || softmax_in_place(seen, self.sink(head)),
+                    ),
+                    false => vectorized(
+                        #[inline(always)]
+                        || sum.add(seen, out),
+                    ),
+                }
             }
-            let out = &mut out[first * value_length..];
-            multiply(
+            add_product(
                 View::new(scores, rows, columns, columns),
-                value.range(keys),
+                value.range(tile),
                 out,
                 value_length,
                 1,
             );
+        }
+        if keys.len() > TILE {
+            for (out, sum) in out.chunks_exact_mut(value_length).zip(&sums) {
+                let scale = (1.0 / sum.sum) as f32;
+                out.iter_mut().for_each(|x| *x *= scale);
+            }
         }
     }
 
@@ -228,7 +291,7 @@ impl Scores {
         gradients
     }
 
-    fn seen(&self, query: usize) -> std::ops::Range<usize> {
+    fn seen(&self, query: usize) -> Range<usize> {
         let first = self.window.map_or(0, |window| match self.is_chunked {
             true => query - query % window,
             false => (query + 1).saturating_sub(window),
@@ -236,38 +299,90 @@ impl Scores {
         first..query + 1
     }
 
-    /// Turns a query's scores of the keys from `first` on into probabilities.
-    fn probabilities(&self, head: &Head<'_>, query: usize, first: usize, row: &mut [f32]) {
-        let keys = self.seen(query);
-        let seen = keys.start - first..keys.end - first;
-        row[..seen.start].fill(0.0);
-        row[seen.end..].fill(0.0);
-        let row = &mut row[seen];
-        if let Some(unseen) = head.unseen {
-            let places = row.iter_mut().zip(keys);
+    /// Turns a query's scores of some keys into probabilities.
+    fn probabilities(&self, head: &Head<'_>, query: usize, keys: &Range<usize>, row: &mut [f32]) {
+        let seen = self.logits(head.unseen, [head.number, query], keys, row);
+        vectorized(
+            #[inline(always)]
+            || softmax_in_place(seen, self.sink(head.number)),
+        );
+    }
+
+    /// Turns a query's scores of some keys into those of the softmax: scale, cap, penalty, mask. Returns those of the
+    /// visible keys; all others become zero.
+    fn logits<'r>(
+        &self,
+        unseen: Option<&Unseen>,
+        [head, query]: [usize; 2],
+        keys: &Range<usize>,
+        row: &'r mut [f32],
+    ) -> &'r mut [f32] {
+        let seen = self.seen(query);
+        let start = seen.start.clamp(keys.start, keys.end);
+        let seen = start..seen.end.clamp(start, keys.end);
+        let places = seen.start - keys.start..seen.end - keys.start;
+        row[..places.start].fill(0.0);
+        row[places.end..].fill(0.0);
+        let row = &mut row[places];
+        if let Some(unseen) = unseen {
+            let places = row.iter_mut().zip(seen.clone());
             let places = places.filter(|(_, key)| unseen.masks(query, *key));
             places.for_each(|(score, _)| *score = f32::NEG_INFINITY);
         }
-        self.row(row, head.number);
-    }
-
-    /// Turns the scores of a query's visible keys into probabilities.
-    fn row(&self, scores: &mut [f32], head: usize) {
-        vectorized(|| scores.iter_mut().for_each(|x| *x *= self.scale));
+        vectorized(
+            #[inline(always)]
+            || row.iter_mut().for_each(|x| *x *= self.scale),
+        );
         if let Some(cap) = self.cap {
-            soft_cap(scores, cap);
+            soft_cap(row, cap);
         }
         if let Some(slopes) = &self.slopes {
             let slope = slopes[head];
-            let distances = (0..scores.len()).rev();
-            let places = scores.iter_mut().zip(distances);
-            places.for_each(|(x, distance)| *x -= slope * distance as f32);
+            let places = row.iter_mut().zip(seen);
+            places.for_each(|(x, key)| *x -= slope * (query - key) as f32);
         }
-        let sink = self
-            .sinks
-            .as_ref()
-            .map_or(f32::NEG_INFINITY, |sinks| sinks[head]);
-        vectorized(|| softmax_in_place(scores, sink));
+        row
+    }
+
+    /// The sink of a head; minus infinity for none.
+    fn sink(&self, head: usize) -> f32 {
+        let sinks = self.sinks.as_ref();
+        sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[head])
+    }
+}
+
+/// The maximum of a row's scores so far, and the sum of their exponentials relative to it.
+struct Running {
+    max: f32,
+    sum: f64,
+}
+
+impl Running {
+    fn new(sink: f32) -> Running {
+        Running {
+            max: sink,
+            sum: if sink > f32::NEG_INFINITY { 1.0 } else { 0.0 },
+        }
+    }
+
+    /// Turns more scores into exponentials, and scales `out`, the sum of values so far, to their maximum.
+    #[inline(always)]
+    fn add(&mut self, scores: &mut [f32], out: &mut [f32]) {
+        let max = largest(scores, self.max);
+        if max == f32::NEG_INFINITY {
+            // Masked keys; NaN stays NaN.
+            let masked = scores.iter_mut().filter(|x| **x == f32::NEG_INFINITY);
+            return masked.for_each(|x| *x = 0.0);
+        }
+        if max > self.max {
+            let factor = exp(self.max - max);
+            out.iter_mut().for_each(|x| *x *= factor);
+            self.sum *= f64::from(factor);
+            self.max = max;
+        }
+        // NaN scores stay NaN and propagate.
+        scores.iter_mut().for_each(|x| *x = exp(*x - max));
+        self.sum += sum(scores);
     }
 }
 
@@ -315,7 +430,7 @@ impl HeadGradient<'_> {
                 bent.extend_from_slice(&p);
             }
             for (query, row) in (first..end).zip(p.chunks_exact_mut(columns)) {
-                scores.probabilities(head, query, keys.start, row);
+                scores.probabilities(head, query, &keys, row);
             }
             part.resize(columns * value_length, 0.0);
             multiply(
@@ -332,13 +447,16 @@ impl HeadGradient<'_> {
             }
             multiply(gradient, value.transposed(), &mut d, columns, 1);
             for (p, d) in p.chunks_exact(columns).zip(d.chunks_exact_mut(columns)) {
-                vectorized(|| {
-                    let both: f64 = p.iter().zip(&*d).map(|(p, d)| f64::from(p * d)).sum();
-                    let both = both as f32;
-                    d.iter_mut()
-                        .zip(p)
-                        .for_each(|(d, p)| *d = p * (*d - both) * scores.scale);
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let both: f64 = p.iter().zip(&*d).map(|(p, d)| f64::from(p * d)).sum();
+                        let both = both as f32;
+                        d.iter_mut()
+                            .zip(p)
+                            .for_each(|(d, p)| *d = p * (*d - both) * scores.scale);
+                    },
+                );
             }
             if let Some(cap) = scores.cap {
                 let slope = |score: f32| 1.0 - (score * scores.scale / cap).tanh().powi(2);
@@ -359,6 +477,16 @@ impl HeadGradient<'_> {
 /// Softmax with a sink of this score; minus infinity for none.
 #[inline(always)]
 fn softmax_in_place(xs: &mut [f32], sink: f32) {
+    let max = largest(xs, sink);
+    // NaN scores stay NaN and propagate.
+    xs.iter_mut().for_each(|x| *x = exp(*x - max));
+    let scale = (1.0 / (sum(xs) + f64::from(exp(sink - max)))) as f32;
+    xs.iter_mut().for_each(|x| *x *= scale);
+}
+
+/// The largest of some numbers and `least`, without NaN.
+#[inline(always)]
+fn largest(xs: &[f32], least: f32) -> f32 {
     let (chunks, rest) = xs.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
@@ -366,14 +494,11 @@ fn softmax_in_place(xs: &mut [f32], sink: f32) {
             *max = if *x > *max { *x } else { *max };
         }
     }
-    let mut max = sink;
+    let mut max = least;
     for x in lanes.iter().chain(rest) {
         max = if *x > max { *x } else { max };
     }
-    // NaN scores stay NaN and propagate.
-    xs.iter_mut().for_each(|x| *x = exp(*x - max));
-    let scale = (1.0 / (sum(xs) + f64::from(exp(sink - max)))) as f32;
-    xs.iter_mut().for_each(|x| *x *= scale);
+    max
 }
 
 #[cfg(test)]
@@ -392,6 +517,9 @@ mod tests {
             (64, Some(7), None, None, Some(-1.0)),
             (150, None, Some(2.0), None, Some(9.0)),
             (150, Some(70), None, Some(4.0), None),
+            (1100, None, None, None, None),
+            (1100, None, Some(2.0), None, Some(-4.0)),
+            (1300, Some(700), None, Some(0.1), Some(3.0)),
         ] {
             let scores = Scores {
                 scale: 1.7,
@@ -523,10 +651,64 @@ mod tests {
         }
     }
 
+    /// Tiles whose keys are all masked, before and after the others.
+    #[test]
+    fn masked_tiles_count_for_nothing() {
+        let (positions, length, top_k) = (1500, 6, 3);
+        let scores = Scores {
+            scale: 1.0,
+            cap: None,
+            window: None,
+            is_chunked: false,
+            sinks: None,
+            slopes: None,
+        };
+        for first in [0, 1497] {
+            let preferred = |query: usize| {
+                let score = |key: usize| {
+                    if (first..first + top_k).contains(&key) {
+                        1.0
+                    } else {
+                        0.0
+                    }
+                };
+                (0..=query).map(score).collect()
+            };
+            let all = Heads {
+                heads: 1,
+                kv_heads: 1,
+                query: Rows::new(random(positions * length, 1), length),
+                key: Rows::new(random(positions * length, 2), length),
+                value: Rows::new(random(positions * length, 3), length),
+                unseen: Some(Unseen::but_the_best(positions, top_k, preferred)),
+            };
+            let best = |x: &Rows| x.range(first..first + top_k);
+            let few = Heads {
+                heads: 1,
+                kv_heads: 1,
+                query: all.query.range(1497..1500),
+                key: best(&all.key),
+                value: best(&all.value),
+                unseen: None,
+            };
+            // The last query sees all three.
+            let (got, want) = (scores.attend(&all, 1), scores.attend(&few, 1));
+            for (got, want) in got.row(1499).iter().zip(want.row(2)) {
+                assert!((got - want).abs() < 1e-6, "{first}: {got} {want}");
+            }
+        }
+    }
+
     #[test]
     fn nan_scores_propagate() {
         let mut row = [0.5, f32::NAN, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
         softmax_in_place(&mut row, f32::NEG_INFINITY);
         assert!(row.iter().all(|x| x.is_nan()));
+        for mut rest in [[f32::NEG_INFINITY; 3], [0.5; 3]] {
+            let mut running = Running::new(f32::NEG_INFINITY);
+            rest[1] = f32::NAN;
+            running.add(&mut rest, &mut [0.0]);
+            assert!(rest[1].is_nan());
+        }
     }
 }
