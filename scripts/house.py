@@ -3,7 +3,7 @@
 
     scripts/house.py [--binary PATH] [--counts] [RULE ...]
 
-Rules: crates, modules, names, dimensions, parameters, words. All of them by default. `words` includes
+Rules: crates, modules, names, dimensions, vectors, parameters, words. All of them by default. `words` includes
 help texts if --binary gives the program. With --counts, findings are counted by file
 instead of listed. Exit code 1 if there is a finding.
 """
@@ -198,6 +198,14 @@ def dimensions():
             yield f"{name_of(path)}:{line_of(code, match.start())}", match[0].strip()
 
 
+def vectors():
+    """Closures of `vectorized` that the compiler may leave out of line, and then without the CPU's vectors."""
+    for path in rust_files():
+        code = code_of(path, True)
+        for match in re.finditer(r"\bvectorized\((?!\s*#\[inline\(always\)\])", code):
+            yield f"{name_of(path)}:{line_of(code, match.start())}", "mark the closure with #[inline(always)]"
+
+
 def top_level(text):
     """The parts between commas outside of brackets."""
     parts, depth, start = [], 0, 0
@@ -282,6 +290,7 @@ def main():
         "modules": modules,
         "names": names,
         "dimensions": dimensions,
+        "vectors": vectors,
         "parameters": parameters,
         "words": lambda: words(args.binary),
     }

@@ -9,7 +9,8 @@ use crate::simd::{Isa, Kernel, Simd};
 pub const LANES: usize = 8;
 
 /// Runs `f`, compiled for each instruction set of [`simd`](crate::simd), with the best one of this
-/// CPU. Functions called by `f` should be inlined.
+/// CPU. `f` is a closure with `#[inline(always)]`, and calls functions that are inlined: what is not inlined is
+/// compiled for every x86-64 processor.
 #[inline(always)]
 pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     struct Plain<F>(F);
@@ -140,13 +141,16 @@ mod tests {
             sum_of_squares(&xs),
             sum(&xs),
         );
-        let fast = vectorized(|| {
-            (
-                xs.iter().map(|x| sigmoid(*x)).collect::<Vec<_>>(),
-                sum_of_squares(&xs),
-                sum(&xs),
-            )
-        });
+        let fast = vectorized(
+            #[inline(always)]
+            || {
+                (
+                    xs.iter().map(|x| sigmoid(*x)).collect::<Vec<_>>(),
+                    sum_of_squares(&xs),
+                    sum(&xs),
+                )
+            },
+        );
         assert_eq!(plain, fast);
     }
 }

@@ -147,10 +147,13 @@ pub(crate) fn descend(
                 for (j, change) in changes[row * PANEL..][..to - from].iter().enumerate() {
                     if *change != 0.0 {
                         let h = curvature.row(from + j);
-                        vectorized(|| {
-                            add_scaled(&mut slopes[..from], &h[..from], *change);
-                            add_scaled(&mut slopes[to..], &h[to..], *change);
-                        });
+                        vectorized(
+                            #[inline(always)]
+                            || {
+                                add_scaled(&mut slopes[..from], &h[..from], *change);
+                                add_scaled(&mut slopes[to..], &h[to..], *change);
+                            },
+                        );
                     }
                 }
             }
@@ -207,10 +210,13 @@ impl Panel<'_> {
                 let change = values[at + j] - before[j];
                 if change != 0.0 && len < width {
                     let h = &curvature.row(from + at + j)[from..from + width];
-                    vectorized(|| {
-                        add_scaled(&mut slopes[..at], &h[..at], change);
-                        add_scaled(&mut slopes[at + len..], &h[at + len..], change);
-                    });
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            add_scaled(&mut slopes[..at], &h[..at], change);
+                            add_scaled(&mut slopes[at + len..], &h[at + len..], change);
+                        },
+                    );
                 }
             }
         }
@@ -226,13 +232,16 @@ fn scale(codec: &Codec, curvature: Curvature<'_>, rounded: &mut Rounded<'_>) -> 
     for half in 0..codec.halves() {
         codec.part_of_half(rounded.block, half, &mut part);
         let (mut slope, mut square) = (0.0f32, 0.0f32);
-        vectorized(|| {
-            for (j, (a, s)) in part.iter().zip(&*rounded.slopes).enumerate() {
-                let products = curvature.rows[j * curvature.stride..].iter().zip(&part);
-                slope += a * s;
-                square += a * products.map(|(h, b)| h * b).sum::<f32>();
-            }
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                for (j, (a, s)) in part.iter().zip(&*rounded.slopes).enumerate() {
+                    let products = curvature.rows[j * curvature.stride..].iter().zip(&part);
+                    slope += a * s;
+                    square += a * products.map(|(h, b)| h * b).sum::<f32>();
+                }
+            },
+        );
         let change = (-slope / square).clamp(-LARGEST_CHANGE, LARGEST_CHANGE);
         let old = codec.half(rounded.block, half);
         if !change.is_finite() || old == 0.0 {
@@ -250,7 +259,10 @@ fn scale(codec: &Codec, curvature: Curvature<'_>, rounded: &mut Rounded<'_>) -> 
             .map(|(new, old)| new - old);
         for (j, change) in changes.enumerate() {
             let h = &curvature.rows[j * curvature.stride..][..len];
-            vectorized(|| add_scaled(rounded.slopes, h, change));
+            vectorized(
+                #[inline(always)]
+                || add_scaled(rounded.slopes, h, change),
+            );
         }
         rounded.values.copy_from_slice(&scaled);
     }

@@ -94,7 +94,10 @@ pub(crate) fn descend_stepped<B: Stepped<N>, const N: usize>(
             }
             values[j] = value;
             any = true;
-            vectorized(|| add_scaled(slopes, row, change));
+            vectorized(
+                #[inline(always)]
+                || add_scaled(slopes, row, change),
+            );
         }
     }
     if any {

@@ -46,33 +46,36 @@ pub(crate) fn recode_stepped<B: Stepped<N>, const N: usize>(
     let blocks: &mut [B] = bytemuck::cast_slice_mut(row);
     for (block, x) in blocks.iter_mut().zip(weights.as_chunks::<N>().0) {
         let mut levels = [0u8; N];
-        vectorized(|| {
-            for (sub, (x, levels)) in x
-                .chunks_exact(B::SUB)
-                .zip(levels.chunks_exact_mut(B::SUB))
-                .enumerate()
-            {
-                let (step, base) = (block.step(sub), block.base(sub));
-                // The inverse of a subnormal step is infinite.
-                let inverse = match step.abs() < f32::MIN_POSITIVE {
-                    true => 0.0,
-                    false => 1.0 / step,
-                };
-                match B::GRID {
-                    Grid::Even { top } => {
-                        for (level, x) in levels.iter_mut().zip(x) {
-                            let steps = (x - base) * inverse;
-                            *level = (steps.clamp(0.0, f32::from(top)) + 0.5) as u8;
+        vectorized(
+            #[inline(always)]
+            || {
+                for (sub, (x, levels)) in x
+                    .chunks_exact(B::SUB)
+                    .zip(levels.chunks_exact_mut(B::SUB))
+                    .enumerate()
+                {
+                    let (step, base) = (block.step(sub), block.base(sub));
+                    // The inverse of a subnormal step is infinite.
+                    let inverse = match step.abs() < f32::MIN_POSITIVE {
+                        true => 0.0,
+                        false => 1.0 / step,
+                    };
+                    match B::GRID {
+                        Grid::Even { top } => {
+                            for (level, x) in levels.iter_mut().zip(x) {
+                                let steps = (x - base) * inverse;
+                                *level = (steps.clamp(0.0, f32::from(top)) + 0.5) as u8;
+                            }
                         }
-                    }
-                    Grid::Table(table) => {
-                        for (level, x) in levels.iter_mut().zip(x) {
-                            *level = table.nearest((x - base) * inverse);
+                        Grid::Table(table) => {
+                            for (level, x) in levels.iter_mut().zip(x) {
+                                *level = table.nearest((x - base) * inverse);
+                            }
                         }
                     }
                 }
-            }
-        });
+            },
+        );
         block.set_levels(&levels);
     }
 }

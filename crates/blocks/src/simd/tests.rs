@@ -124,7 +124,7 @@ impl Kernel for Everything {
             out.push([u32::from(s.mask_bits(s.lanes_of(bytes[1]))); LANES]);
             out.push(s.store(s.negate_where(bytes[1], a)).map(f32::to_bits));
             out.push(
-                s.store_i32(s.load_i32(&bytes.map(|x| i32::from(x) * 0x0101_0101)))
+                s.store_i32(s.load_i32(&bytes.map(|x| i32::from(x).wrapping_mul(0x0101_0101))))
                     .map(|x| x as u32),
             );
             out.push(s.store_i32(s.splat_i32(i as i32 - 9)).map(|x| x as u32));

@@ -63,16 +63,19 @@ impl<'a> Distribution<'a> {
     /// A value that is not finite.
     pub fn of_logits(logits: &'a [f32]) -> Result<Distribution<'a>, Error> {
         let max = checked_max(logits)?;
-        let sum = vectorized(|| {
-            let (chunks, rest) = logits.as_chunks::<LANES>();
-            let mut sums = [0.0_f64; LANES];
-            for chunk in chunks {
-                for (sum, x) in sums.iter_mut().zip(chunk) {
-                    *sum += f64::from(exp(x - max));
+        let sum = vectorized(
+            #[inline(always)]
+            || {
+                let (chunks, rest) = logits.as_chunks::<LANES>();
+                let mut sums = [0.0_f64; LANES];
+                for chunk in chunks {
+                    for (sum, x) in sums.iter_mut().zip(chunk) {
+                        *sum += f64::from(exp(x - max));
+                    }
                 }
-            }
-            sums.iter().sum::<f64>() + rest.iter().map(|x| f64::from(exp(x - max))).sum::<f64>()
-        });
+                sums.iter().sum::<f64>() + rest.iter().map(|x| f64::from(exp(x - max))).sum::<f64>()
+            },
+        );
         Ok(Distribution {
             values: logits,
             max,
@@ -162,25 +165,28 @@ pub fn compare(base: &Distribution, row: &Distribution, label: u32) -> Result<Co
         };
         (f64::from(weight), f64::from(weight * ((b - r) - c32)))
     };
-    let (mass, sum) = vectorized(|| {
-        let (b, b_rest) = base.values.as_chunks::<LANES>();
-        let (r, r_rest) = row.values.as_chunks::<LANES>();
-        let (mut masses, mut sums) = ([0.0_f64; LANES], [0.0_f64; LANES]);
-        for (b, r) in b.iter().zip(r) {
-            for i in 0..LANES {
-                let (mass, sum) = term(b[i], r[i]);
-                masses[i] += mass;
-                sums[i] += sum;
+    let (mass, sum) = vectorized(
+        #[inline(always)]
+        || {
+            let (b, b_rest) = base.values.as_chunks::<LANES>();
+            let (r, r_rest) = row.values.as_chunks::<LANES>();
+            let (mut masses, mut sums) = ([0.0_f64; LANES], [0.0_f64; LANES]);
+            for (b, r) in b.iter().zip(r) {
+                for i in 0..LANES {
+                    let (mass, sum) = term(b[i], r[i]);
+                    masses[i] += mass;
+                    sums[i] += sum;
+                }
             }
-        }
-        let (mut mass, mut sum) = (masses.iter().sum::<f64>(), sums.iter().sum::<f64>());
-        for (&b, &r) in b_rest.iter().zip(r_rest) {
-            let (m, s) = term(b, r);
-            mass += m;
-            sum += s;
-        }
-        (mass, sum)
-    });
+            let (mut mass, mut sum) = (masses.iter().sum::<f64>(), sums.iter().sum::<f64>());
+            for (&b, &r) in b_rest.iter().zip(r_rest) {
+                let (m, s) = term(b, r);
+                mass += m;
+                sum += s;
+            }
+            (mass, sum)
+        },
+    );
     let scale = (f64::from(base.max) - base.log_z).exp();
     let kld = scale * (sum - mass * (c - f64::from(c32)));
     if !kld.is_finite() {
@@ -200,16 +206,19 @@ pub fn compare(base: &Distribution, row: &Distribution, label: u32) -> Result<Co
 /// Largest value of a row; an error if a value is not finite.
 fn checked_max(values: &[f32]) -> Result<f32, Error> {
     let (chunks, rest) = values.as_chunks::<LANES>();
-    let (max, bad) = vectorized(|| {
-        let (mut max, mut bad) = ([f32::NEG_INFINITY; LANES], [0.0_f32; LANES]);
-        for chunk in chunks {
-            for i in 0..LANES {
-                max[i] = if chunk[i] > max[i] { chunk[i] } else { max[i] };
-                bad[i] += chunk[i] * 0.0; // NaN if not finite, else 0
+    let (max, bad) = vectorized(
+        #[inline(always)]
+        || {
+            let (mut max, mut bad) = ([f32::NEG_INFINITY; LANES], [0.0_f32; LANES]);
+            for chunk in chunks {
+                for i in 0..LANES {
+                    max[i] = if chunk[i] > max[i] { chunk[i] } else { max[i] };
+                    bad[i] += chunk[i] * 0.0; // NaN if not finite, else 0
+                }
             }
-        }
-        (max, bad)
-    });
+            (max, bad)
+        },
+    );
     if bad.iter().any(|x| x.is_nan()) || rest.iter().any(|x| !x.is_finite()) {
         let token = values.iter().position(|x| !x.is_finite()).unwrap_or(0);
         return Err(Error::NotFinite {

@@ -311,22 +311,25 @@ fn squares(rows: &[f32], columns: usize) -> Vec<f64> {
     const TOGETHER: usize = 4;
     let mut sums = vec![0f64; columns];
     let square = |x: f32| f64::from(x) * f64::from(x);
-    vectorized(|| {
-        let mut groups = rows.chunks_exact(TOGETHER * columns);
-        for group in &mut groups {
-            let (a, rest) = group.split_at(columns);
-            let (b, rest) = rest.split_at(columns);
-            let (c, d) = rest.split_at(columns);
-            for ((((sum, a), b), c), d) in sums.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-                *sum = (((*sum + square(*a)) + square(*b)) + square(*c)) + square(*d);
+    vectorized(
+        #[inline(always)]
+        || {
+            let mut groups = rows.chunks_exact(TOGETHER * columns);
+            for group in &mut groups {
+                let (a, rest) = group.split_at(columns);
+                let (b, rest) = rest.split_at(columns);
+                let (c, d) = rest.split_at(columns);
+                for ((((sum, a), b), c), d) in sums.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                    *sum = (((*sum + square(*a)) + square(*b)) + square(*c)) + square(*d);
+                }
             }
-        }
-        for row in groups.remainder().chunks_exact(columns) {
-            sums.iter_mut()
-                .zip(row)
-                .for_each(|(sum, x)| *sum += square(*x));
-        }
-    });
+            for row in groups.remainder().chunks_exact(columns) {
+                sums.iter_mut()
+                    .zip(row)
+                    .for_each(|(sum, x)| *sum += square(*x));
+            }
+        },
+    );
     sums
 }
 

@@ -84,7 +84,10 @@ struct HeadBlock {
 fn divergence(base: &[f32], logits: &[f32], scale: Option<f32>) -> Option<(f64, Vec<f32>)> {
     let normalizer = |row: &[f32]| {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = vectorized(|| row.chunks(LANES).map(|some| part(some, max)).sum());
+        let sum: f64 = vectorized(
+            #[inline(always)]
+            || row.chunks(LANES).map(|some| part(some, max)).sum(),
+        );
         max + sum.ln() as f32
     };
     let [of_base, of_logits] = [base, logits].map(normalizer);
@@ -93,20 +96,23 @@ fn divergence(base: &[f32], logits: &[f32], scale: Option<f32>) -> Option<(f64, 
     }
     let mut gradient = vec![0.0; if scale.is_some() { base.len() } else { 0 }];
     let mut nats = 0.0f64;
-    vectorized(|| {
-        for (base, logits) in base.chunks(LANES).zip(logits.chunks(LANES)) {
-            let terms = base.iter().zip(logits).map(|(base, logit)| {
-                let p = base - of_base;
-                exp(p.min(0.0)) * (p - (logit - of_logits))
+    vectorized(
+        #[inline(always)]
+        || {
+            for (base, logits) in base.chunks(LANES).zip(logits.chunks(LANES)) {
+                let terms = base.iter().zip(logits).map(|(base, logit)| {
+                    let p = base - of_base;
+                    exp(p.min(0.0)) * (p - (logit - of_logits))
+                });
+                nats += f64::from(terms.sum::<f32>());
+            }
+            let places = gradient.iter_mut().zip(base).zip(logits);
+            places.for_each(|((g, base), logit)| {
+                let (p, q) = ((base - of_base).min(0.0), (logit - of_logits).min(0.0));
+                *g = scale.unwrap_or(0.0) * (exp(q) - exp(p));
             });
-            nats += f64::from(terms.sum::<f32>());
-        }
-        let places = gradient.iter_mut().zip(base).zip(logits);
-        places.for_each(|((g, base), logit)| {
-            let (p, q) = ((base - of_base).min(0.0), (logit - of_logits).min(0.0));
-            *g = scale.unwrap_or(0.0) * (exp(q) - exp(p));
-        });
-    });
+        },
+    );
     nats.is_finite().then_some((nats, gradient))
 }
 

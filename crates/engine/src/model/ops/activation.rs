@@ -11,49 +11,60 @@ const QUICK: f32 = 1.702;
 
 /// Applies the activation to each number.
 pub(crate) fn activate(x: &mut [f32], activation: Activation) {
-    vectorized(|| match activation {
-        Activation::Silu => x.iter_mut().for_each(|x| *x = silu(*x)),
-        Activation::Gelu => x.iter_mut().for_each(|x| *x = gelu(*x)),
-        Activation::Relu => x.iter_mut().for_each(|x| *x = x.max(0.0)),
-        Activation::SquaredRelu => x.iter_mut().for_each(|x| *x = squared_relu(*x)),
-        Activation::Sigmoid => x.iter_mut().for_each(|x| *x = sigmoid(*x)),
-        Activation::QuickGelu => x.iter_mut().for_each(|x| *x = quick_gelu(*x)),
-        Activation::Softplus => x.iter_mut().for_each(|x| *x = softplus(*x)),
-        Activation::Tanh => x.iter_mut().for_each(|x| *x = x.tanh()),
-        Activation::Xielu(parameters) => x.iter_mut().for_each(|x| *x = xielu(*x, parameters)),
-    });
+    vectorized(
+        #[inline(always)]
+        || match activation {
+            Activation::Silu => x.iter_mut().for_each(|x| *x = silu(*x)),
+            Activation::Gelu => x.iter_mut().for_each(|x| *x = gelu(*x)),
+            Activation::Relu => x.iter_mut().for_each(|x| *x = x.max(0.0)),
+            Activation::SquaredRelu => x.iter_mut().for_each(|x| *x = squared_relu(*x)),
+            Activation::Sigmoid => x.iter_mut().for_each(|x| *x = sigmoid(*x)),
+            Activation::QuickGelu => x.iter_mut().for_each(|x| *x = quick_gelu(*x)),
+            Activation::Softplus => x.iter_mut().for_each(|x| *x = softplus(*x)),
+            Activation::Tanh => x.iter_mut().for_each(|x| *x = x.tanh()),
+            Activation::Xielu(parameters) => x.iter_mut().for_each(|x| *x = xielu(*x, parameters)),
+        },
+    );
 }
 
 /// Derivative of [`activate`]: replaces `x` by the activation's slope times the gradient `g`.
 pub(crate) fn activate_derivative(x: &mut [f32], g: &[f32], activation: Activation) {
     let places = x.iter_mut().zip(g);
-    vectorized(|| match activation {
-        Activation::Silu => places.for_each(|(x, g)| *x = silu_slope(*x) * g),
-        Activation::Gelu => places.for_each(|(x, g)| *x = gelu_slope(*x) * g),
-        Activation::Relu => places.for_each(|(x, g)| *x = relu_slope(*x) * g),
-        Activation::SquaredRelu => places.for_each(|(x, g)| *x = 2.0 * x.max(0.0) * g),
-        Activation::Sigmoid => places.for_each(|(x, g)| *x = sigmoid_slope(*x) * g),
-        Activation::QuickGelu => places.for_each(|(x, g)| *x = quick_gelu_slope(*x) * g),
-        Activation::Softplus => places.for_each(|(x, g)| *x = sigmoid(*x) * g),
-        Activation::Tanh => places.for_each(|(x, g)| *x = tanh_slope(*x) * g),
-        Activation::Xielu(p) => places.for_each(|(x, g)| *x = xielu_slope(*x, p) * g),
-    });
+    vectorized(
+        #[inline(always)]
+        || match activation {
+            Activation::Silu => places.for_each(|(x, g)| *x = silu_slope(*x) * g),
+            Activation::Gelu => places.for_each(|(x, g)| *x = gelu_slope(*x) * g),
+            Activation::Relu => places.for_each(|(x, g)| *x = relu_slope(*x) * g),
+            Activation::SquaredRelu => places.for_each(|(x, g)| *x = 2.0 * x.max(0.0) * g),
+            Activation::Sigmoid => places.for_each(|(x, g)| *x = sigmoid_slope(*x) * g),
+            Activation::QuickGelu => places.for_each(|(x, g)| *x = quick_gelu_slope(*x) * g),
+            Activation::Softplus => places.for_each(|(x, g)| *x = sigmoid(*x) * g),
+            Activation::Tanh => places.for_each(|(x, g)| *x = tanh_slope(*x) * g),
+            Activation::Xielu(p) => places.for_each(|(x, g)| *x = xielu_slope(*x, p) * g),
+        },
+    );
 }
 
 /// Replaces each number of `gate` by its activation times that of `up`.
 pub(crate) fn gate(gate: &mut [f32], up: &[f32], activation: Activation) {
     let places = gate.iter_mut().zip(up);
-    vectorized(|| match activation {
-        Activation::Silu => places.for_each(|(x, up)| *x = silu(*x) * up),
-        Activation::Gelu => places.for_each(|(x, up)| *x = gelu(*x) * up),
-        Activation::Relu => places.for_each(|(x, up)| *x = x.max(0.0) * up),
-        Activation::SquaredRelu => places.for_each(|(x, up)| *x = squared_relu(*x) * up),
-        Activation::Sigmoid => places.for_each(|(x, up)| *x = sigmoid(*x) * up),
-        Activation::QuickGelu => places.for_each(|(x, up)| *x = quick_gelu(*x) * up),
-        Activation::Softplus => places.for_each(|(x, up)| *x = softplus(*x) * up),
-        Activation::Tanh => places.for_each(|(x, up)| *x = x.tanh() * up),
-        Activation::Xielu(parameters) => places.for_each(|(x, up)| *x = xielu(*x, parameters) * up),
-    });
+    vectorized(
+        #[inline(always)]
+        || match activation {
+            Activation::Silu => places.for_each(|(x, up)| *x = silu(*x) * up),
+            Activation::Gelu => places.for_each(|(x, up)| *x = gelu(*x) * up),
+            Activation::Relu => places.for_each(|(x, up)| *x = x.max(0.0) * up),
+            Activation::SquaredRelu => places.for_each(|(x, up)| *x = squared_relu(*x) * up),
+            Activation::Sigmoid => places.for_each(|(x, up)| *x = sigmoid(*x) * up),
+            Activation::QuickGelu => places.for_each(|(x, up)| *x = quick_gelu(*x) * up),
+            Activation::Softplus => places.for_each(|(x, up)| *x = softplus(*x) * up),
+            Activation::Tanh => places.for_each(|(x, up)| *x = x.tanh() * up),
+            Activation::Xielu(parameters) => {
+                places.for_each(|(x, up)| *x = xielu(*x, parameters) * up)
+            }
+        },
+    );
 }
 
 /// Derivative of [`gate`] with respect to `gate`, which it replaces by the activation's slope times
@@ -61,17 +72,26 @@ pub(crate) fn gate(gate: &mut [f32], up: &[f32], activation: Activation) {
 /// `g`.
 pub(crate) fn gate_derivative(gate: &mut [f32], up: &[f32], g: &[f32], activation: Activation) {
     let places = gate.iter_mut().zip(up.iter().zip(g));
-    vectorized(|| match activation {
-        Activation::Silu => places.for_each(|(x, (up, g))| *x = silu_slope(*x) * up * g),
-        Activation::Gelu => places.for_each(|(x, (up, g))| *x = gelu_slope(*x) * up * g),
-        Activation::Relu => places.for_each(|(x, (up, g))| *x = relu_slope(*x) * up * g),
-        Activation::SquaredRelu => places.for_each(|(x, (up, g))| *x = 2.0 * x.max(0.0) * up * g),
-        Activation::Sigmoid => places.for_each(|(x, (up, g))| *x = sigmoid_slope(*x) * up * g),
-        Activation::QuickGelu => places.for_each(|(x, (up, g))| *x = quick_gelu_slope(*x) * up * g),
-        Activation::Softplus => places.for_each(|(x, (up, g))| *x = sigmoid(*x) * up * g),
-        Activation::Tanh => places.for_each(|(x, (up, g))| *x = tanh_slope(*x) * up * g),
-        Activation::Xielu(p) => places.for_each(|(x, (up, g))| *x = xielu_slope(*x, p) * up * g),
-    });
+    vectorized(
+        #[inline(always)]
+        || match activation {
+            Activation::Silu => places.for_each(|(x, (up, g))| *x = silu_slope(*x) * up * g),
+            Activation::Gelu => places.for_each(|(x, (up, g))| *x = gelu_slope(*x) * up * g),
+            Activation::Relu => places.for_each(|(x, (up, g))| *x = relu_slope(*x) * up * g),
+            Activation::SquaredRelu => {
+                places.for_each(|(x, (up, g))| *x = 2.0 * x.max(0.0) * up * g)
+            }
+            Activation::Sigmoid => places.for_each(|(x, (up, g))| *x = sigmoid_slope(*x) * up * g),
+            Activation::QuickGelu => {
+                places.for_each(|(x, (up, g))| *x = quick_gelu_slope(*x) * up * g)
+            }
+            Activation::Softplus => places.for_each(|(x, (up, g))| *x = sigmoid(*x) * up * g),
+            Activation::Tanh => places.for_each(|(x, (up, g))| *x = tanh_slope(*x) * up * g),
+            Activation::Xielu(p) => {
+                places.for_each(|(x, (up, g))| *x = xielu_slope(*x, p) * up * g)
+            }
+        },
+    );
 }
 
 #[inline(always)]

@@ -41,8 +41,11 @@ fn taps(channels: usize, kernels: &[f32]) -> Vec<Vec<f32>> {
 }
 
 fn add_products(sums: &mut [f32], x: &[f32], weights: &[f32]) {
-    vectorized(|| {
-        let places = sums.iter_mut().zip(x).zip(weights);
-        places.for_each(|((sum, x), weight)| *sum += x * weight);
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            let places = sums.iter_mut().zip(x).zip(weights);
+            places.for_each(|((sum, x), weight)| *sum += x * weight);
+        },
+    );
 }

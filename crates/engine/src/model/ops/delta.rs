@@ -218,7 +218,10 @@ struct Border {
 }
 
 fn exponentials(mut x: Vec<f32>) -> Vec<f32> {
-    vectorized(|| x.iter_mut().for_each(|x| *x = exp(*x)));
+    vectorized(
+        #[inline(always)]
+        || x.iter_mut().for_each(|x| *x = exp(*x)),
+    );
     x
 }
 
@@ -285,7 +288,10 @@ impl Decays<'_> {
             }
             _ => {
                 let places = gradient.iter_mut().zip(x.iter().zip(y));
-                vectorized(|| places.for_each(|(g, (x, y))| *g += x * y));
+                vectorized(
+                    #[inline(always)]
+                    || places.for_each(|(g, (x, y))| *g += x * y),
+                );
             }
         }
     }
@@ -470,21 +476,24 @@ impl Block<'_> {
             std::mem::take(&mut self.overlaps),
             std::mem::take(&mut self.scores),
         );
-        vectorized(|| {
-            for earlier in few.iter().flat_map(Range::clone) {
-                let end = few.iter().find(|part| part.contains(&earlier));
-                let end = end.map_or(count, |part| part.end);
-                let mut key = self.row(&self.key, earlier).to_vec();
-                for step in earlier..end {
-                    let at = step * count + earlier;
-                    if step > earlier {
-                        times(&mut key, self.kept(step));
-                        overlaps[at] = dot(&key, self.row(&self.key, step));
+        vectorized(
+            #[inline(always)]
+            || {
+                for earlier in few.iter().flat_map(Range::clone) {
+                    let end = few.iter().find(|part| part.contains(&earlier));
+                    let end = end.map_or(count, |part| part.end);
+                    let mut key = self.row(&self.key, earlier).to_vec();
+                    for step in earlier..end {
+                        let at = step * count + earlier;
+                        if step > earlier {
+                            times(&mut key, self.kept(step));
+                            overlaps[at] = dot(&key, self.row(&self.key, step));
+                        }
+                        scores[at] = dot(&key, self.row(&self.query, step));
                     }
-                    scores[at] = dot(&key, self.row(&self.query, step));
                 }
-            }
-        });
+            },
+        );
         (self.overlaps, self.scores) = (overlaps, scores);
     }
 
@@ -559,49 +568,55 @@ impl Block<'_> {
         gradient: &mut Gradient,
     ) {
         let (count, each) = (self.count(), self.decays.each);
-        vectorized(|| {
-            for earlier in part.clone() {
-                let mut keys = vec![self.row(&self.key, earlier).to_vec()];
-                for step in earlier + 1..part.end {
-                    let mut key = keys[keys.len() - 1].clone();
-                    times(&mut key, self.kept(step));
-                    keys.push(key);
-                }
-                let mut of_key = vec![0.0; self.key_length()];
-                for (step, key) in (earlier..part.end).zip(&keys).rev() {
-                    let at = step * count + earlier;
-                    let row = self.rows(&(step..step + 1));
-                    add(&mut gradient.query[row.clone()], key, of_scores[at]);
-                    add(&mut of_key, self.row(&self.query, step), of_scores[at]);
-                    if step > earlier {
-                        add(&mut gradient.key[row], key, of_overlaps[at]);
-                        add(&mut of_key, self.row(&self.key, step), of_overlaps[at]);
-                        let place = &mut gradient.decay[step * each..(step + 1) * each];
-                        self.decays.add_products(place, key, &of_key);
-                        times(&mut of_key, self.kept(step));
+        vectorized(
+            #[inline(always)]
+            || {
+                for earlier in part.clone() {
+                    let mut keys = vec![self.row(&self.key, earlier).to_vec()];
+                    for step in earlier + 1..part.end {
+                        let mut key = keys[keys.len() - 1].clone();
+                        times(&mut key, self.kept(step));
+                        keys.push(key);
                     }
+                    let mut of_key = vec![0.0; self.key_length()];
+                    for (step, key) in (earlier..part.end).zip(&keys).rev() {
+                        let at = step * count + earlier;
+                        let row = self.rows(&(step..step + 1));
+                        add(&mut gradient.query[row.clone()], key, of_scores[at]);
+                        add(&mut of_key, self.row(&self.query, step), of_scores[at]);
+                        if step > earlier {
+                            add(&mut gradient.key[row], key, of_overlaps[at]);
+                            add(&mut of_key, self.row(&self.key, step), of_overlaps[at]);
+                            let place = &mut gradient.decay[step * each..(step + 1) * each];
+                            self.decays.add_products(place, key, &of_key);
+                            times(&mut of_key, self.kept(step));
+                        }
+                    }
+                    let row = self.rows(&(earlier..earlier + 1));
+                    add(&mut gradient.key[row], &of_key, 1.0);
                 }
-                let row = self.rows(&(earlier..earlier + 1));
-                add(&mut gradient.key[row], &of_key, 1.0);
-            }
-        });
+            },
+        );
     }
 
     /// Solves the triangular system for `d_i`.
     fn learn(&mut self) {
         let (count, value_length) = (self.count(), self.value_length());
         let mut learned = vec![0.0; count * value_length];
-        vectorized(|| {
-            for i in 0..count {
-                let (before, rest) = learned.split_at_mut(i * value_length);
-                let row = &mut rest[..value_length];
-                row.copy_from_slice(&self.errors[i * value_length..][..value_length]);
-                for (j, earlier) in before.chunks_exact(value_length).enumerate() {
-                    add(row, earlier, -self.overlaps[i * count + j]);
+        vectorized(
+            #[inline(always)]
+            || {
+                for i in 0..count {
+                    let (before, rest) = learned.split_at_mut(i * value_length);
+                    let row = &mut rest[..value_length];
+                    row.copy_from_slice(&self.errors[i * value_length..][..value_length]);
+                    for (j, earlier) in before.chunks_exact(value_length).enumerate() {
+                        add(row, earlier, -self.overlaps[i * count + j]);
+                    }
+                    row.iter_mut().for_each(|x| *x *= self.strength[i]);
                 }
-                row.iter_mut().for_each(|x| *x *= self.strength[i]);
-            }
-        });
+            },
+        );
         self.learned = learned;
     }
 
@@ -615,19 +630,22 @@ impl Block<'_> {
     /// Solves the transposed triangular system for the gradients of `strength_i errors_i`.
     fn solve_back(&self, mut g: Vec<f32>) -> Vec<f32> {
         let (count, value_length) = (self.count(), self.value_length());
-        vectorized(|| {
-            for i in (0..count).rev() {
-                let (before, rest) = g.split_at_mut(i * value_length);
-                let row = &rest[..value_length];
-                for (j, earlier) in before.chunks_exact_mut(value_length).enumerate() {
-                    add(
-                        earlier,
-                        row,
-                        -self.strength[i] * self.overlaps[i * count + j],
-                    );
+        vectorized(
+            #[inline(always)]
+            || {
+                for i in (0..count).rev() {
+                    let (before, rest) = g.split_at_mut(i * value_length);
+                    let row = &rest[..value_length];
+                    for (j, earlier) in before.chunks_exact_mut(value_length).enumerate() {
+                        add(
+                            earlier,
+                            row,
+                            -self.strength[i] * self.overlaps[i * count + j],
+                        );
+                    }
                 }
-            }
-        });
+            },
+        );
         g
     }
 }

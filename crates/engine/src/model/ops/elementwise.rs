@@ -5,7 +5,10 @@ use quantier_blocks::vector::vectorized;
 
 /// `x += scale y`. Derivative: the gradient for `x`, and its [`scale`] for `y`.
 pub(crate) fn add_scaled(x: &mut [f32], y: &[f32], scale: f32) {
-    vectorized(|| x.iter_mut().zip(y).for_each(|(x, y)| *x += y * scale));
+    vectorized(
+        #[inline(always)]
+        || x.iter_mut().zip(y).for_each(|(x, y)| *x += y * scale),
+    );
 }
 
 /// `x += y`, for the sum of gradients of a shared input.
@@ -16,22 +19,31 @@ pub(crate) fn add(x: &mut [f32], y: &[f32]) {
 /// Multiplies every number by `scale`. The derivative is the same operation.
 pub(crate) fn scale(x: &mut [f32], scale: f32) {
     if scale != 1.0 {
-        vectorized(|| x.iter_mut().for_each(|x| *x *= scale));
+        vectorized(
+            #[inline(always)]
+            || x.iter_mut().for_each(|x| *x *= scale),
+        );
     }
 }
 
 /// `x *= y`, elementwise. Derivative for either: the gradient times the other.
 pub(crate) fn multiply(x: &mut [f32], y: &[f32]) {
-    vectorized(|| x.iter_mut().zip(y).for_each(|(x, y)| *x *= y));
+    vectorized(
+        #[inline(always)]
+        || x.iter_mut().zip(y).for_each(|(x, y)| *x *= y),
+    );
 }
 
 /// Adds `bias` to every row. The derivative is the identity.
 pub(crate) fn add_bias(x: &mut Rows, bias: &[f32]) {
-    vectorized(|| {
-        for row in x.iter_mut() {
-            row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
-        }
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            for row in x.iter_mut() {
+                row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+            }
+        },
+    );
 }
 
 /// Multiplies every group of numbers by its scale. Groups are rows or heads, of equal length and as
@@ -39,11 +51,14 @@ pub(crate) fn add_bias(x: &mut Rows, bias: &[f32]) {
 /// for the scales.
 pub(crate) fn scale_groups(x: &mut [f32], scales: &[f32]) {
     let length = x.len() / scales.len().max(1);
-    vectorized(|| {
-        for (group, scale) in x.chunks_exact_mut(length.max(1)).zip(scales) {
-            group.iter_mut().for_each(|x| *x *= scale);
-        }
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            for (group, scale) in x.chunks_exact_mut(length.max(1)).zip(scales) {
+                group.iter_mut().for_each(|x| *x *= scale);
+            }
+        },
+    );
 }
 
 /// `x += scales y`, with one scale per group of numbers.

@@ -129,12 +129,15 @@ impl Decays {
         });
         let sums: Vec<f32> = sums.collect();
         let mut ratios = vec![0.0; count * count];
-        vectorized(|| {
-            for (i, row) in ratios.chunks_exact_mut(count).enumerate() {
-                let places = row.iter_mut().zip(&sums[..=i]);
-                places.for_each(|(ratio, earlier)| *ratio = exp(sums[i] - earlier));
-            }
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                for (i, row) in ratios.chunks_exact_mut(count).enumerate() {
+                    let places = row.iter_mut().zip(&sums[..=i]);
+                    places.for_each(|(ratio, earlier)| *ratio = exp(sums[i] - earlier));
+                }
+            },
+        );
         Decays {
             kept: sums.iter().map(|sum| exp(*sum)).collect(),
             ratios,
@@ -256,14 +259,17 @@ pub(super) fn scaled(x: &[f32], columns: usize, scales: &[f32]) -> Vec<f32> {
     let each = scales.len() / (x.len() / columns).max(1);
     let rows = out.chunks_exact_mut(columns);
     let rows = rows.zip(scales.chunks_exact(each.max(1)));
-    vectorized(|| {
-        for (row, scales) in rows {
-            match scales {
-                [scale] => row.iter_mut().for_each(|x| *x *= scale),
-                scales => row.iter_mut().zip(scales).for_each(|(x, s)| *x *= s),
+    vectorized(
+        #[inline(always)]
+        || {
+            for (row, scales) in rows {
+                match scales {
+                    [scale] => row.iter_mut().for_each(|x| *x *= scale),
+                    scales => row.iter_mut().zip(scales).for_each(|(x, s)| *x *= s),
+                }
             }
-        }
-    });
+        },
+    );
     out
 }
 

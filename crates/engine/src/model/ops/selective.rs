@@ -181,17 +181,20 @@ impl Channels<'_> {
     fn scan(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.value.len()];
         let mut states = vec![0.0; self.decay.len()];
-        vectorized(|| {
-            let rows = out.chunks_exact_mut(self.count).zip(self.query.iter());
-            for (position, (out, query)) in rows.enumerate() {
-                self.advance(position, &mut states, |i, state| {
-                    let query = query[i];
-                    out.iter_mut()
-                        .zip(state)
-                        .for_each(|(out, h)| *out += h * query);
-                });
-            }
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                let rows = out.chunks_exact_mut(self.count).zip(self.query.iter());
+                for (position, (out, query)) in rows.enumerate() {
+                    self.advance(position, &mut states, |i, state| {
+                        let query = query[i];
+                        out.iter_mut()
+                            .zip(state)
+                            .for_each(|(out, h)| *out += h * query);
+                    });
+                }
+            },
+        );
         out
     }
 
@@ -200,14 +203,17 @@ impl Channels<'_> {
         let starts: Vec<usize> = (0..positions).step_by(BLOCK).collect();
         let mut kept = Vec::with_capacity(starts.len() * size);
         let mut states = vec![0.0; size];
-        vectorized(|| {
-            for position in 0..positions {
-                if position % BLOCK == 0 {
-                    kept.extend_from_slice(&states);
+        vectorized(
+            #[inline(always)]
+            || {
+                for position in 0..positions {
+                    if position % BLOCK == 0 {
+                        kept.extend_from_slice(&states);
+                    }
+                    self.advance(position, &mut states, |_, _| ());
                 }
-                self.advance(position, &mut states, |_, _| ());
-            }
-        });
+            },
+        );
         let mut backward = Backward {
             channels: self,
             g,
@@ -223,18 +229,21 @@ impl Channels<'_> {
         let mut within = vec![0.0; (BLOCK + 1) * size];
         for (start, kept) in starts.iter().zip(kept.chunks_exact(size)).rev() {
             let steps = *start..(start + BLOCK).min(positions);
-            vectorized(|| {
-                within[..size].copy_from_slice(kept);
-                for (number, position) in steps.clone().enumerate() {
-                    within.copy_within(number * size..(number + 1) * size, (number + 1) * size);
-                    let behind = &mut within[(number + 1) * size..][..size];
-                    self.advance(position, behind, |_, _| ());
-                }
-                for (number, position) in steps.enumerate().rev() {
-                    let (before, behind) = within[number * size..][..2 * size].split_at(size);
-                    backward.step(position, before, behind);
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    within[..size].copy_from_slice(kept);
+                    for (number, position) in steps.clone().enumerate() {
+                        within.copy_within(number * size..(number + 1) * size, (number + 1) * size);
+                        let behind = &mut within[(number + 1) * size..][..size];
+                        self.advance(position, behind, |_, _| ());
+                    }
+                    for (number, position) in steps.enumerate().rev() {
+                        let (before, behind) = within[number * size..][..2 * size].split_at(size);
+                        backward.step(position, before, behind);
+                    }
+                },
+            );
         }
         backward.gradient
     }

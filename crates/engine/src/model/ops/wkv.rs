@@ -161,23 +161,26 @@ impl Head {
     fn scan(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.value.len()];
         let mut state = vec![0.0; self.length * self.length];
-        vectorized(|| {
-            for (position, out) in out.chunks_exact_mut(self.length).enumerate() {
-                let receptance = self.at(&self.receptance, position);
-                if let Some(bonus) = &self.bonus {
-                    self.read(receptance, &state, out);
-                    add(
-                        out,
-                        self.at(&self.value, position),
-                        self.own(position, bonus),
-                    );
+        vectorized(
+            #[inline(always)]
+            || {
+                for (position, out) in out.chunks_exact_mut(self.length).enumerate() {
+                    let receptance = self.at(&self.receptance, position);
+                    if let Some(bonus) = &self.bonus {
+                        self.read(receptance, &state, out);
+                        add(
+                            out,
+                            self.at(&self.value, position),
+                            self.own(position, bonus),
+                        );
+                    }
+                    self.advance(position, &mut state);
+                    if self.bonus.is_none() {
+                        self.read(receptance, &state, out);
+                    }
                 }
-                self.advance(position, &mut state);
-                if self.bonus.is_none() {
-                    self.read(receptance, &state, out);
-                }
-            }
-        });
+            },
+        );
         out
     }
 
@@ -187,14 +190,17 @@ impl Head {
         let starts: Vec<usize> = (0..positions).step_by(BLOCK).collect();
         let mut kept = Vec::with_capacity(starts.len() * size);
         let mut state = vec![0.0; size];
-        vectorized(|| {
-            for position in 0..positions {
-                if position.is_multiple_of(BLOCK) {
-                    kept.extend_from_slice(&state);
+        vectorized(
+            #[inline(always)]
+            || {
+                for position in 0..positions {
+                    if position.is_multiple_of(BLOCK) {
+                        kept.extend_from_slice(&state);
+                    }
+                    self.advance(position, &mut state);
                 }
-                self.advance(position, &mut state);
-            }
-        });
+            },
+        );
         let zeros = || vec![0.0; self.value.len()];
         let mut gradient = Head {
             length: self.length,
@@ -210,19 +216,22 @@ impl Head {
         let mut within = vec![0.0; (BLOCK + 1) * size];
         for (start, kept) in starts.iter().zip(kept.chunks_exact(size)).rev() {
             let steps = *start..(start + BLOCK).min(positions);
-            vectorized(|| {
-                within[..size].copy_from_slice(kept);
-                for (number, position) in steps.clone().enumerate() {
-                    within.copy_within(number * size..(number + 1) * size, (number + 1) * size);
-                    self.advance(position, &mut within[(number + 1) * size..][..size]);
-                }
-                for (number, position) in steps.enumerate().rev() {
-                    let states = within[number * size..][..2 * size].split_at(size);
-                    let g = self.at(g, position);
-                    self.step_back(position, states.into(), g, &mut of_state)
-                        .put(position, &mut gradient);
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    within[..size].copy_from_slice(kept);
+                    for (number, position) in steps.clone().enumerate() {
+                        within.copy_within(number * size..(number + 1) * size, (number + 1) * size);
+                        self.advance(position, &mut within[(number + 1) * size..][..size]);
+                    }
+                    for (number, position) in steps.enumerate().rev() {
+                        let states = within[number * size..][..2 * size].split_at(size);
+                        let g = self.at(g, position);
+                        self.step_back(position, states.into(), g, &mut of_state)
+                            .put(position, &mut gradient);
+                    }
+                },
+            );
         }
         gradient
     }
