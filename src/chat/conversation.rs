@@ -127,6 +127,12 @@ impl Renderer<'_> {
         self.rendered(conversation, conversation.messages.len(), false)
     }
 
+    /// True if a line is a conversation that the template renders.
+    pub fn takes(&self, line: &str) -> bool {
+        let read = read(line);
+        read.is_ok_and(|all| all.iter().all(|one| self.tokens(one).is_ok()))
+    }
+
     /// The sequences of a conversation that have its assistant's turns, each turn once. The first turns of a
     /// sequence are those of an earlier one where the template renders them differently by then.
     ///

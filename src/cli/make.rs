@@ -9,18 +9,21 @@ use super::terminal::Bar;
 use super::text::say;
 use super::wrong_usage;
 use anyhow::{Context, bail};
+use quantier::chat::conversation::Renderer;
 use quantier::chat::encoder::Encoder;
+use quantier::chat::template::ChatTemplate;
 use quantier::convert;
 use quantier::make::{
     self, Compare, Files, Goal, Job, LlamaCpp, NamedBudget, Options, Runner, Scoring, ShardPlan,
     ShardSize, Text, Texts,
 };
 use quantier::sensitivity::{Measure, Settings};
-use quantier::text::{Kind, Set, joined};
+use quantier::text::{Kind, Set, conversations, joined};
 use quantier::tune;
 use quantier_allocate::frontier::{Budget, Constraints};
 use quantier_engine::model;
 use quantier_round::Rounding;
+use quantier_tokenizer::Tokenizer;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -35,8 +38,8 @@ pub struct Common {
     /// Merge a LoRA adapter into the model: the directory of a PEFT adapter (adapter_config.json)
     #[arg(long, value_name = "DIR")]
     lora: Option<PathBuf>,
-    /// A calibration text, UTF-8; repeatable. The default is a small built-in text; text like that
-    /// of the model's later use is better
+    /// A calibration text, UTF-8; repeatable. The default is a small built-in text, with conversations for
+    /// a model with a chat template; text like that of the model's later use is better
     #[arg(short, long, value_name = "TEXT")]
     file: Vec<PathBuf>,
     /// An evaluation text; repeatable. By default, a fifth of each calibration text is held out for
@@ -519,7 +522,7 @@ fn with_job<T>(
     options: Options,
     then: impl FnOnce(&Job<'_>) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let texts = texts(args)?;
+    let (mut texts, is_built_in) = texts(args)?;
     let source = source(&args.model)?;
     let source = match &args.lora {
         Some(adapter) => source.merged(adapter)?,
@@ -559,7 +562,13 @@ fn with_job<T>(
     let needs_template = !args.chat.is_empty() || !args.eval_chat.is_empty();
     let template = opened.as_ref().filter(|_| needs_template);
     let template = template.map(|opened| opened.chat_template()).transpose();
-    let template = template.with_context(|| args.model.display().to_string())?;
+    let mut template = template.with_context(|| args.model.display().to_string())?;
+    if let (Some(opened), true) = (&opened, is_built_in) {
+        template = opened.chat_template().ok();
+        if let Some(template) = &template {
+            add_conversations(&mut texts, template, &opened.tokenizer);
+        }
+    }
     let runner = match (&opened, llama_cpp) {
         (_, Some(llama_cpp)) => Runner::LlamaCpp(llama_cpp),
         (Some(opened), None) => Runner::Native(make::Runnable {
@@ -573,6 +582,12 @@ fn with_job<T>(
     };
     let shown = || args.model.display().to_string();
     let job = Job::new(&input, runner, options, &texts).with_context(shown)?;
+    for shared in job.shared_texts() {
+        warning!(
+            "{shared} with the calibration text: its divergence is lower than on text of other origin; take such passages out \
+             of one of them"
+        );
+    }
     then(&job).with_context(shown)
 }
 
@@ -675,7 +690,12 @@ const OUTSIDE: &str = "llama.cpp's programs can run it if they know the model: -
 const WEIGHTED: &str = "That is worse: on a small model, such files had about twice the divergence of those chosen by \
                         their divergence (benches/frontier.md)";
 
-fn texts(args: &Common) -> anyhow::Result<Texts> {
+/// Names of the built-in texts.
+const CALIBRATION: &str = "built-in calibration text";
+const EVALUATION: &str = "built-in evaluation text";
+
+/// The texts of the arguments; true if the calibration text is the built-in one.
+fn texts(args: &Common) -> anyhow::Result<(Texts, bool)> {
     let read = |paths: &[PathBuf], kind: Kind| -> anyhow::Result<Vec<Text>> {
         let one = |path: &PathBuf| {
             let name = path
@@ -718,13 +738,14 @@ fn texts(args: &Common) -> anyhow::Result<Texts> {
             both.display()
         );
     }
-    if calibration.is_empty() {
+    let is_built_in = calibration.is_empty();
+    if is_built_in {
         note!(
             "measured on the built-in text; text like that of the model's later use (-f) is better"
         );
-        calibration = built_in(Set::Calibration, "built-in calibration text");
+        calibration = built_in(Set::Calibration, CALIBRATION);
         if evaluation.is_empty() {
-            evaluation = built_in(Set::Evaluation, "built-in evaluation text");
+            evaluation = built_in(Set::Evaluation, EVALUATION);
         }
     }
     let texts = match evaluation.is_empty() {
@@ -735,9 +756,48 @@ fn texts(args: &Common) -> anyhow::Result<Texts> {
             ..Texts::default()
         },
     };
-    Ok(Texts {
+    let texts = Texts {
         context: args.ctx_size,
         evaluation_chunks: args.eval_chunks,
         ..texts
-    })
+    };
+    Ok((texts, is_built_in))
+}
+
+/// Adds the built-in conversations to the built-in texts, as far as the model's template takes them: some have no
+/// tools, or no system prompt.
+fn add_conversations(texts: &mut Texts, template: &ChatTemplate, tokenizer: &Tokenizer) {
+    let renderer = Renderer {
+        template,
+        tokenizer,
+    };
+    let add = |set, name: &str, to: &mut Vec<Text>| {
+        let all = conversations(set).lines();
+        let (lines, refused): (Vec<&str>, Vec<&str>) = all.partition(|line| renderer.takes(line));
+        if !refused.is_empty() {
+            let (refused, all) = (refused.len(), refused.len() + lines.len());
+            note!(
+                "{name}: the model's chat template refuses {refused} of {all}, which are left out"
+            );
+        }
+        if !lines.is_empty() {
+            to.push(Text {
+                name: name.into(),
+                content: lines.join("\n"),
+                kind: Kind::Conversations,
+            });
+        }
+    };
+    add(
+        Set::Calibration,
+        "built-in conversations",
+        &mut texts.calibration,
+    );
+    if texts.evaluation.iter().any(|text| text.name == EVALUATION) {
+        add(
+            Set::Evaluation,
+            "built-in conversations for evaluation",
+            &mut texts.evaluation,
+        );
+    }
 }

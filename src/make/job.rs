@@ -19,6 +19,7 @@ use crate::plan::frontier::Budget;
 use crate::resume::KeyBuilder;
 use crate::rounding::{InputStatistics, OutputFactor, Rounding};
 use crate::sensitivity::{self, Measure, Scores, Settings};
+use crate::text::Shared;
 use std::path::PathBuf;
 
 pub(super) use crate::sensitivity::gradient_rows;
@@ -153,6 +154,15 @@ impl<'m> Job<'m> {
             JobEngine::None => Vec::new(),
             JobEngine::Native(model) => model.texts.calibration_tokens.clone(),
             JobEngine::Outside(outside) => outside.texts.calibration_used(),
+        }
+    }
+
+    /// The evaluation texts that have much in common with the calibration texts; none where another program
+    /// runs the model.
+    pub fn shared_texts(&self) -> Vec<Shared> {
+        match &self.engine {
+            JobEngine::Native(model) => model.texts.shared(),
+            JobEngine::None | JobEngine::Outside(_) => Vec::new(),
         }
     }
 

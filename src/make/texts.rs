@@ -5,7 +5,7 @@ use super::options::Texts;
 use super::{Error, Result};
 use crate::chat::encoder::Encoder;
 use crate::evaluate::windows::{self, Windows};
-use crate::text::{HELD_OUT, Text};
+use crate::text::{HELD_OUT, Shared, Text, passages::Passages};
 
 /// Advice for a held-out part that is too short.
 const OF_ITS_OWN: &str = "; it is a fifth of the calibration text: five times as many are needed there, or a separate \
@@ -117,6 +117,22 @@ impl Cut {
             calibration_tokens,
             evaluation_tokens,
         })
+    }
+
+    /// The evaluation texts with much of the calibration texts in them.
+    pub(super) fn shared(&self) -> Vec<Shared> {
+        let passages = Passages::of(self.calibration.chunks(self.context));
+        let mut chunks = self.evaluation.chunks(self.context);
+        let shared = self.evaluation_tokens.iter().map(|(name, tokens)| {
+            let own = chunks.by_ref().take(*tokens as usize / self.context);
+            let found: Vec<bool> = own.map(|chunk| passages.are_in(chunk)).collect();
+            Shared {
+                text: name.clone(),
+                shared: found.iter().filter(|is_shared| **is_shared).count(),
+                chunks: found.len(),
+            }
+        });
+        shared.filter(Shared::is_much).collect()
     }
 
     pub(super) fn calibration(&self) -> Result<Windows<'_>> {

@@ -239,6 +239,9 @@ fn calibration(data: &Frontier) -> String {
                  instructions, mathematics, data, code, several languages and scripts), written for this purpose"
                     .into()
             }
+            "built-in conversations" => "Quantier's built-in conversations, by the model's chat template: questions, tools, \
+                                         edits of code, reasoning, several languages, written for this purpose"
+                .into(),
             name => markdown(name),
         };
         format!("- {what} ({} tokens)", count(text.tokens))

@@ -8,11 +8,16 @@
 //! file per domain (`calibration/NAME.txt`, `evaluation/NAME.txt`); a line with only a form feed
 //! ends a document. To add a document, append it to its file. To add a domain, write both files and
 //! a line in `DOMAINS`.
+//!
+//! Each set has conversations too (`conversations.jsonl`, one per line), for models with a chat template: tools,
+//! edits of code, reasoning, several languages.
 
 mod held_out;
+pub(crate) mod passages;
 
 pub(crate) use held_out::HELD_OUT;
 pub use held_out::{Kind, Text};
+pub use passages::Shared;
 
 /// Separator of documents in a file: a line with a form feed.
 const SEPARATOR: &str = "\n\x0c\n";
@@ -91,6 +96,14 @@ pub fn joined(set: Set) -> String {
         .join("\n\n");
     text.push('\n');
     text
+}
+
+/// The conversations of a set, in JSONL.
+pub fn conversations(set: Set) -> &'static str {
+    match set {
+        Set::Calibration => include_str!("calibration/conversations.jsonl"),
+        Set::Evaluation => include_str!("evaluation/conversations.jsonl"),
+    }
 }
 
 /// The documents of a set in the order of [`joined`]: each from the domain with the smallest
@@ -175,6 +188,35 @@ mod tests {
         assert_eq!(words("茶tea。カ"), ["茶", "tea", "カ"]);
     }
 
+    /// The contents of all messages of a set's conversations.
+    fn spoken(set: Set) -> impl Iterator<Item = String> {
+        conversations(set).lines().flat_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let messages = line["messages"].as_array().unwrap().clone();
+            messages.into_iter().flat_map(|message| {
+                let keys = ["content", "reasoning_content"];
+                keys.map(|key| message[key].as_str().unwrap_or_default().to_owned())
+            })
+        })
+    }
+
+    #[test]
+    fn conversations_are_readable_and_varied() {
+        for (set, least) in BOTH.into_iter().zip([20, 8]) {
+            let text = conversations(set);
+            let read = crate::chat::conversation::read(text).unwrap();
+            assert!(read.len() >= least, "{}", read.len());
+            for part in [
+                "\"tool_calls\"",
+                "\"reasoning_content\"",
+                "\"system\"",
+                "```",
+            ] {
+                assert!(text.contains(part), "{set:?}: {part}");
+            }
+        }
+    }
+
     #[test]
     fn sizes_are_within_limits() {
         let size = |set| {
@@ -250,17 +292,21 @@ mod tests {
     #[test]
     fn sets_share_no_eight_words() {
         const RUN: usize = 8;
+        let all = |set| {
+            let documents = documents(set).map(|(domain, text)| (domain, text.to_owned()));
+            documents.chain(spoken(set).map(|text| ("conversations", text)))
+        };
         let mut calibration = HashSet::new();
-        for (_, document) in documents(Set::Calibration) {
-            calibration.extend(words(document).windows(RUN).map(<[String]>::to_vec));
+        for (_, document) in all(Set::Calibration) {
+            calibration.extend(words(&document).windows(RUN).map(<[String]>::to_vec));
         }
         assert!(
             calibration.len() > 10_000,
             "only {} runs of words",
             calibration.len()
         );
-        for (domain, document) in documents(Set::Evaluation) {
-            for run in words(document).windows(RUN) {
+        for (domain, document) in all(Set::Evaluation) {
+            for run in words(&document).windows(RUN) {
                 assert!(
                     !calibration.contains(run),
                     "{domain}: also in the calibration text: {}",

@@ -5,8 +5,8 @@ use crate::chat::encoder::Encoder;
 use crate::evaluate::windows::{self, Windows};
 use crate::resume::KeyBuilder;
 pub use crate::text::Text;
+use crate::text::{Shared, passages::Passages};
 use quantier_core::rng::Rng;
-use std::collections::HashSet;
 use std::ops::Range;
 
 /// Fewest chunks for training, and fewest that are held out.
@@ -14,11 +14,6 @@ const LEAST_TRAINED: usize = 16;
 const LEAST_HELD_OUT: usize = 4;
 /// Most held-out chunks of all texts together: more do not sharpen decisions, and cost time.
 const MOST_HELD_OUT: usize = 128;
-/// Tokens of a passage by which common text is found.
-const PASSAGE: usize = 24;
-/// More than one chunk in this many with passages of the training text is refused in a text that is
-/// given to be held out. Standard phrases, such as licences, recur in texts of different origin.
-const MOST_SHARED: usize = 20;
 
 /// One chunk in this many of a text in chunks is held out.
 const HELD_OUT_EVERY: usize = 5;
@@ -101,19 +96,19 @@ impl Cut {
         self.chunks = kept;
     }
 
-    /// Takes out the chunks with a passage of `passages`; returns the first text with too many of them,
-    /// with their number.
-    fn without(&mut self, passages: &HashSet<&[u32]>) -> Option<(String, usize, usize)> {
-        let has = |chunk: &Vec<u32>| chunk.windows(PASSAGE).any(|w| passages.contains(w));
+    /// Takes out the chunks with one of these passages; returns the first text with too many of them.
+    fn without(&mut self, passages: &Passages<'_>) -> Option<Shared> {
         let (mut kept, mut found) = (Vec::with_capacity(self.chunks.len()), None);
         for (name, part) in &mut self.parts {
             let first = kept.len();
             let own = self.chunks[part.clone()].iter_mut().map(std::mem::take);
-            kept.extend(own.filter(|chunk| !has(chunk)));
-            let shared = part.len() - (kept.len() - first);
-            if shared * MOST_SHARED > part.len() {
-                found = found.or(Some((name.clone(), shared, part.len())));
-            }
+            kept.extend(own.filter(|chunk| !passages.are_in(chunk)));
+            let shared = Shared {
+                text: name.clone(),
+                shared: part.len() - (kept.len() - first),
+                chunks: part.len(),
+            };
+            found = found.or(Some(shared).filter(Shared::is_much));
             *part = first..kept.len();
         }
         self.chunks = kept;
@@ -168,16 +163,13 @@ impl Corpus {
     fn of_cuts(trained: Cut, mut held_out: Cut, is_given: bool, context: usize) -> Result<Corpus> {
         trained.check_length("training", LEAST_TRAINED, context)?;
         held_out.check_length("decisions", LEAST_HELD_OUT, context)?;
-        let all = trained.chunks.iter();
-        let passages: HashSet<&[u32]> = all.flat_map(|chunk| chunk.windows(PASSAGE)).collect();
+        let passages = Passages::of(trained.chunks.iter().map(Vec::as_slice));
         let found = held_out.without(&passages);
         drop(passages);
-        if let (Some((held_out, shared, chunks)), true) = (found, is_given) {
+        if let (Some(held_out), true) = (found, is_given) {
             let names: Vec<&str> = trained.parts.iter().map(|(name, _)| &**name).collect();
             return Err(Error::Shared {
                 held_out,
-                shared,
-                chunks,
                 training: names.join(", "),
             });
         }

@@ -128,16 +128,11 @@ pub enum Error {
     Context(windows::Error),
     /// Text for training that is also held out.
     #[error(
-        "{held_out} has {shared} of its {chunks} chunks in common with {training}; what is trained on cannot judge: \
-         take such passages out of one of them"
+        "{held_out} with {training}; what is trained on cannot judge: take such passages out of one of them"
     )]
     Shared {
         /// The held-out text.
-        held_out: String,
-        /// Its chunks with passages of the training text.
-        shared: usize,
-        /// Its chunks.
-        chunks: usize,
+        held_out: crate::text::Shared,
         /// The training text.
         training: String,
     },
