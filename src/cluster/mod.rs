@@ -114,6 +114,8 @@ mod tests {
             done: shards == 0,
             units: shards,
             seconds: 100.0 * shards as f64,
+            product_seconds: 80.0 * shards as f64,
+            disk_seconds: 5.0 * shards as f64,
             unit_seconds: vec![100.0; shards],
             memory_bytes: 2 << 30,
             part_bytes: 1 << 30,
@@ -128,7 +130,7 @@ mod tests {
                 .collect(),
         };
         ShardPlan {
-            layout: 1,
+            layout: 2,
             maker: "quantier".into(),
             model: String::new(),
             texts: String::new(),

@@ -45,7 +45,7 @@ pub struct StageStatus {
 }
 
 /// Numbers of machines for the estimates.
-const MACHINES: [usize; 5] = [1, 4, 16, 64, 256];
+const MACHINES: [usize; 6] = [1, 4, 8, 16, 64, 256];
 
 impl Status {
     /// State of a plan in its output directory.

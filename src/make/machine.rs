@@ -157,10 +157,13 @@ impl Machine {
     /// Estimated duration of a stage in seconds.
     pub(super) fn seconds(&self, cost: &Cost) -> f64 {
         let rounding = cost.rounding.iter().map(|rounding| self.rounding(rounding));
+        self.product_seconds(cost) + rounding.sum::<f64>() + disk_seconds(cost)
+    }
+
+    /// Estimated duration of a stage's products and factorizations in seconds.
+    pub(super) fn product_seconds(&self, cost: &Cost) -> f64 {
         cost.operations / (REACHED * self.flops_per_second)
             + cost.double_operations / (DOUBLE * self.flops_per_second)
-            + rounding.sum::<f64>()
-            + (cost.read + cost.written) as f64 / DISK
     }
 
     /// Estimated duration of rounding in seconds.
@@ -193,6 +196,11 @@ impl Machine {
                 .map_or(0.0, |rate| weights / rate.max(1.0)),
         }
     }
+}
+
+/// Estimated duration of a stage's reading and writing in seconds.
+pub(super) fn disk_seconds(cost: &Cost) -> f64 {
+    (cost.read + cost.written) as f64 / DISK
 }
 
 /// Rounds rows once with each knowledge, and dequantizes them.

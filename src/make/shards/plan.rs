@@ -4,7 +4,7 @@ use super::no_stage;
 use super::parts::{self, maker};
 use crate::format::{self, hex};
 use crate::make::cost::Cost;
-use crate::make::machine::{DISK, Machine};
+use crate::make::machine::{DISK, Machine, disk_seconds};
 use crate::make::stage::{PlannedCut, Walk};
 use crate::make::workdir::WorkDir;
 use crate::make::{Error, Job, Result, write_text};
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 /// Name of the file in the work directory.
 const FILE: &str = "plan.json";
 /// Version of the file's layout.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// Steps that the last process does, with the reasons.
 pub const LATER: &[(&str, &str)] = &[
@@ -77,6 +77,10 @@ pub struct PlannedStage {
     pub units: usize,
     /// Estimated time of all units on this machine.
     pub seconds: f64,
+    /// The part of it that is matrix products and factorizations.
+    pub product_seconds: f64,
+    /// The part of it that is reading and writing, at a gigabyte per second.
+    pub disk_seconds: f64,
     /// Estimated time of one unit, by unit.
     pub unit_seconds: Vec<f64>,
     /// Peak memory of a shard in bytes, beside the mapped model.
@@ -282,6 +286,7 @@ fn planned(cut: &PlannedCut, size: ShardSize, machine: &Machine) -> PlannedStage
         true => Vec::new(),
         false => divided(&seconds, count),
     };
+    let sum = |of: fn(&Machine, &Cost) -> f64| cut.units.iter().map(|cost| of(machine, cost)).sum();
     let most = |of: fn(&Cost) -> u64| cut.units.iter().map(of).max().unwrap_or(0);
     PlannedStage {
         name: cut.name.into(),
@@ -289,6 +294,8 @@ fn planned(cut: &PlannedCut, size: ShardSize, machine: &Machine) -> PlannedStage
         done: cut.done,
         units: cut.units.len(),
         seconds: all,
+        product_seconds: sum(Machine::product_seconds),
+        disk_seconds: sum(|_, cost| disk_seconds(cost)),
         memory_bytes: most(|cost| cost.memory),
         part_bytes: cut.units.iter().map(|cost| cost.written).sum(),
         merge_seconds: cut.merge_bytes as f64 / DISK,
