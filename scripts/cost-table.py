@@ -59,7 +59,7 @@ def main():
     parser.add_argument("quantier", type=Path)
     parser.add_argument("--budget", default="--bpw 4.25")
     parser.add_argument("models", nargs="*", metavar="MODEL")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     head = ["model", "settings", "memory", "Hessians", "file", "operations", "hours by stage, 2 cores",
             *(f"{cores} cores" for cores in CORES)]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")

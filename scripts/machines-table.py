@@ -69,7 +69,7 @@ def main():
     parser.add_argument("--eval", type=Path, required=True)
     parser.add_argument("--arguments", default="--bpw 3.3 --bpw 4.25 --bpw 5.5 --compare none")
     parser.add_argument("models", nargs="*", metavar="MODEL")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     quantier = options.quantier.resolve()
     head = ["model", "units", "stages", *(f"{n} × {CORES} cores" for n in MACHINES), *(f"{n} GPU" for n in GPUS), "parts",
             "weights read", "memory"]
