@@ -20,7 +20,7 @@ use crate::input::Tensor;
 use crate::model::backward::{Embedded, LinearSamples};
 use crate::model::{Head, rows_times_rows};
 use crate::progress::Progress;
-use crate::quant::Codec;
+use crate::quant::{Codec, vector::vectorized};
 use crate::rounding::{
     InputHessians, InputStatistics, Knowledge, MatrixKnowledge, Proof, Rounder, Weights,
 };
@@ -240,11 +240,10 @@ impl Candidate<'_> {
                         let of_row = |(product, gradient): (&[f32], &[f32])| {
                             dot(product, &gradient[band.rows[0].index..])
                         };
-                        u.extend(
-                            product
-                                .chunks_exact(wide)
-                                .zip(gradients.chunks_exact(m))
-                                .map(of_row),
+                        let rows = product.chunks_exact(wide).zip(gradients.chunks_exact(m));
+                        vectorized(
+                            #[inline(always)]
+                            || u.extend(rows.map(of_row)),
                         );
                     }
                 }
@@ -575,6 +574,7 @@ pub(super) fn add(total: &mut [f64], numbers: &[f64]) {
 }
 
 /// Dot product over the shorter length, in eight lanes.
+#[inline(always)]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
     let len = a.len().min(b.len());
     let (a, a_rest) = a[..len].as_chunks::<8>();
