@@ -18,6 +18,15 @@ plan_for() {
     "$quantier" make "${arguments[@]}" -o "$out" --plan-only --shards "$1"
 }
 
+# Kills the process of a shard, $1, unless that shard was killed four times: schedulers start a shard again five times.
+declare -A kills_of=()
+kill_shard() {
+    local shard
+    shard=$({ tr '\0' ' ' <"/proc/$1/cmdline"; } 2>/dev/null) || return 1
+    [ -n "$shard" ] && [ "${kills_of[$shard]:-0}" -lt 4 ] && kill -9 "$1" 2>/dev/null || return 1
+    kills_of[$shard]=$((${kills_of[$shard]:-0} + 1))
+}
+
 # Sets $work: the named directory, created if missing; without a name a temporary one, removed at the end.
 work_in() {
     if [ -n "$1" ]; then

@@ -95,9 +95,8 @@ killed=0 dead=0 begun=$SECONDS
 while squeue --noheader | grep -q .; do
     pids=$(running)
     if [ "$killed" -lt "$kills" ] && [ -n "$pids" ]; then
-        pid=$(echo "$pids" | shuf -n 1)
-        kill -9 "$pid" 2>/dev/null && killed=$((killed + 1))
-        sleep 3
+        kill_shard "$(echo "$pids" | shuf -n 1)" && killed=$((killed + 1))
+        sleep 2
     elif [ "$dead" = 0 ] && [ "${DEATH:-1}" = 1 ] && [ -n "$(on_node n1)" ] && [ "$killed" -ge "$kills" ]; then
         die
         dead=1

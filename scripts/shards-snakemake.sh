@@ -32,8 +32,10 @@ while kill -0 "$engine" 2>/dev/null; do
     for process in /proc/[0-9]*; do
         if [ "$killed" -lt "$kills" ] &&
             { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -q "^$quantier shard $out "; then
-            kill -9 "${process#/proc/}" 2>/dev/null && killed=$((killed + 1))
-            sleep 2
+            if kill_shard "${process#/proc/}"; then
+                killed=$((killed + 1))
+                sleep 1
+            fi
         fi
     done
     sleep 0.2

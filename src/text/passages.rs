@@ -5,6 +5,8 @@ use std::fmt;
 
 /// Tokens of a passage.
 const LENGTH: usize = 24;
+/// Least number of different tokens in a passage: tables, rules and indentation repeat a few.
+const DIFFERENT: usize = 12;
 /// One chunk in this many may have passages of another text: standard phrases, such as licences, recur in texts of
 /// different origin.
 const MOST_SHARED: usize = 20;
@@ -25,13 +27,22 @@ pub struct Shared {
 
 impl<'a> Passages<'a> {
     pub(crate) fn of(chunks: impl Iterator<Item = &'a [u32]>) -> Passages<'a> {
-        Passages(chunks.flat_map(|chunk| chunk.windows(LENGTH)).collect())
+        Passages(chunks.flat_map(passages_of).collect())
     }
 
     /// True if a chunk has one of these passages.
     pub(crate) fn are_in(&self, chunk: &[u32]) -> bool {
-        chunk.windows(LENGTH).any(|w| self.0.contains(w))
+        passages_of(chunk).any(|passage| self.0.contains(passage))
     }
+}
+
+fn passages_of(chunk: &[u32]) -> impl Iterator<Item = &[u32]> {
+    chunk.windows(LENGTH).filter(|passage| {
+        let mut tokens = passage.to_vec();
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens.len() >= DIFFERENT
+    })
 }
 
 impl Shared {
@@ -68,6 +79,14 @@ mod tests {
         assert!(with(0, 24) && with(57, 24) && with(120, 80));
         // Too short, and across two chunks.
         assert!(!with(0, 23) && !with(88, 24) && !passages.are_in(&[]));
+    }
+
+    #[test]
+    fn tables_are_no_passages() {
+        let rule: Vec<u32> = (0..200).map(|i| i % 11).collect();
+        let row: Vec<u32> = (0..200).map(|i| i % 12).collect();
+        let found = |chunk: &[u32]| Passages::of([chunk].into_iter()).are_in(chunk);
+        assert!(found(&row) && !found(&rule));
     }
 
     #[test]

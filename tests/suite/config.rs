@@ -73,75 +73,82 @@ fn fails(mut command: Command, parts: &[&str]) {
         .for_each(|part| assert!(error.contains(part), "it does not say {part:?}: {error}"));
 }
 
-#[test]
-fn defaults_apply_to_make_and_publish() {
-    let dir = place();
-    let args =
-        "make m.gguf --score-positions 64 --publish --base-model org/The-Model --name M -o out";
-    let (_, notes) = runs(command(dir.path(), args));
-    let file = dir.path().join("home/.config/quantier/config.toml");
-    assert!(
-        notes.contains(&format!("{} adds ", file.display())),
-        "{notes}"
-    );
-    let out = dir.path().join("work/out");
-    let models = listing(&out)
-        .into_iter()
-        .filter(|(path, _)| path.to_string_lossy().contains("bpw"));
-    assert_eq!(
-        models
-            .filter(|(path, _)| path.extension().is_some_and(|e| e == "gguf"))
-            .count(),
-        3
-    );
-    let card = fs::read_to_string(out.join("publish/README.md")).unwrap();
-    for part in [
-        "license: mit",
-        "quantized_by: someone",
-        "- \"no\"",
-        "Mine: someone/The-Model-GGUF",
-    ] {
-        assert!(card.contains(part), "{part}: {card}");
-    }
-    // The recorded command is complete and contains no directory.
-    let made = card
-        .lines()
-        .find(|line| line.starts_with("quantier make m.gguf"))
-        .unwrap();
-    assert!(
-        made.contains("--file=cal.txt --eval=eval.txt --variants=3"),
-        "{made}"
-    );
-    assert!(
-        made.contains("--quantized-by=someone") && made.contains("--ctx-size=64"),
-        "{made}"
-    );
-    assert!(!card.contains(dir.path().to_str().unwrap()));
+/// Longer than a few seconds.
+mod slow {
+    use super::*;
 
-    // The command line takes precedence: over single keys, over lists, and one size over all sizes.
-    let args = "publish out -o other --license apache-2.0 --language de --no-config";
-    runs(command(dir.path(), args));
-    let card = fs::read_to_string(dir.path().join("work/other/README.md")).unwrap();
-    assert!(
-        card.contains("- de") && !card.contains("quantized_by") && !card.contains("Mine:"),
-        "{card}"
-    );
-    runs(command(
-        dir.path(),
-        "publish out -o third --license apache-2.0 --language de",
-    ));
-    let card = fs::read_to_string(dir.path().join("work/third/README.md")).unwrap();
-    assert!(
-        card.contains("- de") && !card.contains("\"no\"") && card.contains("license: apache-2.0"),
-        "{card}"
-    );
-    assert!(card.contains("quantized_by: someone"), "{card}");
-    let (plan, _) = runs(command(
-        dir.path(),
-        "make m.gguf --like Q4_K_M --dry-run --json -o like",
-    ));
-    let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
-    assert_eq!(plan["files"].as_array().unwrap().len(), 1, "{plan}");
+    #[test]
+    fn defaults_apply_to_make_and_publish() {
+        let dir = place();
+        let args =
+            "make m.gguf --score-positions 64 --publish --base-model org/The-Model --name M -o out";
+        let (_, notes) = runs(command(dir.path(), args));
+        let file = dir.path().join("home/.config/quantier/config.toml");
+        assert!(
+            notes.contains(&format!("{} adds ", file.display())),
+            "{notes}"
+        );
+        let out = dir.path().join("work/out");
+        let models = listing(&out)
+            .into_iter()
+            .filter(|(path, _)| path.to_string_lossy().contains("bpw"));
+        assert_eq!(
+            models
+                .filter(|(path, _)| path.extension().is_some_and(|e| e == "gguf"))
+                .count(),
+            3
+        );
+        let card = fs::read_to_string(out.join("publish/README.md")).unwrap();
+        for part in [
+            "license: mit",
+            "quantized_by: someone",
+            "- \"no\"",
+            "Mine: someone/The-Model-GGUF",
+        ] {
+            assert!(card.contains(part), "{part}: {card}");
+        }
+        // The recorded command is complete and contains no directory.
+        let made = card
+            .lines()
+            .find(|line| line.starts_with("quantier make m.gguf"))
+            .unwrap();
+        assert!(
+            made.contains("--file=cal.txt --eval=eval.txt --variants=3"),
+            "{made}"
+        );
+        assert!(
+            made.contains("--quantized-by=someone") && made.contains("--ctx-size=64"),
+            "{made}"
+        );
+        assert!(!card.contains(dir.path().to_str().unwrap()));
+
+        // The command line takes precedence: over single keys, over lists, and one size over all sizes.
+        let args = "publish out -o other --license apache-2.0 --language de --no-config";
+        runs(command(dir.path(), args));
+        let card = fs::read_to_string(dir.path().join("work/other/README.md")).unwrap();
+        assert!(
+            card.contains("- de") && !card.contains("quantized_by") && !card.contains("Mine:"),
+            "{card}"
+        );
+        runs(command(
+            dir.path(),
+            "publish out -o third --license apache-2.0 --language de",
+        ));
+        let card = fs::read_to_string(dir.path().join("work/third/README.md")).unwrap();
+        assert!(
+            card.contains("- de")
+                && !card.contains("\"no\"")
+                && card.contains("license: apache-2.0"),
+            "{card}"
+        );
+        assert!(card.contains("quantized_by: someone"), "{card}");
+        let (plan, _) = runs(command(
+            dir.path(),
+            "make m.gguf --like Q4_K_M --dry-run --json -o like",
+        ));
+        let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+        assert_eq!(plan["files"].as_array().unwrap().len(), 1, "{plan}");
+    }
 }
 
 #[test]

@@ -346,35 +346,101 @@ fn place() -> TempDir {
 
 const RUN: &str = "imatrix -m m.gguf -f t.txt -c 64 --chunks 60 --no-ppl -o out.gguf";
 
-#[test]
-fn hessians_are_independent_of_threads_memory_and_imatrix() {
-    let dir = place();
-    let dir = dir.path();
-    let told = json(
-        dir,
-        &format!("{RUN} --json --process-output --hessians a -t 1"),
-    );
-    let told = &told["covariance"];
-    assert_eq!(
-        (&told["directory"], &told["files"], &told["tensors"]),
-        (&"a".into(), &25.into(), &43.into()),
-        "{told}"
-    );
-    let imatrix = fs::read(dir.join("out.gguf")).unwrap();
-    let text = succeeds(
-        dir,
-        &format!("{RUN} --process-output --hessians b -t 3 --max-memory 1"),
-    );
-    assert!(
-        text.contains("b: 25 input Hessians for 43 tensors, "),
-        "{text}"
-    );
-    assert!(files(&dir.join("a")) == files(&dir.join("b")));
-    succeeds(dir, &format!("{RUN} --process-output"));
-    assert!(fs::read(dir.join("out.gguf")).unwrap() == imatrix);
-    // Again into the same directory: the same job.
-    succeeds(dir, &format!("{RUN} --process-output --hessians a"));
-    assert!(files(&dir.join("a")) == files(&dir.join("b")));
+/// Longer than a few seconds.
+mod slow {
+    use super::*;
+
+    #[test]
+    fn hessians_are_independent_of_threads_memory_and_imatrix() {
+        let dir = place();
+        let dir = dir.path();
+        let told = json(
+            dir,
+            &format!("{RUN} --json --process-output --hessians a -t 1"),
+        );
+        let told = &told["covariance"];
+        assert_eq!(
+            (&told["directory"], &told["files"], &told["tensors"]),
+            (&"a".into(), &25.into(), &43.into()),
+            "{told}"
+        );
+        let imatrix = fs::read(dir.join("out.gguf")).unwrap();
+        let text = succeeds(
+            dir,
+            &format!("{RUN} --process-output --hessians b -t 3 --max-memory 1"),
+        );
+        assert!(
+            text.contains("b: 25 input Hessians for 43 tensors, "),
+            "{text}"
+        );
+        assert!(files(&dir.join("a")) == files(&dir.join("b")));
+        succeeds(dir, &format!("{RUN} --process-output"));
+        assert!(fs::read(dir.join("out.gguf")).unwrap() == imatrix);
+        // Again into the same directory: the same job.
+        succeeds(dir, &format!("{RUN} --process-output --hessians a"));
+        assert!(files(&dir.join("a")) == files(&dir.join("b")));
+    }
+
+    #[test]
+    fn changes_and_truncations_of_hessian_files_are_detected() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.gguf");
+        let head = small(&path);
+        let index = Index {
+            key: head.key,
+            files: vec![("a.gguf".into(), "x".into())],
+        };
+        index.write(dir.path()).unwrap();
+        let (sound, listed) = (
+            fs::read(&path).unwrap(),
+            fs::read(dir.path().join("index.gguf")).unwrap(),
+        );
+        let want = contents(&path).unwrap();
+        assert_eq!(
+            (&want.0, want.2[1].as_ref().unwrap()[5], want.2[2].is_none()),
+            (&head, 7.0, true)
+        );
+        assert!(
+            Store::open(dir.path())
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("not the file that index.gguf")
+        );
+        let check = |bytes: &[u8], at: usize| {
+            fs::write(&path, bytes).unwrap();
+            let (found, largest) = allocation::largest(|| contents(&path));
+            assert!(largest <= 1 << 16, "{largest} bytes at once");
+            match found {
+                // Padding, or another encoding of the same.
+                Ok(found) => assert!(found == want, "a change at byte {at} was not found out"),
+                Err(error) => assert!(error.to_string().contains("a.gguf"), "{error}"),
+            }
+        };
+        for at in 0..sound.len() {
+            for bit in [1, 0x40, 0x80] {
+                let mut changed = sound.clone();
+                changed[at] ^= bit;
+                check(&changed, at);
+            }
+            fs::write(&path, &sound[..at]).unwrap();
+            assert!(
+                contents(&path).is_err() || at > sound.len() - 32,
+                "cut at byte {at}"
+            );
+        }
+        for at in 0..listed.len() {
+            let mut changed = listed.clone();
+            changed[at] ^= 1;
+            fs::write(dir.path().join("index.gguf"), &changed).unwrap();
+            assert!(
+                Index::read(dir.path()).is_ok_and(|found| found == index)
+                    || Index::read(dir.path()).is_err()
+            );
+            fs::write(dir.path().join("index.gguf"), &listed[..at]).unwrap();
+            assert!(Index::read(dir.path()).is_err(), "cut at byte {at}");
+        }
+    }
 }
 
 /// Kills a run with snapshots after every layer once `reached` files exist.
@@ -563,67 +629,6 @@ fn contents(path: &Path) -> quantier_gguf::Result<Contents> {
         .map(|part| file.read(part))
         .collect::<Result<Vec<_>, _>>()?;
     Ok((file.head().clone(), file.checksum().to_owned(), numbers))
-}
-
-#[test]
-fn changes_and_truncations_of_hessian_files_are_detected() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a.gguf");
-    let head = small(&path);
-    let index = Index {
-        key: head.key,
-        files: vec![("a.gguf".into(), "x".into())],
-    };
-    index.write(dir.path()).unwrap();
-    let (sound, listed) = (
-        fs::read(&path).unwrap(),
-        fs::read(dir.path().join("index.gguf")).unwrap(),
-    );
-    let want = contents(&path).unwrap();
-    assert_eq!(
-        (&want.0, want.2[1].as_ref().unwrap()[5], want.2[2].is_none()),
-        (&head, 7.0, true)
-    );
-    assert!(
-        Store::open(dir.path())
-            .err()
-            .unwrap()
-            .to_string()
-            .contains("not the file that index.gguf")
-    );
-    let check = |bytes: &[u8], at: usize| {
-        fs::write(&path, bytes).unwrap();
-        let (found, largest) = allocation::largest(|| contents(&path));
-        assert!(largest <= 1 << 16, "{largest} bytes at once");
-        match found {
-            // Padding, or another encoding of the same.
-            Ok(found) => assert!(found == want, "a change at byte {at} was not found out"),
-            Err(error) => assert!(error.to_string().contains("a.gguf"), "{error}"),
-        }
-    };
-    for at in 0..sound.len() {
-        for bit in [1, 0x40, 0x80] {
-            let mut changed = sound.clone();
-            changed[at] ^= bit;
-            check(&changed, at);
-        }
-        fs::write(&path, &sound[..at]).unwrap();
-        assert!(
-            contents(&path).is_err() || at > sound.len() - 32,
-            "cut at byte {at}"
-        );
-    }
-    for at in 0..listed.len() {
-        let mut changed = listed.clone();
-        changed[at] ^= 1;
-        fs::write(dir.path().join("index.gguf"), &changed).unwrap();
-        assert!(
-            Index::read(dir.path()).is_ok_and(|found| found == index)
-                || Index::read(dir.path()).is_err()
-        );
-        fs::write(dir.path().join("index.gguf"), &listed[..at]).unwrap();
-        assert!(Index::read(dir.path()).is_err(), "cut at byte {at}");
-    }
 }
 
 #[test]
