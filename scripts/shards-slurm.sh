@@ -91,8 +91,14 @@ die() {
         case $(cat "/proc/$pid/comm" 2>/dev/null) in slurmstepd | quantier | slurm_script | sh) kill -9 "$pid" || true ;; esac
     done
 }
+# A controller that is late to answer still has jobs.
+has_jobs() {
+    local jobs
+    jobs=$(squeue --noheader) || return 0
+    [ -n "$jobs" ]
+}
 killed=0 dead=0 begun=$SECONDS
-while squeue --noheader | grep -q .; do
+while has_jobs; do
     pids=$(running)
     if [ "$killed" -lt "$kills" ] && [ -n "$pids" ]; then
         kill_shard "$(echo "$pids" | shuf -n 1)" && killed=$((killed + 1))

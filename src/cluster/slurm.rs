@@ -161,10 +161,12 @@ fn script(job: &Job<'_>, logs: &Path, settings: &Settings, slurm: &Slurm) -> Str
     let _ = write!(
         text,
         "\n{}\ncode=$?\n\
-         # Out of time, or killed: queue this task again. A refusal (code 1) stays.\n\
+         # Out of time, or killed: queue this task again, not its whole array, whose number one of the tasks has.\n\
+         # A refusal (code 1) stays.\n\
          if [ \"$code\" -eq 75 ] || [ \"$code\" -gt 128 ]; then\n    \
              if [ \"${{SLURM_RESTART_COUNT:-0}}\" -lt {} ]; then\n        \
-                 scontrol requeue \"$SLURM_JOB_ID\" && sleep 600\n    \
+                 task=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}\n        \
+                 scontrol requeue \"$task\" && sleep 600\n    \
              fi\n\
          fi\n\
          exit \"$code\"\n",
@@ -200,6 +202,7 @@ mod tests {
             "#SBATCH --account=lab",
             "module load quantier",
             "quantier shard /data/out sensitivities \"$SLURM_ARRAY_TASK_ID\" --threads",
+            "task=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
         ] {
             assert!(array.contains(line), "{line}: {array}");
         }
