@@ -26,10 +26,10 @@ def both(name, *shape):
     return {name + ".weight": shape, name + ".bias": shape[:1]}
 
 
-def siglip(prefix, patches):
+def siglip(prefix, patches, layers=LAYERS):
     shapes = both(prefix + "embeddings.patch_embedding", WIDTH, 3, PATCH, PATCH)
     shapes |= {prefix + "embeddings.position_embedding.weight": (patches, WIDTH)}
-    for layer in range(LAYERS):
+    for layer in range(layers):
         p = f"{prefix}encoder.layers.{layer}."
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             shapes |= both(f"{p}self_attn.{name}", WIDTH, WIDTH)
@@ -755,21 +755,22 @@ def deepseek_ocr(cls, fields, shapes, **more):
 
 
 def deepseek_ocr1(cls, **more):
+    """The reference knows as many numbers of SAM's necks as there are layers."""
     p, shapes = "model.vision_model.", {}
     shapes |= {p + "embeddings.class_embedding": (WIDTH,), p + "embeddings.patch_embedding.weight": (WIDTH, 3, PATCH, PATCH),
                p + "embeddings.position_embedding.weight": (17, WIDTH)} | both(p + "pre_layrnorm", WIDTH)
-    for layer in range(LAYERS):
+    for layer in range(LAYERS + 1):
         q = f"{p}transformer.layers.{layer}."
         shapes |= both(q + "self_attn.qkv_proj", 3 * WIDTH, WIDTH) | both(q + "self_attn.out_proj", WIDTH, WIDTH)
         shapes |= both(q + "layer_norm1", WIDTH) | both(q + "layer_norm2", WIDTH)
         shapes |= both(q + "mlp.fc1", FFN, WIDTH) | both(q + "mlp.fc2", WIDTH, FFN)
-    clip = {"heads": HEADS, "image_size": 224, "layers": LAYERS, "patch_size": PATCH, "width": WIDTH}
+    clip = {"heads": HEADS, "image_size": 224, "layers": LAYERS + 1, "patch_size": PATCH, "width": WIDTH}
     return deepseek_ocr(cls, {"clip-l-14-224": clip}, shapes, **more)
 
 
 def deepseek_ocr2():
     p, shapes = "model.qwen2_model.", {}
-    for layer in range(LAYERS):
+    for layer in range(LAYERS + 1):
         q = f"{p}model.model.layers.{layer}."
         for name, rows in (("q_proj", WIDTH), ("k_proj", 16), ("v_proj", 16)):
             shapes |= both(f"{q}self_attn.{name}", rows, WIDTH)
@@ -777,19 +778,20 @@ def deepseek_ocr2():
                    q + "post_attention_layernorm.weight": (WIDTH,), q + "mlp.gate_proj.weight": (4864, WIDTH),
                    q + "mlp.up_proj.weight": (4864, WIDTH), q + "mlp.down_proj.weight": (WIDTH, 4864)}
     shapes |= {p + "model.model.norm.weight": (WIDTH,), p + "query_768.weight": (9, WIDTH), p + "query_1024.weight": (16, WIDTH)}
-    return deepseek_ocr("DeepseekOCR2ForCausalLM", {"qwen2-0-5b": {"dim": WIDTH}}, shapes, image_size=1024, layers=LAYERS)
+    return deepseek_ocr("DeepseekOCR2ForCausalLM", {"qwen2-0-5b": {"dim": WIDTH}}, shapes, image_size=1024, layers=LAYERS + 1)
 
 
 
-def granite4_vision(**outer):
+def granite4_vision(layers=4, **outer):
+    """The reference knows as many numbers of projectors as there are layers."""
     vision = {"model_type": "siglip_vision_model", "hidden_size": WIDTH, "intermediate_size": FFN, "image_size": 56,
-              "num_attention_heads": HEADS, "num_hidden_layers": LAYERS, "patch_size": PATCH}
+              "num_attention_heads": HEADS, "num_hidden_layers": layers, "patch_size": PATCH}
     config = {"architectures": ["Granite4VisionForConditionalGeneration"], "model_type": "granite4_vision",
               "vision_config": vision, "downsample_rate": "4/8", "spatial_target_layers": [5, 1],
               "deepstack_layer_map": [[-1, 0], [-3, -2]],
               "text_config": {"model_type": "granite", "hidden_size": TEXT, "num_hidden_layers": 5}} | outer
-    shapes = siglip("model.vision_tower.vision_model.", 16) | {"model.image_newline": (TEXT,), "lm_head.weight": (32, TEXT),
-                                                               "model.vision_tower.vision_model.head.probe": (1, 1, WIDTH)}
+    shapes = siglip("model.vision_tower.vision_model.", 16, layers) | {"model.image_newline": (TEXT,)}
+    shapes |= {"lm_head.weight": (32, TEXT), "model.vision_tower.vision_model.head.probe": (1, 1, WIDTH)}
     for kind in ("layerwise", "spatial"):
         for number in range(2):
             p = f"model.{kind}_projectors.{number}."
@@ -917,7 +919,10 @@ def weights(name, shape, dtype):
         return torch.tensor(7)
     w = tensor(name, shape, dtype)
     if name.endswith("running_var"):
+        # Without the few numbers whose root torch (MKL) does not round to nearest.
         w = w.abs() + 0.01
+        exact = (w.float() + 1e-5).double().sqrt().float()
+        w[torch.sqrt(w.float() + 1e-5) != exact] = 1.0
     return w
 
 

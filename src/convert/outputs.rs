@@ -253,7 +253,7 @@ impl<'a> Planner<'a> {
             return Ok(());
         }
         let input = &recipe.inputs()[matched.input];
-        if let Err(what) = check_dims(input, &source.name, &source.shape, self.config()) {
+        if let Err(what) = check_dims(input, source.text_name(), &source.shape, self.config()) {
             self.problem(source, what);
             return Ok(());
         }
