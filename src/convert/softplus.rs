@@ -15,7 +15,7 @@ const LARGE: f32 = 20.0;
 /// ln 2 in two parts; the first has few bits, so that its products are exact.
 const LN2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6];
 /// ln 2 as a pair.
-const LN2_PAIR: [f32; 2] = [0.693_147_2, -1.904_654_3e-9];
+const LN2_PAIR: [f32; 2] = [std::f32::consts::LN_2, -1.904_654_2e-9];
 
 /// Coefficients of exp(s), from the highest power.
 const EXP: [f32; 6] = [
