@@ -7,12 +7,15 @@ SOURCE is the reference's directory; every line of JOBS is the arguments of one 
 With QUANTIER_ONLY_VOCABULARY in the environment, classes write no parameters of their models: then only the vocabulary is
 compared, and the configuration may be incomplete.
 
-The reference is unchanged except for one function: it cannot know the hash of a tiny vocabulary, so the pre-tokenizer's
+The reference is unchanged except for three things. It cannot know the hash of a tiny vocabulary, so the pre-tokenizer's
 name is given in the environment's QUANTIER_PRE (default: gpt-2; if empty, nothing is
-changed).
+changed). And norms of Llama 4's encoder of images and of Granite Speech get the names that llama.cpp reads, where the
+reference gives them those of other models. Sines, cosines and exponentials of Qwen's positions of audio are computed in 64 bits
+and rounded once: PyTorch's last bit depends on the CPU.
 """
 
 import logging
+import math
 import os
 import sys
 import traceback
@@ -35,6 +38,7 @@ def main():
     sys.path.insert(1, os.path.join(source, "gguf-py"))
     import convert_hf_to_gguf
     from conversion.base import ModelBase, TextModel
+    from gguf.constants import MODEL_TENSOR
     from gguf.tensor_mapping import TensorNameMap
 
     if told := os.environ.get("QUANTIER_PRE", "gpt-2"):
@@ -45,6 +49,17 @@ def main():
             return "kimi-k2" if is_kimi else told
 
         TextModel.get_vocab_base_pre = pre
+    import torch
+    from conversion.qwenvl import Qwen25AudioModel
+
+    def positions(self):
+        width = self.hparams_audio["hidden_size"]
+        step = -math.log(10000) / (width // 2 - 1)
+        rates = (step * torch.arange(width // 2).float()).double().exp().float()
+        angles = (torch.arange(1500)[:, None] * rates[None, :]).double()
+        yield "audio_tower.embed_positions.weight", torch.cat([angles.sin(), angles.cos()], dim=1).float()
+
+    Qwen25AudioModel.generate_extra_tensors = positions
     if os.environ.get("QUANTIER_ONLY_VOCABULARY"):
         prepare = TextModel.prepare_metadata
 
@@ -59,6 +74,12 @@ def main():
         name = os.path.basename(arguments[0])
         eager = ["--no-lazy"] if name.split("-")[0] in EAGER or name in EAGER_NAMES else []
         sys.argv = ["convert_hf_to_gguf.py", *arguments, *eager]
+        mapped = TensorNameMap.block_mappings_cfg
+        if name.split("-")[0] == "llama4":
+            mapped[MODEL_TENSOR.V_ENC_ATTN_POST_NORM] = ()
+        if name.startswith("granite-speech"):
+            mapped[MODEL_TENSOR.A_ENC_CONV_NORM] = mapped[MODEL_TENSOR.A_ENC_CONV_NORM_VAR]
+            mapped[MODEL_TENSOR.A_ENC_CONV_NORM_VAR] = ()
         try:
             convert_hf_to_gguf.main()
         except SystemExit as end:

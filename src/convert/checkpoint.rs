@@ -131,8 +131,8 @@ impl Checkpoint {
         Checkpoint::open_with(path, PARAMS)
     }
 
-    /// Opens the projector of a directory: the encoder of images, with the settings of its
-    /// preprocessor.
+    /// Opens the projector of a directory: the encoders of images and of audio, with the settings of
+    /// their preprocessor.
     ///
     /// # Errors
     /// As [`Checkpoint::open`], and models without a projector, or with an unsupported one.
@@ -141,9 +141,9 @@ impl Checkpoint {
         let config_path = checkpoint.config_path();
         let outer = json::read_object(&config_path)?;
         let settings = preprocessor(&checkpoint.dir)?;
-        let config = Config::of_projector(outer, settings);
+        let projector = Projector::of(&outer).map_err(|what| bad(&config_path, what))?;
+        let config = Config::of_projector(projector, outer, settings);
         let config = config.map_err(|what| bad(&config_path, what))?;
-        let projector = Projector::of(&config).map_err(|what| bad(&config_path, what))?;
         let checkpoint = Checkpoint {
             config,
             projector: Some(projector),

@@ -11,6 +11,7 @@
 
 mod adapter;
 mod checkpoint;
+mod computed;
 mod explain;
 mod fields;
 pub mod general;
@@ -26,6 +27,7 @@ mod projector;
 mod range;
 mod repack;
 mod reranker;
+mod softplus;
 mod stored;
 mod tensors;
 mod view;

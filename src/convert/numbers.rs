@@ -4,6 +4,7 @@
 //! For numbers the block codecs do the very same; what differs are the bits of NaNs, most of which
 //! numpy keeps.
 
+use super::softplus::softplus;
 use super::weights::Numeric;
 use crate::format::safetensors::Dtype;
 use crate::format::types::GgmlType;
@@ -65,6 +66,7 @@ pub(super) fn apply(numeric: Numeric, dtype: Dtype, weights: &mut [f32]) {
             // Rounded once: to the nearest f32 in all but a few of a billion cases.
             Numeric::Exp => f64::from(*w).exp() as f32,
             Numeric::NegExp => -(f64::from(*w).exp() as f32),
+            Numeric::Softplus => softplus(*w),
             Numeric::Times(factor) => *w * factor,
             Numeric::Zero => 0.0,
             // They depend on the other weights, or change none.

@@ -261,8 +261,44 @@ fn apply<W: Weight>(op: Op, operand: W, sizes: Sizes<'_>) -> Result<W, String> {
             groups,
             members,
         } => {
-            let blocks = [sizes.get(groups)?, sizes.get(members)?];
-            operand.swapped(axis, 1, blocks)
+            let size = dimension(axis)?;
+            let blocks = sizes.all(&[groups, members], |given| size.checked_div(given[0]))?;
+            operand.swapped(axis, 1, [blocks[0], blocks[1]])
+        }
+        Op::HeadOrder {
+            heads,
+            lengths,
+            order,
+        } => {
+            let (rows, heads) = (dimension(0)?, sizes.get(heads)?);
+            let length: u64 = lengths.iter().sum();
+            if heads.checked_mul(length) != Some(rows) {
+                return Err(format!("its {rows} rows are not {heads} heads of {length}"));
+            }
+            let mut parts = Vec::new();
+            for head in 0..heads {
+                for &part in order {
+                    let start = head * length + lengths[..part].iter().sum::<u64>();
+                    parts.push(operand.clone().narrowed(0, start..start + lengths[part])?);
+                }
+            }
+            W::concatenated(parts, 0)
+        }
+        Op::PairsApart { rows, heads } => {
+            let (rows, heads) = (sizes.get(rows)?, sizes.get(heads)?);
+            let fours = rows.checked_div(heads.saturating_mul(4)).unwrap_or(0);
+            let all = dimension(0)?;
+            if rows > all || fours.checked_mul(heads * 4) != Some(rows) {
+                return Err(format!(
+                    "the first {rows} of its {all} rows are not {heads} heads of fours"
+                ));
+            }
+            let paired = operand.clone().narrowed(0, 0..rows)?;
+            let paired = paired.swapped(0, heads, [fours, 2])?;
+            match rows == all {
+                true => Ok(paired),
+                false => W::concatenated(vec![paired, operand.narrowed(0, rows..all)?], 0),
+            }
         }
         Op::TileBehind {
             first,
@@ -358,6 +394,7 @@ fn apply<W: Weight>(op: Op, operand: W, sizes: Sizes<'_>) -> Result<W, String> {
         Op::Widen => operand.with(Numeric::Widen),
         Op::Exp => operand.with(Numeric::Exp),
         Op::NegExp => operand.with(Numeric::NegExp),
+        Op::Softplus => operand.with(Numeric::Softplus),
         Op::Cast(ggml_type) => Ok(operand.cast(Cast::To(ggml_type))),
         Op::CastByFile => Ok(operand.cast(Cast::ByFile)),
         Op::CastPlain => Ok(operand.cast(Cast::Plain)),
@@ -367,6 +404,8 @@ fn apply<W: Weight>(op: Op, operand: W, sizes: Sizes<'_>) -> Result<W, String> {
         Op::Stack(_) | Op::Append(_) | Op::Concat(_) | Op::Multiply => {
             Err("one tensor cannot be joined".into())
         }
-        Op::Fill { .. } => Err("a tensor of the checkpoint cannot be filled".into()),
+        Op::AddHalves | Op::BatchNorm(_) | Op::Fill { .. } => {
+            Err("these operations are no part of others".into())
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! From the checkpoint's tensors to the output's, by the recipes of the architecture, with all
 //! errors.
 
+use super::computed::{self, Computed};
 use super::groups::{self, Groups, Member};
 use super::numbers;
 use super::ops::{self, Sizes};
 use super::plan::PlannedTensor;
 use super::repack::{self, Early, Order, Repacked};
+use super::view::View;
 use super::weights::{Cast, Numeric, Operand, Part, Weight, Weights};
 use super::{Checkpoint, Source};
 use crate::arch::recipes::{Input, Match, Op, Output, Place, Recipe};
@@ -63,6 +65,12 @@ const ABSENT: &str = "these tensors are missing, and the model cannot be run wit
                       or convert a checkpoint that is whole";
 /// The name of multi-token prediction blocks for the user.
 pub(super) const NEXTN: &str = "multi-token prediction";
+
+/// The most numbers of a tensor that becomes a key or a vector.
+const SMALL: u64 = 1 << 16;
+/// The most numbers of a matrix that is computed at once.
+const LARGE: u64 = 1 << 28;
+
 /// Reason why tensors cannot be planned: the config, or any number of tensors.
 pub(super) enum Fault {
     Config(String),
@@ -124,22 +132,20 @@ pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Output
         values: BTreeMap::new(),
     };
     for generated in (architecture.generated)(config, keys).map_err(Fault::Config)? {
-        let dims = [generated.weights.len() as u64];
         let weights = || Weights::Computed(generated.weights);
-        planner.push(generated.name.into(), &dims, None, weights);
+        planner.push(generated.name.into(), &generated.dims, None, weights);
     }
     let layers = config.layers().map_err(Fault::Config)?;
-    let blocks = config.blocks().map_err(Fault::Config)?;
     if !checkpoint.problems.is_empty() {
         return Err(Fault::Tensors(checkpoint.problems.clone()));
     }
     for index in 0..checkpoint.tensors.len() {
-        planner.source(index, blocks).map_err(Fault::Config)?;
+        planner.source(index).map_err(Fault::Config)?;
         planner.set_keys(layers, keys);
     }
     let early = std::mem::take(&mut planner.early).finish();
     planner.outputs.tensors.splice(0..0, early);
-    planner.check_complete(layers);
+    planner.check_complete(layers).map_err(Fault::Config)?;
     planner.check_names();
     planner.problems.sort();
     match planner.problems.is_empty() {
@@ -174,7 +180,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Plans a tensor of the checkpoint. Errors are those of the config.
-    fn source(&mut self, index: usize, blocks: u32) -> Result<(), String> {
+    fn source(&mut self, index: usize) -> Result<(), String> {
         let Conversion {
             architecture,
             config,
@@ -203,7 +209,7 @@ impl<'a> Planner<'a> {
             self.problem(source, format!("architecture {name} has no such tensors"));
         }
         for (recipe, matched) in found {
-            self.matched(index, recipe, matched, blocks)?;
+            self.matched(index, recipe, matched)?;
         }
         Ok(())
     }
@@ -214,7 +220,6 @@ impl<'a> Planner<'a> {
         index: usize,
         recipe: &'static Recipe,
         matched: Match,
-        blocks: u32,
     ) -> Result<(), String> {
         let architecture = self.conversion.architecture;
         let source = &self.conversion.checkpoint.tensors[index];
@@ -226,7 +231,7 @@ impl<'a> Planner<'a> {
         }
         if let Some(key) = &recipe.key {
             match self
-                .numbers(source)
+                .numbers(source, SMALL)
                 .and_then(|numbers| (key.value)(self.config(), &numbers))
             {
                 Ok(value) => {
@@ -242,12 +247,13 @@ impl<'a> Planner<'a> {
         self.seen_layers.extend(matched.layer);
         let names = recipe.outputs().iter().map(|output| output.name(&matched));
         self.touched.extend(names);
+        let blocks = self.config().blocks_of(recipe.outputs()[0].name)?;
         if matched.layer.is_some_and(|layer| layer >= blocks) {
             self.problem(source, format!("config.json has only {blocks} layers"));
             return Ok(());
         }
         let input = &recipe.inputs()[matched.input];
-        if let Err(what) = check_dims(input, &source.name, &source.shape, self.config()) {
+        if let Err(what) = check_dims(input, source.text_name(), &source.shape, self.config()) {
             self.problem(source, what);
             return Ok(());
         }
@@ -280,14 +286,12 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// The numbers of a small tensor.
-    fn numbers(&self, source: &Source) -> Result<Vec<f32>, String> {
-        /// Keys have at most this many numbers.
-        const MOST: u64 = 1 << 16;
+    /// The numbers of a tensor with at most this many.
+    fn numbers(&self, source: &Source, most: u64) -> Result<Vec<f32>, String> {
         let count: u64 = source.shape.iter().product();
-        if count > MOST {
+        if count > most {
             return Err(format!(
-                "it has {count} numbers; at most {MOST} are expected"
+                "it has {count} numbers; at most {most} are expected"
             ));
         }
         let mut numbers = vec![0.0; count as usize];
@@ -352,20 +356,11 @@ impl<'a> Planner<'a> {
             layer: members[0].matched.layer,
         };
         let failed = |what| Problem::of(&source(&members[0]).name, what);
-        if let Some(weights) = ops::filled(output.ops, sizes).map_err(failed)? {
-            let (name, dims) = (output.name(&members[0].matched), [weights.len() as u64]);
-            self.push(name, &dims, None, || Weights::Computed(weights));
-            return Ok(());
-        }
-        if let [Op::Multiply] = output.ops {
-            let sources = output.inputs.iter().map(|input| {
-                let mut members = members.iter();
-                members.find(|member| member.matched.input == *input)
+        if let Some(computed) = self.computed(output, members, sizes).map_err(failed)? {
+            let (name, weights) = (output.name(&members[0].matched), computed.weights);
+            self.push(name, &computed.dims, computed.cast, || {
+                Weights::Computed(weights)
             });
-            let weights = sources.flatten().map(source).collect::<Vec<_>>();
-            let weights = self.product(&weights).map_err(failed)?;
-            let (name, dims) = (output.name(&members[0].matched), [weights.len() as u64]);
-            self.push(name, &dims, None, || Weights::Computed(weights));
             return Ok(());
         }
         let are_alike = !output.ops.iter().any(|op| matches!(op, Op::Append(_)));
@@ -465,30 +460,53 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// The products of two small tensors' numbers, in f32.
-    fn product(&self, sources: &[&Source]) -> Result<Vec<f32>, String> {
-        let [a, b] = sources else {
-            return Err("its recipe does not multiply two tensors".into());
-        };
-        let [a_numbers, b_numbers] = [self.numbers(a)?, self.numbers(b)?];
-        match a_numbers.len() == b_numbers.len() {
-            true => Ok(a_numbers
-                .iter()
-                .zip(&b_numbers)
-                .map(|(a, b)| a * b)
-                .collect()),
-            false => Err(format!(
-                "its shape is {:?}, and that of {}, which it is multiplied by, {:?}",
-                a.shape, b.name, b.shape
-            )),
+    /// The weights of an output that is computed at once; `None` for all others.
+    fn computed(
+        &self,
+        output: &Output,
+        members: &[Member],
+        sizes: Sizes<'_>,
+    ) -> Result<Option<Computed>, String> {
+        if let Some(weights) = ops::filled(output.ops, sizes)? {
+            return Ok(Some(Computed::vector(weights)));
         }
+        let sources = output.inputs.iter().flat_map(|input| {
+            let mut members = members.iter();
+            let member = members.find(|member| member.matched.input == *input);
+            member.map(|member| &self.conversion.checkpoint.tensors[member.source])
+        });
+        let sources: Vec<_> = sources.collect();
+        let small = |source: &&Source| self.numbers(source, SMALL);
+        let numbers = || sources.iter().map(small).collect::<Result<Vec<_>, _>>();
+        Ok(Some(match output.ops {
+            [Op::Multiply] => Computed::vector(computed::product(&sources, &numbers()?)?),
+            [Op::BatchNorm(part)] => {
+                let is_half = sources
+                    .first()
+                    .is_some_and(|source| source.dtype == Dtype::F16);
+                Computed::vector(computed::batch_norm(*part, &numbers()?, is_half)?)
+            }
+            [Op::AddHalves, rest @ ..] => {
+                let source = sources.first().ok_or("its recipe has no input")?;
+                let numbers = self.numbers(source, LARGE)?;
+                let (weights, shape) = computed::halves_added(source, &numbers)?;
+                let operand = Operand::viewed(members[0].source, View::whole(&shape));
+                let operand = ops::make(rest, vec![vec![operand]], sizes)?;
+                Computed {
+                    weights,
+                    dims: operand.shape(),
+                    cast: operand.cast,
+                }
+            }
+            _ => return Ok(None),
+        }))
     }
 
     /// Rejects a part of a small tensor with a number that is not finite before or after the
     /// operations.
     fn check_finite(&self, part: &Part) -> Result<(), String> {
         let source = &self.conversion.checkpoint.tensors[part.source];
-        for (place, number) in self.numbers(source)?.into_iter().enumerate() {
+        for (place, number) in self.numbers(source, SMALL)?.into_iter().enumerate() {
             let mut made = [number];
             let mut dtype = source.dtype;
             for numeric in &part.numeric {
@@ -531,7 +549,7 @@ impl<'a> Planner<'a> {
 
     /// Checks for recipes with missing inputs, missing required tensors, and layers without
     /// tensors.
-    fn check_complete(&mut self, layers: u32) {
+    fn check_complete(&mut self, layers: u32) -> Result<(), String> {
         for (key, values) in std::mem::take(&mut self.values) {
             let missing = (0..layers).find(|layer| !values.contains_key(&Some(*layer)));
             let what = format!(
@@ -542,15 +560,16 @@ impl<'a> Planner<'a> {
         }
         let absent = self.groups.absent(self.config(), ABSENT);
         self.problems.extend(absent);
-        let blocks = self.config().blocks().unwrap_or(layers);
-        self.check_needed(blocks);
+        let blocks = self.config().blocks()?;
+        self.check_needed();
         let missing = |layer: &u32| !self.seen_layers.contains(layer);
+        let all = layers.max(self.config().audio_layers()?);
         let mut promised = layers..blocks;
         let mut needed = match self.conversion.nextn {
             Nextn::Alone => 0..0,
             // Layers may be empty.
             _ if self.conversion.architecture.decoder.linear_layers => 0..0,
-            _ => 0..layers,
+            _ => 0..all,
         };
         let (promised, needed) = (promised.find(missing), needed.find(missing));
         let names = self.conversion.architecture.nextn();
@@ -565,20 +584,20 @@ impl<'a> Planner<'a> {
         }
         if let Some(first) = needed {
             let what = format!(
-                "config.json has {layers} layers, and there is no tensor of layer {first}; files are missing"
+                "config.json has {all} layers, and there is no tensor of layer {first}; files are missing"
             );
             self.problems.push(Problem::of("", what));
         }
+        Ok(())
     }
 
     /// Checks for required tensors without a source in the checkpoint.
-    fn check_needed(&mut self, blocks: u32) {
+    fn check_needed(&mut self) {
         // A draft model has other tensors.
         if self.conversion.nextn == Nextn::Alone {
             return;
         }
         let mut seen: Vec<u32> = self.seen_layers.iter().copied().collect();
-        seen.retain(|layer| *layer < blocks);
         seen.sort_unstable();
         let there = |name: &str| self.touched.contains(name);
         let (architecture, config) = (self.conversion.architecture, self.config());

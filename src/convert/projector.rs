@@ -1,5 +1,6 @@
 //! The plan of a projector's file.
 
+use super::fields;
 use super::general::{General, ParameterCount};
 use super::outputs::{self, Conversion, Fault, Outputs};
 use super::plan::{check_defaults, check_endian, output};
@@ -28,8 +29,10 @@ impl<'a> Plan<'a> {
                 "the checkpoint was not opened as a projector",
             ));
         };
-        let (architecture, config) = (&projector.architecture, &checkpoint.config);
+        let architecture = &projector.architecture;
         checkpoint.check_has_weights()?;
+        let config = checkpoint.config.clone();
+        let config = &fields::complete(config, checkpoint, architecture, false)?;
         let file_type = job.out_type.file_type(checkpoint.halves);
         let mut keys = Keys::new(architecture.name, file_type.id());
         let conversion = Conversion {

@@ -152,9 +152,10 @@ impl Plan<'_> {
             Weights::Stored(stored) => stored,
             Weights::Computed(weights) => {
                 let weights = &weights[elements.start as usize..elements.end as usize];
-                let bytes = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+                buffer.resize(tensor.bytes_of(weights.len() as u64), 0);
+                narrow(tensor.target, weights, &mut buffer);
                 return Ok(Band {
-                    bytes: Bytes::Made(bytes),
+                    bytes: Bytes::Made(buffer),
                     shard,
                     release: Vec::new(),
                 });

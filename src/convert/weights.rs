@@ -45,6 +45,8 @@ pub(super) enum Numeric {
     Exp,
     /// -exp(x).
     NegExp,
+    /// ln(1 + exp(x)).
+    Softplus,
     /// x times this.
     Times(f32),
     /// x, no longer rounded to the checkpoint's type by further operations.

@@ -1,6 +1,7 @@
 //! A checkpoint's config.json as read by the reference: with the defaults of transformers' classes.
 
-use super::{deepseek, deepseek4, defaults, gemma3n, hy4, lfm2, nemotron_h, projector, wrapper};
+use super::projector::{self, Parts, Projector};
+use super::{deepseek, deepseek4, defaults, gemma3n, hy4, lfm2, nemotron_h, wrapper};
 use quantier_gguf::json::kind;
 use serde_json::{Map, Value};
 
@@ -97,38 +98,42 @@ impl Config {
         Ok(config)
     }
 
-    /// The config of a projector: the fields of the encoder of images, with the whole config.json and
-    /// the preprocessor's settings as objects. The class is that of the whole model.
+    /// The config of a projector: the fields of its encoder of images, or of audio where it has no
+    /// other, with the whole config.json, the preprocessor's settings and the fields of the encoder
+    /// of audio as objects. The class is that of the whole model.
     ///
     /// # Errors
     /// A field of the wrong kind, and models without an encoder.
     pub fn of_projector(
+        projector: &Projector,
         mut outer: Map<String, Value>,
         preprocessor: Map<String, Value>,
     ) -> Result<Config> {
-        const VISION: &str = "vision_config";
         const TEXT: &str = "text_config";
         let text = Config::new(outer.clone())?;
         let hidden = text.optional_u32(&["hidden_size", "n_embd"])?;
         // Transformers' classes keep what stands at the root as it is.
         let mut completed = outer.clone();
         defaults::complete(&mut completed)?;
+        wrapper::rename_text_config(&mut completed);
         outer.extend(completed.remove_entry(TEXT));
         defaults::complete_outer(&mut outer);
-        let Some(Value::Object(mut fields)) = outer.get(VISION).cloned() else {
-            return Err(format!(
-                "'{VISION}' is missing: the model has no encoder of images, and no projector"
-            ));
-        };
-        defaults::complete_encoder(&mut fields, &outer)?;
-        let first = |fields: &Map<String, Value>| {
-            let class = fields.get("architectures")?.get(0)?.as_str()?;
-            Some(class.to_owned())
-        };
-        let class = first(&fields).or_else(|| first(&outer));
+        let class = projector::class(&outer);
+        let Parts {
+            outer,
+            preprocessor,
+            vision,
+            audio,
+        } = Parts::of(projector, outer, preprocessor)?;
+        let mut fields = vision.or_else(|| audio.clone()).unwrap_or_default();
+        if !LAYERS.iter().any(|name| fields.contains_key(*name)) {
+            let layers = BLOCKS.iter().find_map(|name| fields.get(*name)).cloned();
+            fields.extend(layers.map(|layers| ("num_hidden_layers".to_owned(), layers)));
+        }
         fields.insert(projector::TEXT_HIDDEN.into(), hidden.into());
         fields.insert(projector::OUTER.into(), Value::Object(outer));
         fields.insert(projector::PREPROCESSOR.into(), Value::Object(preprocessor));
+        fields.extend(audio.map(|audio| (projector::AUDIO.to_owned(), Value::Object(audio))));
         Ok(Config {
             fields,
             rope: Map::new(),
@@ -191,6 +196,33 @@ impl Config {
     pub fn blocks(&self) -> Result<u32> {
         let blocks = self.layers()?.checked_add(self.nextn);
         blocks.ok_or_else(|| "there are more than 2^32 layers".into())
+    }
+
+    /// Number of layers and blocks that a GGUF tensor of this name can belong to: those of an encoder
+    /// beside the main one for its tensors, [`Config::blocks`] for all others.
+    ///
+    /// # Errors
+    /// As [`Config::blocks`].
+    pub fn blocks_of(&self, name: &str) -> Result<u32> {
+        if name.starts_with(projector::OF_AUDIO) {
+            return self.audio_layers();
+        }
+        let mut others = projector::OTHER_LAYERS.iter();
+        match others.find(|(prefix, _)| name.starts_with(prefix)) {
+            Some((_, field)) => self.u32(&[field]),
+            None => self.blocks(),
+        }
+    }
+
+    /// Number of layers of a projector's encoder of audio; 0 without one.
+    ///
+    /// # Errors
+    /// As [`Config::layers`].
+    pub fn audio_layers(&self) -> Result<u32> {
+        match self.get(projector::AUDIO) {
+            Some(_) => projector::audio_u32(self, BLOCKS),
+            None => Ok(0),
+        }
     }
 
     /// A required integer, under the first present name.

@@ -315,21 +315,55 @@ static ENCODERS: &[Class] = &[
         patch_size = Int(14)),
     class!("qwen2_5_vl": depth = Int(32), hidden_size = Int(3584), intermediate_size = Int(3420), num_heads = Int(16),
         patch_size = Int(14)),
+    class!("qwen2_5_omni_vision_encoder": depth = Int(32), hidden_size = Int(3584), intermediate_size = Int(3420),
+        num_heads = Int(16), patch_size = Int(14)),
+    class!("qwen2_5_omni_audio_encoder" | "qwen3_omni_moe_audio_encoder": d_model = Int(1280),
+        encoder_ffn_dim = Int(5120), encoder_layers = Int(32), encoder_attention_heads = Int(20),
+        num_mel_bins = Int(128), num_hidden_layers = SameAs("encoder_layers")),
+    class!("qwen3_omni_moe_vision_encoder": depth = Int(27), hidden_size = Int(1152),
+        intermediate_size = Int(4304), num_heads = Int(16), patch_size = Int(16), spatial_merge_size = Int(2),
+        num_position_embeddings = Int(2304)),
     class!("qwen3_vl" | "qwen3_vl_moe": depth = Int(27), hidden_size = Int(1152), intermediate_size = Int(4304),
         num_heads = Int(16), patch_size = Int(16), spatial_merge_size = Int(2), num_position_embeddings = Int(2304)),
+    class!("glm4v" | "glm4v_moe": depth = Int(24), hidden_size = Int(1536), intermediate_size = Int(13_696),
+        num_heads = Int(12), image_size = Int(336), patch_size = Int(14), spatial_merge_size = Int(2),
+        hidden_act = Text("silu"), rms_norm_eps = Float(1e-5)),
+    class!("llama4": hidden_size = Int(768), intermediate_size = Int(5632), num_hidden_layers = Int(34),
+        num_attention_heads = Int(16), image_size = Int(448), patch_size = Int(14), hidden_act = Text("gelu"),
+        norm_eps = Float(1e-5), pixel_shuffle_ratio = Float(0.5)),
+    class!("lfm2_vl": hidden_size = Int(768), intermediate_size = Int(3072), num_hidden_layers = Int(12),
+        num_attention_heads = Int(12), patch_size = Int(16), layer_norm_eps = Float(1e-6)),
+    class!("janus": hidden_size = Int(1024), num_hidden_layers = Int(24), num_attention_heads = Int(16),
+        image_size = Int(384), patch_size = Int(16), mlp_ratio = Float(4.0), hidden_act = Text("gelu"),
+        layer_norm_eps = Float(1e-6)),
+    class!("granite_speech": input_dim = Int(160), num_layers = Int(10), hidden_dim = Int(1024),
+        feedforward_mult = Int(4), num_heads = Int(8), dim_head = Int(128), context_size = Int(200),
+        max_pos_emb = Int(512), conv_kernel_size = Int(15)),
+    class!("voxtral": hidden_size = Int(1280), intermediate_size = Int(5120), num_hidden_layers = Int(32),
+        num_attention_heads = Int(20), num_mel_bins = Int(128)),
+    class!("qwen2_audio": d_model = Int(1280), encoder_ffn_dim = Int(5120), encoder_layers = Int(32),
+        encoder_attention_heads = Int(20), num_mel_bins = Int(128), num_hidden_layers = SameAs("encoder_layers")),
 ];
 
 /// Adds the defaults at the root of a config that a projector reads.
 pub(super) fn complete_outer(outer: &mut Map<String, Value>) {
     /// The side of the squares of patches that Mistral 3 merges.
     const MERGED: u32 = 2;
-    if model_type(outer).as_deref() == Some("mistral3") {
-        let merged = || MERGED.into();
-        outer.entry("spatial_merge_size").or_insert_with(merged);
+    match model_type(outer).as_deref() {
+        Some("mistral3") => {
+            let merged = || MERGED.into();
+            outer.entry("spatial_merge_size").or_insert_with(merged);
+        }
+        Some("granite_speech") => {
+            for (name, number) in [("downsample_rate", 5), ("window_size", 15)] {
+                outer.entry(name).or_insert_with(|| number.into());
+            }
+        }
+        _ => {}
     }
 }
 
-/// Adds the defaults of an encoder, and the fields that the reference derives from others.
+/// Adds the defaults of an encoder.
 pub(super) fn complete_encoder(
     fields: &mut Map<String, Value>,
     outer: &Map<String, Value>,
@@ -339,6 +373,7 @@ pub(super) fn complete_encoder(
         let pixtral = || "pixtral".into();
         fields.entry("model_type").or_insert_with(pixtral);
     }
+    rename_aliases(fields, &model_type);
     let own = self::model_type(fields).unwrap_or_default();
     let class = ENCODERS.iter().find(|class| {
         let types = class.model_types;
@@ -349,39 +384,6 @@ pub(super) fn complete_encoder(
             let value = default.value(fields)?;
             fields.insert((*name).into(), value);
         }
-    }
-    for (name, other) in [
-        ("num_attention_heads", "num_heads"),
-        ("num_hidden_layers", "depth"),
-    ] {
-        if let Some(value) = fields.get(other).cloned() {
-            fields.insert(name.into(), value);
-        }
-    }
-    if let Some(length) = fields.get("embed_dim").cloned() {
-        // The length of the outputs stands in for that of the network, which no field gives.
-        let outputs = fields.insert("hidden_size".into(), length);
-        fields.insert("intermediate_size".into(), outputs.unwrap_or_default());
-    }
-    if fields.get("image_size").is_none() {
-        let number = |name: &str, by_default: f64| match fields.get(name) {
-            Some(value) => value
-                .as_f64()
-                .ok_or_else(|| wrong_kind(name, value, "a number")),
-            None => Ok(by_default),
-        };
-        let size = match &*model_type {
-            qwen if qwen.starts_with("qwen3") => {
-                let (positions, patch) = (
-                    number("num_position_embeddings", 2304.0)?,
-                    number("patch_size", 16.0)?,
-                );
-                Some((positions.sqrt() * patch) as u32)
-            }
-            qwen if qwen.starts_with("qwen2") => Some(560),
-            _ => None,
-        };
-        fields.extend(size.map(|size| ("image_size".to_owned(), size.into())));
     }
     Ok(())
 }
@@ -410,8 +412,10 @@ static WRAPPERS: &[Wrapper] = &[
     wrapper("glm4v", "glm4v_text", false, false),
     wrapper("glm4v_moe", "glm4v_moe_text", false, false),
     wrapper("gemma3", "gemma3_text", false, false),
+    wrapper("granite_speech", "granite", true, false),
     wrapper("idefics3", "llama", true, false),
     wrapper("internvl", "qwen2", true, false),
+    wrapper("janus", "llama", true, false),
     wrapper("llama4", "llama4_text", false, false),
     wrapper("lfm2_vl", "lfm2", true, false),
     wrapper("llava", "llama", true, false),
@@ -420,6 +424,7 @@ static WRAPPERS: &[Wrapper] = &[
     wrapper("qwen2_vl", "qwen2_vl_text", false, true),
     wrapper("qwen3_vl", "qwen3_vl_text", false, false),
     wrapper("qwen3_vl_moe", "qwen3_vl_moe_text", false, false),
+    wrapper("qwen2_audio", "qwen2", true, false),
     wrapper("smolvlm", "llama", true, false),
     wrapper("voxtral", "llama", true, false),
 ];
@@ -488,16 +493,30 @@ const ALIASES: &[(&str, &[(&str, &str)])] = &[
             ("num_hidden_layers", "n_layers"),
         ],
     ),
+    (
+        "voxtral",
+        &[
+            ("d_model", "hidden_size"),
+            ("encoder_attention_heads", "num_attention_heads"),
+            ("encoder_ffn_dim", "intermediate_size"),
+            ("encoder_layers", "num_hidden_layers"),
+        ],
+    ),
 ];
 
-/// Adds the defaults of a class.
-fn complete_class(fields: &mut Map<String, Value>, model_type: &str) -> Result<()> {
+/// Gives the fields of a class their canonical names.
+fn rename_aliases(fields: &mut Map<String, Value>, model_type: &str) {
     let aliases = ALIASES.iter().filter(|(class, _)| *class == model_type);
     for (alias, name) in aliases.flat_map(|(_, aliases)| *aliases) {
         if let Some(value) = fields.remove(*alias) {
             fields.insert((*name).into(), value);
         }
     }
+}
+
+/// Adds the defaults of a class.
+fn complete_class(fields: &mut Map<String, Value>, model_type: &str) -> Result<()> {
+    rename_aliases(fields, model_type);
     let Some(class) = CLASSES
         .iter()
         .find(|class| class.model_types.contains(&model_type))

@@ -185,10 +185,7 @@ fn rope_factors(config: &Config, _: &mut Keys) -> Result<Vec<Generated>> {
     let pairs = length as usize / 2;
     let mut weights = vec![1.0; turned];
     weights.resize(pairs.max(turned), STILL);
-    Ok(vec![Generated {
-        name: "rope_freqs.weight",
-        weights,
-    }])
+    Ok(vec![Generated::vector("rope_freqs.weight", weights)])
 }
 
 /// Norms before and after attention and feed-forward network, and after the last layer.

@@ -139,8 +139,22 @@ pub struct Architecture {
 pub struct Generated {
     /// Name in the GGUF.
     pub name: &'static str,
-    /// Weights, in one dimension.
+    /// Dimensions, outermost first.
+    pub dims: Vec<u64>,
+    /// Weights.
     pub weights: Vec<f32>,
+}
+
+impl Generated {
+    /// A tensor of one dimension.
+    fn vector(name: &'static str, weights: Vec<f32>) -> Generated {
+        let dims = vec![weights.len() as u64];
+        Generated {
+            name,
+            dims,
+            weights,
+        }
+    }
 }
 
 /// All architectures that can be converted.

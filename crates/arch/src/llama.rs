@@ -366,10 +366,8 @@ pub(super) fn rope_factors_by(config: &Config, by_default: f64) -> Result<Vec<Ge
         1.0 / ((1.0 - smooth) / factor as f32 + smooth)
     };
     let frequencies = frequencies(base, config.head_len()?);
-    Ok(vec![Generated {
-        name: "rope_freqs.weight",
-        weights: frequencies.map(divisor).collect(),
-    }])
+    let weights = frequencies.map(divisor).collect();
+    Ok(vec![Generated::vector("rope_freqs.weight", weights)])
 }
 
 /// RoPE frequencies, one per pair of rotated dimensions.

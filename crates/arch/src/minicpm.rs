@@ -138,7 +138,7 @@ fn long_factors(config: &Config, expected: usize) -> Result<Vec<Generated>> {
             return Ok(None);
         };
         match weights.len() == expected {
-            true => Ok(Some(Generated { name, weights })),
+            true => Ok(Some(Generated::vector(name, weights))),
             false => Err(format!(
                 "'{field}' has {} numbers; {expected} are needed",
                 weights.len()

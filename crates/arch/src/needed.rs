@@ -316,9 +316,13 @@ impl Architecture {
                     true if !is_everywhere => is_other_mixer(weight),
                     _ => is_other_way(weight),
                 };
+                let is_beyond = config.is_some_and(|config| {
+                    let blocks = config.blocks_of(weight.name);
+                    blocks.is_ok_and(|blocks| layer >= blocks)
+                });
                 let is_shared =
                     (first_shared..first_nextn).contains(&layer) && KEYS.contains(&weight.stem());
-                if !is_other && !lacks(weight) && !is_shared {
+                if !is_other && !lacks(weight) && !is_shared && !is_beyond {
                     look(weight, Some(layer));
                 }
             }

@@ -241,13 +241,7 @@ fn long_rope_factors(config: &Config, keys: &mut Keys) -> Result<Vec<Generated>>
     }
     keys.set("rope.scaling.attn_factor", Value::F32(attention as f32));
     Ok(vec![
-        Generated {
-            name: "rope_factors_long.weight",
-            weights: long,
-        },
-        Generated {
-            name: "rope_factors_short.weight",
-            weights: short,
-        },
+        Generated::vector("rope_factors_long.weight", long),
+        Generated::vector("rope_factors_short.weight", short),
     ])
 }

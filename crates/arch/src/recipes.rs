@@ -42,6 +42,8 @@ pub struct Recipe {
     pub field: Option<ToField>,
     /// Place of the outputs in the file.
     pub place: Place,
+    /// Suffixes that input names without one cover.
+    endings: &'static [&'static str],
 }
 
 /// Place of a tensor in the file.
@@ -71,6 +73,8 @@ pub enum FieldValue {
     Integers,
     /// The length of its rows.
     RowLength,
+    /// The number of its rows.
+    Rows,
 }
 
 /// A tensor that becomes metadata: one number, or, for tensors of layers, a list with one per
@@ -138,7 +142,7 @@ pub enum Op {
     Tile {
         /// The dimension.
         axis: usize,
-        /// The number of groups.
+        /// The number of groups; [`Size::Any`] if the members give it.
         groups: Size,
         /// The number of blocks in a group.
         members: Size,
@@ -151,6 +155,23 @@ pub enum Op {
         groups: Size,
         /// The number of blocks in a group.
         members: Size,
+    },
+    /// Reorders the consecutive parts of each head's rows by these indices.
+    HeadOrder {
+        /// The number of heads.
+        heads: Size,
+        /// The lengths of a head's parts.
+        lengths: &'static [u64],
+        /// The parts in their new order.
+        order: &'static [usize],
+    },
+    /// Each head of the leading rows is a sequence of fours of rows; their first pairs come before
+    /// their second pairs. The other rows stay.
+    PairsApart {
+        /// The number of leading rows.
+        rows: Size,
+        /// The number of their heads.
+        heads: Size,
     },
     /// Groups of rows, each with parts of these sizes (q0 k0 v0 q1 k1 v1), reordered by part (q0 q1
     /// k0 k1 v0 v1). One size may be [`Size::Any`].
@@ -179,6 +200,12 @@ pub enum Op {
     /// Multiplies two small inputs number by number, in one dimension. The only operation of an
     /// output.
     Multiply,
+    /// Adds the two halves of every row. The first operation of an output; the others keep the order
+    /// of the numbers.
+    AddHalves,
+    /// A batch norm as one factor or one summand per channel. The inputs are its weight, bias, mean
+    /// and variance; the only operation of an output.
+    BatchNorm(BatchNorm),
     /// Adds 1 to every weight.
     AddOne,
     /// Adds this to every weight.
@@ -189,6 +216,8 @@ pub enum Op {
     Exp,
     /// Replaces every weight x by -exp(x).
     NegExp,
+    /// Replaces every weight x by ln(1 + exp(x)).
+    Softplus,
     /// Rounds every weight to 0 or plus or minus the mean magnitude of the whole checkpoint tensor
     /// (BitNet b1.58, Ma et al. 2024).
     Ternary,
@@ -223,6 +252,15 @@ pub enum Op {
     /// The type of the checkpoint: BF16 and F32 stay, FP8 becomes Q8_0. Other types are given by
     /// name and file type.
     KeepType,
+}
+
+/// The two results of [`Op::BatchNorm`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchNorm {
+    /// The factor.
+    Weight,
+    /// The summand.
+    Bias,
 }
 
 impl Op {
@@ -316,6 +354,9 @@ impl<T> Few<T> {
 /// The suffixes covered by a name without one.
 const ENDINGS: [&str; 2] = [".weight", ".bias"];
 
+/// Suffixes of the bounds that some encoders clip a matrix's inputs and outputs to.
+const BOUNDS: [&str; 4] = [".input_max", ".input_min", ".output_max", ".output_min"];
+
 /// A match of a tensor's name with a recipe.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Match {
@@ -396,6 +437,15 @@ impl Recipe {
             unless_equal: &[],
             field: None,
             place: Place::InOrder,
+            endings: &ENDINGS,
+        }
+    }
+
+    /// Renames the bounds of a matrix's inputs and outputs: single numbers.
+    pub(crate) const fn bounds(from: &'static str, to: &'static str) -> Recipe {
+        Recipe {
+            endings: &BOUNDS,
+            ..Recipe::with(from, to, &[], &[Op::Reshape(&[Size::Any])])
         }
     }
 
@@ -411,6 +461,7 @@ impl Recipe {
             unless_equal: &[],
             field: None,
             place: Place::InOrder,
+            endings: &ENDINGS,
         }
     }
 
@@ -426,6 +477,7 @@ impl Recipe {
             unless_equal: &[],
             field: None,
             place: Place::InOrder,
+            endings: &ENDINGS,
         }
     }
 
@@ -458,6 +510,17 @@ impl Recipe {
             field: Some(ToField {
                 name,
                 value: FieldValue::RowLength,
+            }),
+            ..self
+        }
+    }
+
+    /// Sets a field of the config to the number of rows.
+    pub(crate) const fn rows_to(self, name: &'static str) -> Recipe {
+        Recipe {
+            field: Some(ToField {
+                name,
+                value: FieldValue::Rows,
             }),
             ..self
         }
@@ -543,7 +606,8 @@ impl Recipe {
         let matched = inputs.find_map(|(input, tensor)| {
             let (base, ending) = match ENDINGS.iter().any(|ending| tensor.name.ends_with(ending)) {
                 true => (name, ""),
-                false => ENDINGS
+                false => self
+                    .endings
                     .iter()
                     .find_map(|ending| Some((name.strip_suffix(ending)?, *ending)))
                     .unwrap_or((name, "")),

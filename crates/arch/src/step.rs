@@ -199,10 +199,7 @@ fn rope_factors(config: &Config, _: &mut Keys) -> Result<Vec<Generated>> {
     };
     let mut weights: Vec<f32> = frequencies(base, rotated).map(divisor).collect();
     weights.resize((head / 2) as usize, 1.0);
-    Ok(vec![Generated {
-        name: "rope_freqs.weight",
-        weights,
-    }])
+    Ok(vec![Generated::vector("rope_freqs.weight", weights)])
 }
 
 const NORM: &[Op] = &[AddOne];

@@ -324,7 +324,23 @@ fn made(ops: &[Op], inputs: Vec<Vec<Operand>>) -> Result<Operand, String> {
 #[test]
 fn groups_and_rotated_rows_stand_in_their_order() {
     let by_layer: fn(&Config, u32) -> Result<u64, String> = |_, layer| Ok(u64::from(layer) - 1);
-    let cases: [(Op, [u32; 12]); 4] = [
+    let cases: [(Op, [u32; 12]); 6] = [
+        (
+            Op::HeadOrder {
+                heads: Number(2),
+                lengths: &[2, 1, 3],
+                order: &[1, 2, 0],
+            },
+            [2, 3, 4, 5, 0, 1, 8, 9, 10, 11, 6, 7],
+        ),
+        // One head of two fours of rows.
+        (
+            Op::PairsApart {
+                rows: Number(8),
+                heads: Number(1),
+            },
+            [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 10, 11],
+        ),
         // Two groups of four rows of queries, one of keys, one of values.
         (
             Op::Ungroup {

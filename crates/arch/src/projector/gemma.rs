@@ -1,22 +1,21 @@
 //! The projector of Gemma 3: SigLIP, an average over squares of patches, a norm and a matrix.
 
-use super::{COMMON, EMPTY, PREPROCESSOR, Projector, USE_GELU, of};
+use super::{COMMON, EMPTY, Encoders, Projector, USE_GELU, set_epsilon, set_side};
 use crate::Architecture;
-use crate::config::wrong_kind;
 use crate::parameters::Parameter;
 use crate::recipes::Op::{AddOne, Cast};
 use crate::recipes::Recipe;
 use crate::recipes::Size::{Any, FeedForward, Hidden};
-use quantier_gguf::gguf::Value;
 use quantier_gguf::types::GgmlType;
 
 pub(super) static GEMMA3: Projector = Projector {
     architecture: Architecture {
         classes: &["Gemma3ForConditionalGeneration"],
         parameters: &[COMMON, OWN],
-        tensors: &[SIGLIP, PROJECTION],
+        tensors: &[PATCHES, SIGLIP, PROJECTION],
         ..EMPTY
     },
+    encoders: Encoders::VISION,
     name: |_, name| {
         const PARTS: [&str; 4] = [
             "multi_modal_projector.",
@@ -33,36 +32,12 @@ pub(super) static GEMMA3: Projector = Projector {
 
 const OWN: &[Parameter] = &[
     Parameter::ConstantStr("projector_type", "gemma3"),
-    Parameter::Computed(|config, keys| {
-        let epsilon = config.optional_f64(&["layer_norm_eps"])?.unwrap_or(1e-6);
-        keys.set(
-            "vision.attention.layer_norm_epsilon",
-            Value::F32(epsilon as f32),
-        );
-        Ok(())
-    }),
+    Parameter::Computed(|config, keys| set_epsilon(config, keys, "layer_norm_eps", 1e-6)),
     USE_GELU,
-    Parameter::Computed(|config, keys| {
-        /// Side of the squares of patches that llama.cpp averages without the key.
-        const USUAL: u64 = 4;
-        const LENGTH: &str = "image_seq_length";
-        let length = match of(config, PREPROCESSOR, LENGTH)? {
-            Some(value) => value
-                .as_u64()
-                .ok_or_else(|| wrong_kind(LENGTH, value, "a whole number"))?,
-            None => 256,
-        };
-        let patches = u64::from(config.u32(&["image_size"])?)
-            .checked_div(config.u32(&["patch_size"])?.into());
-        let side = patches.and_then(|patches| patches.checked_div(length.isqrt()));
-        let side = side.ok_or_else(|| format!("'patch_size' or '{LENGTH}' is 0"))?;
-        if side > 0 && side != USUAL {
-            let side = u32::try_from(side).map_err(|_| "'image_size' is too large")?;
-            keys.set("vision.projector.scale_factor", Value::U32(side));
-        }
-        Ok(())
-    }),
+    Parameter::Computed(set_side),
 ];
+
+const PATCHES: &[Recipe] = patches!("vision_tower.vision_model.");
 
 const SIGLIP: &[Recipe] = siglip!("vision_tower.vision_model.");
 

@@ -1,7 +1,7 @@
-//! The projector of Pixtral and Mistral 3: an encoder with rotary positions, two matrices, and the
-//! embedding of the token between rows of patches.
+//! The projector of Pixtral, Mistral 3 and LightOnOCR: an encoder with rotary positions, two matrices,
+//! and, in the first two, the embedding of the token between rows of patches.
 
-use super::{COMMON, EMPTY, OUTER, Projector, of};
+use super::{COMMON, EMPTY, Encoders, OUTER, Projector, set_activation, set_epsilon, unless_text};
 use crate::Architecture;
 use crate::decoder::{Decoder, Needs};
 use crate::parameters::Parameter;
@@ -17,16 +17,11 @@ pub(super) static PIXTRAL: Projector = Projector {
             "Mistral3ForConditionalGeneration",
         ],
         parameters: &[COMMON, OWN],
-        tensors: &[ENCODER, PROJECTION],
-        decoder: Decoder {
-            needs: Needs {
-                optional: &["mm.input_norm", "mm.patch_merger"],
-                ..Needs::WEIGHTS
-            },
-            ..Decoder::LLAMA
-        },
+        tensors: &[ENCODER, MATRICES, ROW_BREAK],
+        decoder: DECODER,
         ..EMPTY
     },
+    encoders: Encoders::VISION,
     name: |_, name| {
         const EMBEDDINGS: &str = "embed_tokens.weight";
         // Newer checkpoints have a prefix before all names.
@@ -39,6 +34,38 @@ pub(super) static PIXTRAL: Projector = Projector {
             false => name.ends_with(EMBEDDINGS).then(|| EMBEDDINGS.to_owned()),
         }
     },
+};
+
+pub(super) static LIGHTON_OCR: Projector = Projector {
+    architecture: Architecture {
+        classes: &["LightOnOCRForConditionalGeneration"],
+        parameters: &[
+            COMMON,
+            OWN,
+            &[Parameter::ConstantStr("projector_type", "lightonocr")],
+        ],
+        tensors: &[ENCODER, MATRICES],
+        decoder: DECODER,
+        ..EMPTY
+    },
+    encoders: Encoders::VISION,
+    name: |_, name| {
+        let name = unless_text(name)?;
+        let name = name.replace("model.vision_encoder.", "vision_tower.");
+        let name = name.replace("model.vision_projection.", "multi_modal_projector.");
+        let is_own = ["multi_modal_projector.", "vision_tower."]
+            .iter()
+            .any(|part| name.starts_with(part));
+        is_own.then_some(name)
+    },
+};
+
+const DECODER: Decoder = Decoder {
+    needs: Needs {
+        optional: &["mm.input_norm", "mm.patch_merger"],
+        ..Needs::WEIGHTS
+    },
+    ..Decoder::LLAMA
 };
 
 /// The token between rows of patches.
@@ -55,26 +82,9 @@ const OWN: &[Parameter] = &[Parameter::Computed(|config, keys| {
         }
     }
     keys.set("projector_type", Value::str("pixtral"));
-    let epsilon = config.optional_f64(&["layer_norm_eps"])?.unwrap_or(1e-5);
-    keys.set(
-        "vision.attention.layer_norm_epsilon",
-        Value::F32(epsilon as f32),
-    );
-    let key = match config.get("hidden_act").and_then(|act| act.as_str()) {
-        Some("silu") => "use_silu",
-        Some("gelu") => "use_gelu",
-        other => {
-            let other = other.unwrap_or("missing");
-            return Err(format!(
-                "'hidden_act' is {other}; llama.cpp runs silu and gelu"
-            ));
-        }
-    };
-    keys.set(key, Value::Bool(true));
-    const MERGED: &str = "spatial_merge_size";
-    if let Some(size) = of(config, OUTER, MERGED)? {
-        let size = size.as_u64().and_then(|size| u32::try_from(size).ok());
-        let size = size.ok_or_else(|| format!("'{MERGED}' is no whole number"))?;
+    set_epsilon(config, keys, "layer_norm_eps", 1e-5)?;
+    set_activation(config, keys)?;
+    if let Some(size) = config.number_of(OUTER, "spatial_merge_size")? {
         keys.set("vision.spatial_merge_size", Value::U32(size));
     }
     Ok(())
@@ -144,7 +154,7 @@ const ENCODER: &[Recipe] = &[
     ),
 ];
 
-const PROJECTION: &[Recipe] = &[
+const MATRICES: &[Recipe] = &[
     Recipe::rename("multi_modal_projector.linear_1", "mm.1", &[Any, Any]),
     Recipe::rename("multi_modal_projector.linear_2", "mm.2", &[Any, Any]),
     Recipe::rename("multi_modal_projector.norm", "mm.input_norm", &[Any]),
@@ -154,10 +164,11 @@ const PROJECTION: &[Recipe] = &[
         &[Any, Any],
         &[CastPlain],
     ),
-    Recipe::with(
-        "embed_tokens.weight",
-        "v.token_embd.img_break",
-        &[Any, Any],
-        &[Rows(&[BREAK]), Squeeze(0)],
-    ),
 ];
+
+const ROW_BREAK: &[Recipe] = &[Recipe::with(
+    "embed_tokens.weight",
+    "v.token_embd.img_break",
+    &[Any, Any],
+    &[Rows(&[BREAK]), Squeeze(0)],
+)];

@@ -1,6 +1,9 @@
 //! The projectors of Qwen 2-VL, 2.5-VL and 3-VL.
 
-use super::{COMMON, EMPTY, OUTER, Projector, USE_GELU, USE_SILU, of};
+use super::{
+    COMMON, EMPTY, EPSILON, Encoders, OUTER, Parts, Projector, USE_GELU, USE_SILU, field, indices,
+    of, preprocessor_u32, set, whole,
+};
 use crate::config::{Result, wrong_kind};
 use crate::decoder::{Decoder, Needs};
 use crate::parameters::{Keys, Parameter};
@@ -14,7 +17,11 @@ use serde_json::Value as Json;
 
 pub(super) static QWEN2_VL: Projector = Projector {
     architecture: Architecture {
-        classes: &["Qwen2VLForConditionalGeneration", "Qwen2VLModel"],
+        classes: &[
+            "Qwen2VLForConditionalGeneration",
+            "Qwen2VLModel",
+            "Sarashina2VisionForCausalLM",
+        ],
         parameters: &[
             COMMON,
             &[Parameter::ConstantStr("projector_type", "qwen2vl_merger")],
@@ -23,6 +30,7 @@ pub(super) static QWEN2_VL: Projector = Projector {
         tensors: &[PATCHES, BLOCK, SPLIT_ATTENTION, PLAIN_NETWORK, MERGER],
         ..EMPTY
     },
+    encoders: QWEN2,
     name: of_visual,
 };
 
@@ -41,6 +49,7 @@ pub(super) static QWEN2_5_VL: Projector = Projector {
         tensors: &[PATCHES, BLOCK, SPLIT_ATTENTION, GATED_NETWORK, MERGER],
         ..EMPTY
     },
+    encoders: QWEN2,
     name: of_visual,
 };
 
@@ -51,16 +60,15 @@ pub(super) static QWEN3_VL: Projector = Projector {
             "Qwen3VLMoeForConditionalGeneration",
             "Qwen3_5ForConditionalGeneration",
             "Qwen3_5MoeForConditionalGeneration",
+            "Qwen4ExpForConditionalGeneration",
         ],
         parameters: &[
             COMMON,
             &[
                 Parameter::ConstantStr("projector_type", "qwen3vl_merger"),
                 USE_GELU,
-                Parameter::OptionalU32("vision.spatial_merge_size", &["spatial_merge_size"]),
-                Parameter::Computed(text_epsilon),
-                Parameter::Computed(deep_layers),
             ],
+            DEEP_KEYS,
         ],
         tensors: &[
             PATCHES,
@@ -84,26 +92,163 @@ pub(super) static QWEN3_VL: Projector = Projector {
         },
         ..EMPTY
     },
-    name: |config, name| {
-        let name = of_visual(config, name)?;
-        // Mergers are numbered in order, and in the GGUF by the layer that they read.
-        let Some(rest) = name.strip_prefix("visual.deepstack_merger_list.") else {
-            return Some(name);
-        };
-        let (number, rest) = rest.split_once('.')?;
-        let layers = deepstack(config).ok()?;
-        let layer = layers.get(number.parse::<usize>().ok()?)?;
-        Some(format!("visual.deepstack.{layer}.{rest}"))
+    encoders: ENCODERS,
+    name: |config, name| numbered_by_layer(config, of_visual(config, name)?),
+};
+
+pub(super) static EXAONE: Projector = Projector {
+    architecture: Architecture {
+        classes: &["Exaone4_5_ForConditionalGeneration"],
+        parameters: &[
+            COMMON,
+            &[
+                Parameter::ConstantStr("projector_type", "exaone4_5"),
+                USE_SILU,
+                Parameter::Computed(|config, keys| {
+                    preprocessor_u32(config, keys, "vision.image_min_pixels", "min_pixels")?;
+                    preprocessor_u32(config, keys, "vision.image_max_pixels", "max_pixels")
+                }),
+                Parameter::OptionalU32("vision.attention.head_count_kv", &["num_key_value_heads"]),
+                Parameter::Computed(|config, keys| match config.get(TEXT_EPSILON) {
+                    Some(value) => epsilon(Some(value), keys),
+                    None => outer_epsilon(config, keys),
+                }),
+                Parameter::OptionalU32("vision.window_size", &["window_size"]),
+                Parameter::Computed(|config, keys| {
+                    match indices(config, FULL_ATTENTION)?.is_empty() {
+                        true => Ok(()),
+                        false => windows(config, keys),
+                    }
+                }),
+            ],
+        ],
+        tensors: &[PATCHES, BLOCK, GROUPED_ATTENTION, GATED_NETWORK, MERGER],
+        ..EMPTY
+    },
+    encoders: QWEN2,
+    name: of_visual,
+};
+
+pub(super) static LING3_VL: Projector = Projector {
+    architecture: Architecture {
+        classes: &["BailingMoeV3VLForConditionalGeneration"],
+        parameters: &[
+            COMMON,
+            &[
+                Parameter::ConstantStr("projector_type", "ling3vl"),
+                USE_GELU,
+                Parameter::OptionalU32("vision.spatial_merge_size", &["spatial_merge_size"]),
+                Parameter::Computed(text_epsilon),
+            ],
+        ],
+        tensors: &[
+            PATCHES,
+            POSITIONS,
+            BLOCK,
+            FUSED_ATTENTION,
+            NAMED_NETWORK,
+            LING_MATRICES,
+        ],
+        decoder: Decoder {
+            needs: Needs {
+                biases: &["mm.input_norm", "mm.0", "mm.2"],
+                ..Needs::WEIGHTS
+            },
+            ..Decoder::LLAMA
+        },
+        ..EMPTY
+    },
+    encoders: Encoders {
+        complete: |parts| {
+            (ENCODERS.complete)(parts)?;
+            const WITHOUT: &str = "disable_merger_proj";
+            match field(&parts.vision, WITHOUT) {
+                Some(without) if *without == true => Ok(()),
+                _ => Err(format!(
+                    "'{WITHOUT}' is not true, and llama.cpp runs no other"
+                )),
+            }
+        },
+        ..Encoders::VISION
+    },
+    name: |config, name| match name.starts_with("linear_proj.") {
+        true => Some(name.to_owned()),
+        false => of_visual(config, name),
     },
 };
 
+/// The keys of encoders whose layers are merged into those of the text model.
+pub(super) const DEEP_KEYS: &[Parameter] = &[
+    Parameter::OptionalU32("vision.spatial_merge_size", &["spatial_merge_size"]),
+    Parameter::Computed(text_epsilon),
+    Parameter::Computed(deep_layers),
+];
+
+/// Mergers are numbered in order, and in the GGUF by the layer that they read.
+pub(super) fn numbered_by_layer(config: &Config, name: String) -> Option<String> {
+    let Some(rest) = name.strip_prefix("visual.deepstack_merger_list.") else {
+        return Some(name);
+    };
+    let (number, rest) = rest.split_once('.')?;
+    let layers = deepstack(config).ok()?;
+    let layer = layers.get(number.parse::<usize>().ok()?)?;
+    Some(format!("visual.deepstack.{layer}.{rest}"))
+}
+
 /// Names of the encoder begin with `visual.`, or with `model.visual.` in newer checkpoints.
-fn of_visual(_: &Config, name: &str) -> Option<String> {
+pub(super) fn of_visual(_: &Config, name: &str) -> Option<String> {
     let name = name.strip_prefix("model.").unwrap_or(name);
     name.starts_with("visual.").then(|| name.to_owned())
 }
 
-const EPSILON: &str = "vision.attention.layer_norm_epsilon";
+/// The encoder of Qwen 2-VL.
+pub(super) const QWEN2: Encoders = Encoders {
+    complete: |parts| {
+        name_fields(parts);
+        if let Some(length) = field(&parts.vision, "embed_dim").cloned() {
+            // The length of the outputs stands in for that of the network, which no field gives.
+            let outputs = field(&parts.vision, "hidden_size").cloned();
+            set(&mut parts.vision, "intermediate_size", outputs);
+            set(&mut parts.vision, "hidden_size", length);
+        }
+        if field(&parts.vision, "image_size").is_none() {
+            set(&mut parts.vision, "image_size", 560);
+        }
+        Ok(())
+    },
+    ..Encoders::VISION
+};
+
+/// The encoder of Qwen 3-VL: the size of images is that of the learned positions.
+pub(super) const ENCODERS: Encoders = Encoders {
+    complete: |parts| {
+        name_fields(parts);
+        if field(&parts.vision, "image_size").is_none() {
+            let positions = whole(&parts.vision, "num_position_embeddings")?;
+            let patch = whole(&parts.vision, "patch_size")?.unwrap_or(16);
+            let side = (positions.unwrap_or(2304) as f64).sqrt();
+            set(
+                &mut parts.vision,
+                "image_size",
+                (side * patch as f64) as u64,
+            );
+        }
+        Ok(())
+    },
+    ..Encoders::VISION
+};
+
+/// Gives Qwen's own fields the names of other encoders.
+fn name_fields(parts: &mut Parts) {
+    for (name, own) in [
+        ("num_attention_heads", "num_heads"),
+        ("num_hidden_layers", "depth"),
+    ] {
+        let value = field(&parts.vision, own).cloned();
+        set(&mut parts.vision, name, value);
+    }
+}
+
 const TEXT_EPSILON: &str = "rms_norm_eps";
 
 fn epsilon(value: Option<&Json>, keys: &mut Keys) -> Result<()> {
@@ -118,7 +263,7 @@ fn epsilon(value: Option<&Json>, keys: &mut Keys) -> Result<()> {
 }
 
 /// The epsilon at the root of config.json.
-fn outer_epsilon(config: &Config, keys: &mut Keys) -> Result<()> {
+pub(super) fn outer_epsilon(config: &Config, keys: &mut Keys) -> Result<()> {
     epsilon(of(config, OUTER, TEXT_EPSILON)?, keys)
 }
 
@@ -128,23 +273,12 @@ fn text_epsilon(config: &Config, keys: &mut Keys) -> Result<()> {
     epsilon(text.and_then(|text| text.get(TEXT_EPSILON)), keys)
 }
 
-/// A list of whole numbers.
-fn indices(config: &Config, field: &str) -> Result<Vec<u32>> {
-    let Some(value) = config.get(field) else {
-        return Ok(Vec::new());
-    };
-    let numbers = value.as_array().map(|list| {
-        let number = |value: &Json| u32::try_from(value.as_u64()?).ok();
-        list.iter().map(number).collect::<Option<Vec<u32>>>()
-    });
-    numbers
-        .flatten()
-        .ok_or_else(|| wrong_kind(field, value, "a list of whole numbers"))
-}
+/// The field of the layers with attention over the whole image.
+const FULL_ATTENTION: &str = "fullatt_block_indexes";
 
 /// The period of layers with attention over the whole image; the others attend within windows.
-fn windows(config: &Config, keys: &mut Keys) -> Result<()> {
-    const FIELD: &str = "fullatt_block_indexes";
+pub(super) fn windows(config: &Config, keys: &mut Keys) -> Result<()> {
+    const FIELD: &str = FULL_ATTENTION;
     let layers = indices(config, FIELD)?;
     let period = layers.first().and_then(|first| first.checked_add(1));
     let period = period.ok_or_else(|| format!("field '{FIELD}' is missing or empty"))?;
@@ -183,7 +317,7 @@ fn deep_layers(config: &Config, keys: &mut Keys) -> Result<()> {
 const THREE_HIDDEN: Size = Product(&[Number(3), Hidden]);
 
 /// Two patches that follow each other in time, as two convolutions.
-const PATCHES: &[Recipe] = &[
+pub(super) const PATCHES: &[Recipe] = &[
     Recipe::new(
         &[Input::new(
             "visual.patch_embed.proj.weight",
@@ -207,7 +341,7 @@ const PATCHES: &[Recipe] = &[
     ),
 ];
 
-const POSITIONS: &[Recipe] = &[Recipe::with(
+pub(super) const POSITIONS: &[Recipe] = &[Recipe::with(
     "visual.pos_embed",
     "v.position_embd",
     &[Any, Hidden],
@@ -215,7 +349,7 @@ const POSITIONS: &[Recipe] = &[Recipe::with(
 )];
 
 /// Of every block, whatever its queries, keys and values are.
-const BLOCK: &[Recipe] = &[
+pub(super) const BLOCK: &[Recipe] = &[
     block!(
         "visual.blocks.{}.",
         "attn.proj",
@@ -226,7 +360,7 @@ const BLOCK: &[Recipe] = &[
     block!("visual.blocks.{}.", "norm2", "ln2", &[Hidden]),
 ];
 
-const SPLIT_ATTENTION: &[Recipe] = &[Recipe::new(
+pub(super) const SPLIT_ATTENTION: &[Recipe] = &[Recipe::new(
     &[Input::new(
         "visual.blocks.{}.attn.qkv",
         &[THREE_HIDDEN, Hidden],
@@ -238,11 +372,19 @@ const SPLIT_ATTENTION: &[Recipe] = &[Recipe::new(
     ],
 )];
 
-const FUSED_ATTENTION: &[Recipe] = &[block!(
+pub(super) const FUSED_ATTENTION: &[Recipe] = &[block!(
     "visual.blocks.{}.",
     "attn.qkv",
     "attn_qkv",
     &[THREE_HIDDEN, Hidden]
+)];
+
+/// Queries share keys and values.
+const GROUPED_ATTENTION: &[Recipe] = &[block!(
+    "visual.blocks.{}.",
+    "attn.qkv",
+    "attn_qkv",
+    &[Any, Hidden]
 )];
 
 const PLAIN_NETWORK: &[Recipe] = &[
@@ -250,7 +392,7 @@ const PLAIN_NETWORK: &[Recipe] = &[
     block!("visual.blocks.{}.", "mlp.fc2", "ffn_down", &[Hidden, Any]),
 ];
 
-const GATED_NETWORK: &[Recipe] = &[
+pub(super) const GATED_NETWORK: &[Recipe] = &[
     block!(
         "visual.blocks.{}.",
         "mlp.gate_proj",
@@ -271,7 +413,7 @@ const GATED_NETWORK: &[Recipe] = &[
     ),
 ];
 
-const NAMED_NETWORK: &[Recipe] = &[
+pub(super) const NAMED_NETWORK: &[Recipe] = &[
     block!(
         "visual.blocks.{}.",
         "mlp.linear_fc1",
@@ -286,19 +428,25 @@ const NAMED_NETWORK: &[Recipe] = &[
     ),
 ];
 
-const MERGER: &[Recipe] = &[
+pub(super) const MERGER: &[Recipe] = &[
     Recipe::rename("visual.merger.ln_q", "v.post_ln", &[Hidden]),
     Recipe::rename("visual.merger.mlp.0", "mm.0", &[Any, Any]),
     Recipe::rename("visual.merger.mlp.2", "mm.2", &[Any, Any]),
 ];
 
-const NAMED_MERGER: &[Recipe] = &[
+pub(super) const NAMED_MERGER: &[Recipe] = &[
     Recipe::rename("visual.merger.norm", "v.post_ln", &[Hidden]),
     Recipe::rename("visual.merger.linear_fc1", "mm.0", &[Any, Any]),
     Recipe::rename("visual.merger.linear_fc2", "mm.2", &[Any, Any]),
 ];
 
-const DEEP: &[Recipe] = &[
+const LING_MATRICES: &[Recipe] = &[
+    Recipe::rename("visual.merger.norm", "mm.input_norm", &[Hidden]),
+    Recipe::rename("linear_proj.0", "mm.0", &[Any, Any]),
+    Recipe::rename("linear_proj.2", "mm.2", &[Any, Any]),
+];
+
+pub(super) const DEEP: &[Recipe] = &[
     Recipe::rename("visual.deepstack.{}.norm", "v.deepstack.{}.norm", &[Any]),
     Recipe::rename(
         "visual.deepstack.{}.linear_fc1",

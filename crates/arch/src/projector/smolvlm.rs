@@ -1,6 +1,8 @@
 //! The projector of SmolVLM and Idefics 3: SigLIP, squares of patches joined, and a matrix.
 
-use super::{COMMON, EMPTY, OUTER, PREPROCESSOR, Projector, USE_GELU, of};
+use super::{
+    COMMON, EMPTY, Encoders, PREPROCESSOR, Projector, USE_GELU, of, outer_u32, set_epsilon,
+};
 use crate::Architecture;
 use crate::parameters::Parameter;
 use crate::recipes::Recipe;
@@ -14,9 +16,10 @@ pub(super) static SMOLVLM: Projector = Projector {
             "SmolVLMForConditionalGeneration",
         ],
         parameters: &[COMMON, OWN],
-        tensors: &[SIGLIP, CONNECTOR],
+        tensors: &[PATCHES, SIGLIP, CONNECTOR],
         ..EMPTY
     },
+    encoders: Encoders::VISION,
     name: |_, name| {
         let is_own = ["model.vision_model.", "model.connector."]
             .iter()
@@ -28,17 +31,8 @@ pub(super) static SMOLVLM: Projector = Projector {
 const OWN: &[Parameter] = &[
     Parameter::ConstantStr("projector_type", "idefics3"),
     Parameter::Computed(|config, keys| {
-        let epsilon = config.optional_f64(&["layer_norm_eps"])?.unwrap_or(1e-5);
-        keys.set(
-            "vision.attention.layer_norm_epsilon",
-            Value::F32(epsilon as f32),
-        );
-        const SIDE: &str = "scale_factor";
-        let side = match of(config, OUTER, SIDE)? {
-            Some(side) => side.as_u64().and_then(|side| u32::try_from(side).ok()),
-            None => Some(2),
-        };
-        let side = side.ok_or_else(|| format!("'{SIDE}' is no whole number"))?;
+        set_epsilon(config, keys, "layer_norm_eps", 1e-5)?;
+        let side = outer_u32(config, "scale_factor", Some(2))?;
         keys.set("vision.projector.scale_factor", Value::U32(side));
         Ok(())
     }),
@@ -57,6 +51,8 @@ const OWN: &[Parameter] = &[
         Ok(())
     }),
 ];
+
+const PATCHES: &[Recipe] = patches!("model.vision_model.");
 
 const SIGLIP: &[Recipe] = siglip!("model.vision_model.");
 
