@@ -373,7 +373,7 @@ def jina_mlm():
 
 def modern(cls, p, classes=0, **more):
     config = {"architectures": [cls], "model_type": "modernbert", "vocab_size": ROBERTA_VOCAB, "hidden_size": HIDDEN, "intermediate_size": FFN,
-              "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "max_position_embeddings": 512, "norm_eps": 1e-5,
+              "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "max_position_embeddings": 512, "norm_eps": 1e-5, "layer_norm_eps": 1e-5,
               "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "local_attention": 128, "global_attn_every_n_layers": 3,
               "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2, "pad_token_id": 5, **more}
     shapes = {p + "embeddings.tok_embeddings.weight": (ROBERTA_VOCAB, HIDDEN)} | norm(p + "embeddings.norm", False) | norm(p + "final_norm", False)

@@ -429,6 +429,7 @@ const NOMIC_EXPERTS: &[Parameter] = &[
 ];
 
 const MODERN_PARAMETERS: &[Parameter] = &[
+    Parameter::Computed(modern_epsilon),
     Parameter::U32("attention.sliding_window", &["local_attention"]),
     Parameter::OptionalU32(
         "attention.sliding_window_pattern",
@@ -443,11 +444,25 @@ const MODERN_PARAMETERS: &[Parameter] = &[
         let text = name.as_str();
         let text = text.ok_or_else(|| wrong_kind("hidden_activation", name, "a text"))?;
         if !text.is_empty() {
-            keys.set("hidden_activation", Value::str(text));
+            keys.set("hidden_activation", Value::str(text.to_owned()));
         }
         Ok(())
     }),
 ];
+
+/// The epsilon of layer norms, where no field has it under a name that the reference reads for them.
+fn modern_epsilon(config: &Config, keys: &mut Keys) -> Result<()> {
+    let named = &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"];
+    if config.optional_f64(named)?.is_none() {
+        let epsilon = config.f64(&["norm_eps"])?;
+        keys.set("attention.layer_norm_epsilon", Value::F32(epsilon as f32));
+        keys.note(format!(
+            "the epsilon of the norms is norm_eps of config.json, {epsilon}; convert_hf_to_gguf.py leaves it out without a \
+             layer_norm_eps, and llama.cpp does not load the file then"
+        ));
+    }
+    Ok(())
+}
 
 const NEO_PARAMETERS: &[Parameter] = &[
     Parameter::Computed(neo_feed_forward),
@@ -768,7 +783,7 @@ const MODERN: &[Recipe] = &[
     Recipe::rename("model.layers.{}.mlp.Wo", "blk.{}.ffn_down", &[Hidden, Any]),
     Recipe::rename("head.dense", "cls", &[Any, Hidden]),
     Recipe::rename("head.norm", "cls.norm", &[Hidden]),
-    Recipe::leave_out("decoder.*", "the head of masked language modeling"),
+    Recipe::leave_out("decoder", "the head of masked language modeling"),
 ];
 
 const NEO: &[Recipe] = &[
@@ -805,7 +820,7 @@ const NEO: &[Recipe] = &[
         &[Hidden, Any],
     ),
     Recipe::rename("dense", "cls", &[Any, Hidden]),
-    Recipe::skip("decoder.*"),
+    Recipe::leave_out("decoder", "the head of masked language modeling"),
 ];
 
 const EURO: &[Recipe] = &[

@@ -202,7 +202,7 @@ fn nearest(tokenizer: &HfTokenizer, ignores_merges: bool) -> Option<(&'static st
 }
 
 /// Name of the pre-tokenizer by its fingerprint; an unknown fingerprint otherwise.
-pub(super) fn known(
+pub(super) fn by_fingerprint(
     files: &Files,
     tokenizer: &HfTokenizer,
 ) -> Result<std::result::Result<&'static str, String>> {
@@ -221,7 +221,7 @@ pub(super) fn find(
     kin: &[(&str, &str)],
     notes: &mut Vec<String>,
 ) -> Result<String> {
-    let fingerprint = match known(files, tokenizer)? {
+    let fingerprint = match by_fingerprint(files, tokenizer)? {
         Ok(name) => return Ok(name.to_owned()),
         Err(fingerprint) => fingerprint,
     };

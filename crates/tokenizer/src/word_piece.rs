@@ -40,7 +40,7 @@ pub(super) fn write(import: &mut Import<'_>) -> Result<usize> {
     }
     let pre = match import.pre {
         Some(name) => name.to_owned(),
-        None => match pre::known(files, &tokenizer)? {
+        None => match pre::by_fingerprint(files, &tokenizer)? {
             Ok(name) => name.to_owned(),
             Err(fingerprint) => {
                 import.notes.push(format!(
