@@ -416,7 +416,8 @@ def euro(c, p=""):
 
 
 def gemma(c, dense=False):
-    config, shapes, tokenizer = c.gemma3()
+    # Every sixth layer sees all tokens; llama.cpp fails without any.
+    config, shapes, tokenizer = c.gemma3(layers=6)
     text = config.get("text_config", config)
     config = {**text, "architectures": ["Gemma3TextModel"], "model_type": "gemma3_text", "use_bidirectional_attention": True}
     shapes = {n.removeprefix("model."): s for n, s in shapes.items() if not n.startswith("lm_head")}
@@ -519,6 +520,11 @@ def is_encoder(name):
     families = ("bert", "distilbert", "roberta", "xlm-roberta", "nomic-bert", "jina-bert", "modernbert", "neobert", "eurobert",
                 "embeddinggemma", "llama-embed", "t5-encoder")
     return name.startswith(families)
+
+
+def is_pair(name):
+    """True for checkpoints of an encoder and a decoder."""
+    return name.startswith(("t5", "mt5", "umt5")) and not is_encoder(name)
 
 
 def write_modules(folder, name, tensors):
