@@ -19,6 +19,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import embedding_checkpoints
 import expert_checkpoints
 import frontier_checkpoints
 import gemma_checkpoints
@@ -2268,6 +2269,7 @@ CHECKPOINTS |= expert_checkpoints.makers(sys.modules[__name__])
 CHECKPOINTS |= frontier_checkpoints.makers(sys.modules[__name__])
 PLAIN |= frontier_checkpoints.plain(sys.modules[__name__])
 CHECKPOINTS |= gemma_checkpoints.makers(sys.modules[__name__])
+CHECKPOINTS |= embedding_checkpoints.makers(sys.modules[__name__])
 CARD = "Card-Llama-7M-Chat-v0.3"
 
 
@@ -2635,13 +2637,14 @@ def make(out, name, lively=False):
     is_torch, is_mistral = "-bin" in name, name.startswith("mistral-format")
     (folder / ("params.json" if is_mistral else "config.json")).write_text(json.dumps(config, indent=2))
     write_projection(folder, tensors)
+    embedding_checkpoints.write_modules(folder, name, tensors)
     stem = "consolidated" if is_mistral else "model"
     write_weights(folder, as_views(tensors) if is_torch else tensors, files, "pytorch_model" if is_torch else stem)
     {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
      "glm": write_glm, "glm-moe": write_glm_moe, "bpe-bos": write_bpe_bos, "solar": write_solar, "laguna": write_laguna,
      "hunyuan-moe": write_hunyuan_moe, "muse": write_muse, "hf": write_hf, "hf-bare": lambda folder: write_hf(folder, False),
      "plamo": write_plamo, "arctic": write_arctic, "dots3": write_dots3, "llada": write_llada, "world": write_world,
-     **gemma_checkpoints.TOKENIZERS}[tokenizer](folder)
+     **gemma_checkpoints.TOKENIZERS, **embedding_checkpoints.tokenizers(sys.modules[__name__])}[tokenizer](folder)
     if name.startswith("minimax"):
         (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
     if name.endswith("-embedding"):

@@ -93,9 +93,10 @@ def main():
             for cls in subclasses(ModelBase):
                 for flag in {"no_mtp", "mtp_only"} & vars(cls).keys() if cls.supports_mtp_export else ():
                     delattr(cls, flag)
-        # What RWKV's converters collect of a model, and leave at the class too.
+        # What converters of RWKV and EmbeddingGemma collect of a model, and leave at the class too.
         for cls in subclasses(ModelBase):
-            vars(cls).get("lerp_weights", {}).clear()
+            for collected in ("lerp_weights", "module_paths", "dense_features_dims"):
+                vars(cls).get(collected, {}).clear()
         # Arctic's names, which the table of all models takes over.
         TensorNameMap.block_mappings_cfg.clear()
         TensorNameMap.block_mappings_cfg.update(names)

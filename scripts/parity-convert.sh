@@ -89,6 +89,15 @@ cases() {
                     printf '%s-as-q8-%s\t%s\tout.gguf\t--fp8-as-q8\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
                 done
                 ;;
+            embeddinggemma*)
+                for type in f32 q8_0; do
+                    printf '%s-modules-%s\t%s\tout.gguf\t--sentence-transformers-dense-modules\t--outtype\t%s\n' "$name" "$type" "$name" "$type"
+                done
+                printf '%s-vocab\t%s\tout.gguf\t--vocab-only\n' "$name" "$name"
+                ;;
+            bert | xlm-roberta* | jina-bert* | modernbert | t5 | t5-gated)
+                printf '%s-vocab\t%s\tout.gguf\t--vocab-only\n' "$name" "$name"
+                ;;
             Card-*)
                 printf '%s-default\t%s\t.\t--outtype\tf16\n' "$name" "$name"
                 printf '%s-default-vocab\t%s\t.\t--vocab-only\n' "$name" "$name"

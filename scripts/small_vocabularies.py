@@ -22,6 +22,8 @@ import struct
 import sys
 from pathlib import Path
 
+import checkpoints
+import embedding_checkpoints as embeddings
 from checkpoints import BPE_VOCAB, HERE, REFMODEL, SPM_VOCAB, base, byte_letters, gpt2, write_bpe, write_spm_config
 from gguf import GGUFReader
 from sentencepiece import sentencepiece_model_pb2
@@ -436,10 +438,62 @@ def tekken_v7(folder):
     return tekken(folder, "v7", [{"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(names)])
 
 
+def bert(folder):
+    embeddings.write_word_piece(folder)
+    return embeddings.fields("BertModel", "bert", embeddings.BERT_VOCAB)
+
+
+def roberta(folder):
+    embeddings.write_roberta(folder, checkpoints)
+    return embeddings.fields("RobertaModel", "roberta", BPE_VOCAB, type_vocab_size=1, pad_token_id=1)
+
+
+def of_xlm_roberta(size):
+    return embeddings.fields("XLMRobertaModel", "xlm-roberta", size, type_vocab_size=1, pad_token_id=1)
+
+
+def xlm_roberta(folder):
+    embeddings.write_xlm_roberta(folder)
+    return of_xlm_roberta(embeddings.XLM_PIECES + 2)
+
+
+def xlm_roberta_json(folder):
+    embeddings.write_unigram_json(folder)
+    return of_xlm_roberta(embeddings.UNIGRAM_VOCAB + 2)
+
+
+def nomic_bert_moe(folder):
+    """A mask token behind those of the file, which has nothing for its number."""
+    embeddings.write_unigram_json(folder)
+    embeddings.write_xlm_roberta(folder)
+    return embeddings.nomic(embeddings.EXPERTS, vocab=250_048)[0]
+
+
+def jina_bert_words(folder):
+    embeddings.write_words(folder, checkpoints)
+    return embeddings.jina(False, "words", BPE_VOCAB)[0]
+
+
+def modern_bert(folder):
+    embeddings.tokenizers(checkpoints)["roberta-plain"](folder)
+    return embeddings.modern("ModernBertModel", "")[0]
+
+
+def euro_bert(folder):
+    embeddings.tokenizers(checkpoints)["roberta-plain"](folder)
+    return embeddings.euro(checkpoints)[0]
+
+
+def t5(folder):
+    embeddings.write_t5(folder)
+    return embeddings.t5()[0]
+
+
 MADE = {f.__name__: f for f in (
     glm4, glm_moe, chatglm, chatglm3, hunyuan, hunyuan_vl, hunyuan_tiktoken, hunyuan_moe, kimi, kimi_k2, qwen1, qwen1_ids, stablelm_tiktoken, internlm2,
     internlm2_plain, internlm3, xverse, deci, deci_llama3, plamo3, refact, mpt, mpt_sentencepiece, muse_glimmer,
-    muse_glimmer_unknown, llada, dream, gpt2_slow, gpt2_slow_plain, qwen2_slow, codegen_slow, tekken, tekken_v7)}
+    muse_glimmer_unknown, llada, dream, gpt2_slow, gpt2_slow_plain, qwen2_slow, codegen_slow, tekken, tekken_v7, bert, roberta, xlm_roberta,
+    xlm_roberta_json, nomic_bert_moe, jina_bert_words, modern_bert, euro_bert, t5)}
 
 
 def shown(field):

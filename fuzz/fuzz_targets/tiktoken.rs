@@ -5,7 +5,7 @@
 mod scratch;
 
 use libfuzzer_sys::fuzz_target;
-use quantier_tokenizer::{VocabKind, import};
+use quantier_tokenizer::{Settings, VocabKind, import};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -30,7 +30,7 @@ static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
 fuzz_target!(|file: &[u8]| {
     for (name, kind) in FILES {
         std::fs::write(DIR.join(name), file).expect("write");
-        let Ok(vocabulary) = import(&DIR, kind, None, Some("gpt-2")) else {
+        let Ok(vocabulary) = import(&DIR, kind, &Settings { pre: Some("gpt-2"), ..Settings::default() }) else {
             continue;
         };
         for key in ["tokens", "token_type"] {

@@ -4,7 +4,7 @@
 mod scratch;
 
 use libfuzzer_sys::fuzz_target;
-use quantier_tokenizer::{VocabKind, import};
+use quantier_tokenizer::{Settings, VocabKind, import};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -38,7 +38,7 @@ fn initialize() {
         include_bytes!("../seeds/tokenizer_json/byte_level.json"),
     )
     .expect("write");
-    import(&DIR, VocabKind::ByteLevel, None, None).expect("a seed");
+    import(&DIR, VocabKind::ByteLevel, &Settings::default()).expect("a seed");
 }
 
 // The tokenizers library panics on some inputs; the reader turns that into errors, so the hook only
@@ -48,7 +48,7 @@ fuzz_target!(
     |file: &[u8]| {
         std::fs::write(DIR.join("tokenizer.json"), file).expect("write");
         for (kind, pre) in [(VocabKind::ByteLevel, None), (VocabKind::Llama, Some("named"))] {
-            let Ok(vocabulary) = import(&DIR, kind, None, pre) else { continue };
+            let Ok(vocabulary) = import(&DIR, kind, &Settings { pre, ..Settings::default() }) else { continue };
             for key in ["tokens", "token_type"] {
                 let array = vocabulary.entries.get(&format!("tokenizer.ggml.{key}")).and_then(|v| v.as_array());
                 assert_eq!(array.map_or(0, |a| a.len()), vocabulary.tokens, "{key}");

@@ -4,7 +4,7 @@
 mod scratch;
 
 use libfuzzer_sys::fuzz_target;
-use quantier_tokenizer::{VocabKind, import};
+use quantier_tokenizer::{Settings, VocabKind, import};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -35,7 +35,7 @@ fuzz_target!(|file: &[u8]| {
         (VocabKind::Phi3, Some(12)),
         (VocabKind::Qwen, Some(3)),
     ] {
-        let Ok(vocabulary) = import(&DIR, kind, vocab_size, None) else {
+        let Ok(vocabulary) = import(&DIR, kind, &Settings { vocab_size, ..Settings::default() }) else {
             continue;
         };
         assert!(

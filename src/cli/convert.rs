@@ -94,6 +94,9 @@ pub struct Args {
     /// them as they are
     #[arg(long)]
     widen: bool,
+    /// Keep the dense modules behind the pooling of EmbeddingGemma
+    #[arg(long)]
+    sentence_transformers_dense_modules: bool,
     /// Fail on weights that are NaN or infinite, or become so in the output's type
     #[arg(long)]
     check: bool,
@@ -244,6 +247,7 @@ fn job(args: &Args, output: PathBuf, out_type: OutType) -> Job {
         },
         fp8_as_q8: args.fp8_as_q8,
         widen: args.widen,
+        dense_modules: args.sentence_transformers_dense_modules,
     }
 }
 

@@ -1,12 +1,13 @@
 //! A Hugging Face checkpoint on disk: config.json and the tensors of all its files.
 
+use super::modules::{self, Module};
 use super::parts::{self, Parts};
 use super::stored::{self, Fault, Form, Fp4Types};
 use super::view::View;
 use super::{Error, Result, explain, numbers, reranker};
+use crate::arch::Config;
 use crate::arch::projector::Projector;
 use crate::arch::wrapper::Part;
-use crate::arch::{Config, Pooling};
 use crate::format::index::{Format, Index};
 use crate::format::json;
 use crate::format::map::Map as FileMap;
@@ -16,11 +17,10 @@ use crate::plan::recipe::Problem;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.json";
 const PARAMS: &str = "params.json";
-const MODULES: &str = "modules.json";
 
 /// The mapped files of a checkpoint, and their tensors.
 pub struct Checkpoint {
@@ -184,7 +184,11 @@ impl Checkpoint {
         if !problems.is_empty() {
             return Err(Error::Impossible(problems));
         }
+        let is_half =
+            |t: &&Source| matches!(t.dtype, Dtype::Bf16 | Dtype::F16) && t.shape.len() > 1;
+        self.halves = self.tensors.iter().find(is_half).map(|t| t.dtype);
         self.add_projection()?;
+        self.add_dense_modules()?;
         self.resolve();
         Ok(self)
     }
@@ -214,7 +218,7 @@ impl Checkpoint {
             _ => Config::new(config),
         };
         let config = config.map_err(|what| bad(&config_path, what))?;
-        let pooling = pooling(dir).map_err(|e| e.to_string());
+        let pooling = modules::pooling(dir).map_err(|e| e.to_string());
         let is_reranker = reranker::is_one(dir, &config);
         Ok(Checkpoint {
             dir: dir.to_owned(),
@@ -251,29 +255,63 @@ impl Checkpoint {
         if !path.is_file() {
             return Ok(());
         }
-        let map = FileMap::open(&path)?;
-        let tensors = parts::tensors(WHOLE, map.bytes()).map_err(|what| bad(&path, what))?;
-        let linear = tensors.into_iter().find(|tensor| tensor.name == LINEAR);
-        let length = linear.as_ref().and_then(|tensor| tensor.shape.first());
+        let module = Module::read(path)?;
+        let linear = module.tensors.iter().find(|tensor| tensor.name == LINEAR);
+        let length = linear.and_then(|tensor| tensor.shape.first());
         let length = length.and_then(|rows| u32::try_from(*rows).ok());
-        let (Some(tensor), Some(length)) = (linear, length) else {
+        let (Some(tensor), Some(length)) = (linear.cloned(), length) else {
             return Err(bad(
-                &path,
+                module.map.path(),
                 format!("it has no matrix '{LINEAR}' for the projection after the pooling"),
             ));
         };
         self.config = self.config.clone().with_projection(length);
-        let file = self.maps.len();
-        self.tensors.insert(0, Source::plain(tensor, None, file));
-        self.maps.push(map);
+        self.insert(0, vec![(tensor, None)], module.map);
         Ok(())
+    }
+
+    /// Adds the dense modules after the pooling, before the other tensors.
+    fn add_dense_modules(&mut self) -> Result<()> {
+        if !self.config.has_dense_modules() {
+            return Ok(());
+        }
+        let mut sizes = Vec::new();
+        let mut at = 0;
+        for dense in modules::dense(&self.dir)? {
+            let module = Module::read(dense.weights)?;
+            sizes.extend(
+                dense
+                    .sizes
+                    .map(|[inputs, outputs]| (dense.name.into(), inputs, outputs)),
+            );
+            let tensors = module
+                .tensors
+                .into_iter()
+                .filter(|t| t.name.ends_with(".weight"));
+            let tensors = tensors.map(|tensor| {
+                let name = tensor.name.replace("linear", dense.name);
+                (tensor, Some(name))
+            });
+            let tensors: Vec<_> = tensors.collect();
+            let count = tensors.len();
+            self.insert(at, tensors, module.map);
+            at += count;
+        }
+        self.config = self.config.clone().with_module_sizes(&sizes);
+        Ok(())
+    }
+
+    /// Inserts the tensors of a module's file, with their names within the model.
+    fn insert(&mut self, at: usize, tensors: Vec<(TensorInfo, Option<String>)>, map: FileMap) {
+        let file = self.maps.len();
+        let sources = tensors.into_iter();
+        let sources = sources.map(|(tensor, name)| Source::plain(tensor, name, file));
+        self.tensors.splice(at..at, sources);
+        self.maps.push(map);
     }
 
     /// Joins the tensors of quantized linears.
     fn resolve(&mut self) {
-        let is_half =
-            |t: &&Source| matches!(t.dtype, Dtype::Bf16 | Dtype::F16) && t.shape.len() > 1;
-        self.halves = self.tensors.iter().find(is_half).map(|t| t.dtype);
         let tensors = std::mem::take(&mut self.tensors);
         let resolved = stored::resolve(&self.config, &self.dir, tensors, &self.maps);
         (self.tensors, self.problems, self.notes) =
@@ -465,52 +503,6 @@ fn preprocessor(dir: &Path) -> Result<Map<String, Value>> {
         settings.extend(fields);
     }
     Ok(settings)
-}
-
-/// The pooling of a sentence-transformers model.
-fn pooling(dir: &Path) -> Result<Option<Pooling>> {
-    let path = dir.join(MODULES);
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let modules = json::read(&path)?;
-    let all = modules.as_array().map_or(&[][..], Vec::as_slice);
-    let text = |module: &Value, field: &str| Some(module.get(field)?.as_str()?.to_owned());
-    let is_pooling = |module: &&Value| text(module, "type").is_some_and(|t| t.ends_with("Pooling"));
-    let Some(module) = all.iter().find(is_pooling) else {
-        return Ok(None);
-    };
-    let place = text(module, "path").filter(|place| is_inside(Path::new(place)));
-    let place = place.ok_or_else(|| {
-        bad(
-            &path,
-            "the path of the pooling module is no directory in it",
-        )
-    })?;
-    let path = dir.join(place).join(CONFIG);
-    let fields = json::read_object(&path)?;
-    let is_set = |field: &str| fields.get(field).and_then(Value::as_bool) == Some(true);
-    let mode = fields.get("pooling_mode").and_then(Value::as_str);
-    let kinds = [
-        (Pooling::Mean, "pooling_mode_mean_tokens", "mean"),
-        (Pooling::Cls, "pooling_mode_cls_token", "cls"),
-        (Pooling::Last, "pooling_mode_lasttoken", "lasttoken"),
-    ];
-    let by_flag = kinds.iter().find(|(_, flag, _)| is_set(flag));
-    let by_name = || kinds.iter().find(|(.., name)| mode == Some(name));
-    match by_flag.or_else(by_name) {
-        Some((kind, ..)) => Ok(Some(*kind)),
-        None => Err(bad(
-            &path,
-            "it pools neither by mean, nor the first, nor the last token; a GGUF knows only these",
-        )),
-    }
-}
-
-/// True if a path stays below its parent directory.
-fn is_inside(path: &Path) -> bool {
-    path.components()
-        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
 /// Tensors in the index but not in the files, and vice versa.

@@ -18,6 +18,7 @@ pub mod general;
 mod groups;
 mod head;
 mod mean;
+mod modules;
 mod numbers;
 mod ops;
 mod outputs;
@@ -102,6 +103,8 @@ pub struct Job {
     pub fp8_as_q8: bool,
     /// Dequantize 4-bit floats instead of repacking them.
     pub widen: bool,
+    /// Keep the dense modules after the pooling of a sentence-transformers model.
+    pub dense_modules: bool,
 }
 
 /// Error of a conversion.

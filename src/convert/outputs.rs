@@ -30,6 +30,7 @@ const ALWAYS_F32: &[&str] = &[
     "ffn_gate_inp.weight",
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
+    "token_types.weight",
     "altup_correct_coef.weight",
     "altup_predict_coef.weight",
     "ssm_conv1d.weight",

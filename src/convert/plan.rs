@@ -165,6 +165,10 @@ impl<'a> Plan<'a> {
         let names = checkpoint.tensors.iter().map(Source::text_name);
         let nextn = architecture.nextn_blocks(job.nextn, config, names);
         let config = config.clone().with_nextn(nextn.map_err(in_config)?);
+        let config = match job.dense_modules {
+            true => config.with_dense_modules(),
+            false => config,
+        };
         let config = &fields::complete(config, checkpoint, architecture, job.vocab_only)?;
         let is_float = [FileType::F32, FileType::F16, FileType::BF16].contains(&file_type);
         let gives_type = is_float || checkpoint.fp4.gives_type;
@@ -242,8 +246,14 @@ impl<'a> Plan<'a> {
             .optional_u32(&["vocab_size"])
             .map_err(in_config)?
             .map(u64::from);
-        let vocabulary =
-            tokenizer::import(dir, architecture.vocabulary, vocab_size, job.pre.as_deref())?;
+        let settings = tokenizer::Settings {
+            vocab_size,
+            token_types: config
+                .optional_u32(&["type_vocab_size"])
+                .map_err(in_config)?,
+            pre: job.pre.as_deref(),
+        };
+        let vocabulary = tokenizer::import(dir, architecture.vocabulary, &settings)?;
         head::check_rows(&tensors, vocabulary.tokens as u64, vocab_size)?;
         if !job.vocab_only {
             notes.extend(head::check_tie(checkpoint, architecture, &tensors)?);
@@ -423,6 +433,7 @@ pub(super) fn check_defaults(job: &Job, more: &[(bool, &str)], why: &str) -> Res
         (job.nextn == Nextn::Alone, "--mtp"),
         (job.nextn == Nextn::LeftOut, "--no-nextn"),
         (job.fp8_as_q8, "--fp8-as-q8"),
+        (job.dense_modules, "--sentence-transformers-dense-modules"),
     ];
     let ternary = [(is_ternary, "--outtype tq1_0 or tq2_0")];
     let mut options = of_models.iter().chain(more).chain(&ternary);

@@ -5,7 +5,7 @@ use crate::support::torch::{TorchFile, View, archive};
 use quantier_gguf::hessian::{File, Head, INDEX, Index, Part, Writing, triangle, write};
 use quantier_gguf::{safetensors, torch};
 use quantier_round::InputHessians;
-use quantier_tokenizer::{VocabKind, import};
+use quantier_tokenizer::{Settings, VocabKind, import};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -271,9 +271,16 @@ fn seeds_are_accepted_by_the_readers() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(name), bytes).unwrap();
         assert_eq!(
-            import(dir.path(), kind, None, Some("named"))
-                .unwrap()
-                .tokens,
+            import(
+                dir.path(),
+                kind,
+                &Settings {
+                    pre: Some("named"),
+                    ..Settings::default()
+                }
+            )
+            .unwrap()
+            .tokens,
             tokens,
             "{name}"
         );

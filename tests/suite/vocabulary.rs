@@ -6,7 +6,7 @@
 
 use quantier::convert::general::General;
 use quantier_gguf::gguf::{Files, Model, Value};
-use quantier_tokenizer::{VocabKind, import};
+use quantier_tokenizer::{Settings, VocabKind, import};
 use std::path::{Path, PathBuf};
 
 fn kind(class: &str) -> VocabKind {
@@ -33,6 +33,14 @@ fn kind(class: &str) -> VocabKind {
         "MuseGlimmerForConditionalGeneration" => VocabKind::MuseGlimmer,
         "LLaDAModelLM" => VocabKind::Llada,
         "DreamModel" => VocabKind::Dream,
+        "BertModel" => VocabKind::WordPiece,
+        "RobertaModel" => VocabKind::Roberta,
+        "XLMRobertaModel" => VocabKind::XlmRoberta,
+        "NomicBertModel" => VocabKind::NomicBertMoe,
+        "JinaBertModel" => VocabKind::JinaBert,
+        "ModernBertModel" => VocabKind::ModernBert,
+        "EuroBertModel" => VocabKind::EuroBert,
+        "T5ForConditionalGeneration" => VocabKind::T5,
         "LlamaForCausalLM" | "MistralForCausalLM" | "MixtralForCausalLM" | "GraniteForCausalLM"
         | "SmolLM3ForCausalLM" => VocabKind::Llama,
         _ => VocabKind::ByteLevel,
@@ -56,7 +64,16 @@ fn ours(dir: &Path) -> Result<(Entries, Vec<String>), String> {
         .ok()
         .filter(|pre| !pre.is_empty());
     let size = config["vocab_size"].as_u64();
-    let vocabulary = import(dir, kind(class), size, pre.as_deref()).map_err(|e| e.to_string())?;
+    let vocabulary = import(
+        dir,
+        kind(class),
+        &Settings {
+            vocab_size: size,
+            token_types: config["type_vocab_size"].as_u64().map(|count| count as u32),
+            pre: pre.as_deref(),
+        },
+    )
+    .map_err(|e| e.to_string())?;
     entries.extend(vocabulary.entries);
     Ok((entries, vocabulary.notes))
 }

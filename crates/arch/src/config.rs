@@ -1,7 +1,7 @@
 //! A checkpoint's config.json as read by the reference: with the defaults of transformers' classes.
 
 use super::projector::{self, Parts, Projector};
-use super::{deepseek, deepseek4, defaults, gemma3n, hy4, lfm2, nemotron_h, wrapper};
+use super::{bert, deepseek, deepseek4, defaults, gemma, gemma3n, hy4, lfm2, nemotron_h, wrapper};
 use quantier_gguf::json::kind;
 use serde_json::{Map, Value};
 
@@ -82,6 +82,7 @@ impl Config {
         deepseek4::complete(class.as_deref(), &mut fields);
         hy4::complete(class.as_deref(), &mut fields)?;
         gemma3n::complete(class.as_deref(), &mut fields);
+        bert::complete(class.as_deref(), &mut fields)?;
         let inner = fields.get(TIED).and_then(Value::as_bool);
         let mut config = Config {
             fields,
@@ -395,6 +396,12 @@ impl Config {
         self.class()
             .filter(|class| has_one(class))
             .map(|_| lfm2::PROJECTION_FILE)
+    }
+
+    /// True for classes that may have dense modules after the pooling.
+    pub fn has_dense_modules(&self) -> bool {
+        let classes = gemma::GEMMA_EMBEDDING.classes;
+        self.class().is_some_and(|class| classes.contains(&class))
     }
 
     /// Length of embeddings after the projection that follows the pooling.

@@ -297,6 +297,32 @@ static CLASSES: &[Class] = &[
         num_hidden_layers = Int(32), num_attention_heads = Int(32), num_key_value_heads = HEADS, head_dim = Null,
         max_position_embeddings = Int(2048), rms_norm_eps = Float(1e-5), rope_theta = Float(10_000.0),
         rope_scaling = Null),
+    class!("bert": vocab_size = Int(30_522), hidden_size = Int(768), intermediate_size = Int(3072),
+        num_hidden_layers = Int(12), num_attention_heads = Int(12), max_position_embeddings = Int(512),
+        type_vocab_size = Int(2), layer_norm_eps = Float(1e-12)),
+    class!("roberta": vocab_size = Int(50_265), hidden_size = Int(768), intermediate_size = Int(3072),
+        num_hidden_layers = Int(12), num_attention_heads = Int(12), max_position_embeddings = Int(512),
+        type_vocab_size = Int(2), layer_norm_eps = Float(1e-12), pad_token_id = Int(1)),
+    class!("xlm-roberta": vocab_size = Int(30_522), hidden_size = Int(768), intermediate_size = Int(3072),
+        num_hidden_layers = Int(12), num_attention_heads = Int(12), max_position_embeddings = Int(512),
+        type_vocab_size = Int(2), layer_norm_eps = Float(1e-12), pad_token_id = Int(1)),
+    class!("distilbert": vocab_size = Int(30_522), max_position_embeddings = Int(512), n_layers = Int(6),
+        n_heads = Int(12), dim = Int(768), hidden_dim = Int(3072)),
+    class!("modernbert": vocab_size = Int(50_368), hidden_size = Int(768), intermediate_size = Int(1152),
+        num_hidden_layers = Int(22), num_attention_heads = Int(12), hidden_activation = Text("gelu"),
+        max_position_embeddings = Int(8192), norm_eps = Float(1e-5), global_rope_theta = Float(160_000.0),
+        global_attn_every_n_layers = Int(3), local_attention = Int(128), local_rope_theta = Float(10_000.0),
+        classifier_pooling = Text("cls")),
+    class!("t5": vocab_size = Int(32_128), d_model = Int(512), d_kv = Int(64), d_ff = Int(2048), num_layers = Int(6),
+        num_decoder_layers = SameAs("num_layers"), num_heads = Int(8), relative_attention_num_buckets = Int(32),
+        layer_norm_epsilon = Float(1e-6)),
+    class!("mt5": vocab_size = Int(250_112), d_model = Int(512), d_kv = Int(64), d_ff = Int(1024),
+        num_layers = Int(8), num_decoder_layers = SameAs("num_layers"), num_heads = Int(6),
+        relative_attention_num_buckets = Int(32), layer_norm_epsilon = Float(1e-6), decoder_start_token_id = Int(0),
+        tie_word_embeddings = False),
+    class!("umt5": vocab_size = Int(250_112), d_model = Int(512), d_kv = Int(64), d_ff = Int(1024),
+        num_layers = Int(8), num_decoder_layers = SameAs("num_layers"), num_heads = Int(6),
+        relative_attention_num_buckets = Int(32), layer_norm_epsilon = Float(1e-6), decoder_start_token_id = Int(0)),
     class!("smollm3": vocab_size = Int(128_256), hidden_size = Int(2048), intermediate_size = Int(11_008),
         num_hidden_layers = Int(36), num_attention_heads = Int(16), num_key_value_heads = Int(4),
         max_position_embeddings = Int(32_768), rms_norm_eps = Float(1e-6), rope_theta = Float(2_000_000.0),
@@ -467,6 +493,14 @@ fn model_type(fields: &Map<String, Value>) -> Option<String> {
     Some(fields.get("model_type")?.as_str()?.to_owned())
 }
 
+/// Other names of T5's fields.
+const OF_T5: &[(&str, &str)] = &[
+    ("hidden_size", "d_model"),
+    ("num_attention_heads", "num_heads"),
+    ("num_hidden_layers", "num_layers"),
+    ("head_dim", "d_kv"),
+];
+
 /// Aliases of a class's fields, and the canonical names.
 const ALIASES: &[(&str, &[(&str, &str)])] = &[
     (
@@ -477,6 +511,18 @@ const ALIASES: &[(&str, &[(&str, &str)])] = &[
             ("num_hidden_layers", "n_layer"),
         ],
     ),
+    (
+        "distilbert",
+        &[
+            ("hidden_size", "dim"),
+            ("num_attention_heads", "n_heads"),
+            ("num_hidden_layers", "n_layers"),
+        ],
+    ),
+    ("modernbert", &[("rope_theta", "global_rope_theta")]),
+    ("t5", OF_T5),
+    ("mt5", OF_T5),
+    ("umt5", OF_T5),
     (
         "lfm2",
         &[

@@ -1,12 +1,13 @@
 //! Gemma 1, 2 and 3 (text). Norm weights are stored minus 1. Gemma 4 stands in a file of its own.
 
 use super::config::Result;
-use super::decoder::{Activation, Cap, Decoder, Rope, Scales, ScoreDivisor, Window};
+use super::decoder::{Activation, Cap, Decoder, Needs, Rope, Scales, ScoreDivisor, Window};
 use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
-use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS};
+use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING};
 use super::recipes::Op::{AddOne, First};
 use super::recipes::Size::{Any, Head, Hidden, Vocabulary};
-use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
+use super::recipes::When;
+use super::{Architecture, Config, Keys, Parameter, Recipe, bert, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
@@ -97,6 +98,84 @@ pub(super) static GEMMA3: Architecture = Architecture {
         ..GEMMA
     },
 };
+
+/// Text embeddings: Gemma 3 without causal attention, with dense modules after the pooling.
+pub(super) static GEMMA_EMBEDDING: Architecture = Architecture {
+    classes: &["Gemma3TextModel"],
+    name: "gemma-embedding",
+    parameters: &[
+        COMMON,
+        HEAD_LENGTHS,
+        FILE_TYPE,
+        &[Parameter::Computed(gemma3)],
+        EMBEDDING_PARAMETERS,
+        POOLING,
+    ],
+    tensors: &[
+        DENSE_MODULES,
+        GEMMA3_EMBEDDINGS,
+        PLUS_ONE_ATTENTION_NORMS,
+        FFN_NORMS,
+        PLAIN_ATTENTION,
+        PLUS_ONE_HEAD_NORMS,
+        GATED_FFN,
+        BUFFERS,
+    ],
+    decoder: Decoder {
+        refused: bert::ENCODER.refused,
+        needs: Needs {
+            optional: &["dense_2", "dense_3"],
+            ..Needs::WEIGHTS
+        },
+        ..GEMMA3.decoder
+    },
+    ..GEMMA3
+};
+
+/// The field that is set if dense modules are kept.
+const KEEPS_MODULES: &str = "sentence_transformers_dense_modules";
+
+impl Config {
+    /// The config of a model whose dense modules are kept.
+    pub fn with_dense_modules(self) -> Config {
+        self.with_field(KEEPS_MODULES, true.into())
+    }
+
+    /// The config with the sizes of dense modules: name, inputs and outputs.
+    pub fn with_module_sizes(self, sizes: &[(String, u32, u32)]) -> Config {
+        let sizes = sizes.iter();
+        let sizes = sizes.map(|(name, inputs, outputs)| serde_json::json!([name, inputs, outputs]));
+        self.with_field(MODULE_SIZES, sizes.collect())
+    }
+}
+
+/// The field with the sizes of dense modules.
+const MODULE_SIZES: &str = "sentence_transformers_module_sizes";
+
+const EMBEDDING_PARAMETERS: &[Parameter] = &[
+    Parameter::U32("attention.sliding_window", &["sliding_window"]),
+    Parameter::Computed(|config, keys| {
+        let sizes = config.get(MODULE_SIZES).and_then(|sizes| sizes.as_array());
+        let sizes = sizes.filter(|_| config.get(KEEPS_MODULES).is_some());
+        for size in sizes.into_iter().flatten() {
+            let name = size[0].as_str().unwrap_or_default();
+            for (end, size) in [("in", &size[1]), ("out", &size[2])] {
+                let size = size.as_u64().and_then(|size| u32::try_from(size).ok());
+                keys.set(&format!("{name}_feat_{end}"), Value::U32(size.unwrap_or(0)));
+            }
+        }
+        Ok(())
+    }),
+];
+
+const DENSE_MODULES: &[Recipe] = &[
+    Recipe::rename("dense_2", "dense_2", &[Any, Any]).when(When::Set(KEEPS_MODULES)),
+    Recipe::rename("dense_3", "dense_3", &[Any, Any]).when(When::Set(KEEPS_MODULES)),
+    Recipe::leave_out(
+        "dense_*",
+        "the dense modules (--sentence-transformers-dense-modules keeps them)",
+    ),
+];
 
 const GEMMA1_PARAMETERS: &[Parameter] = &[
     Parameter::U32("context_length", &["max_position_embeddings"]),

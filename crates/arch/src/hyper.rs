@@ -1361,15 +1361,15 @@ impl Hyper {
             architecture: name,
         };
         const CONVERTED: &str = "convert and quantize work";
+        if let Some(reason) = decoder.refused {
+            return Err(format!(
+                "models of architecture '{name}' cannot be run here yet: {reason} ({CONVERTED})"
+            ));
+        }
         if keys.flag("attention.causal")? == Some(false) {
             return Err(format!(
                 "this model also sees what comes after a token, and predicts no next one: it cannot be run here \
                  ({CONVERTED})"
-            ));
-        }
-        if let Some(reason) = decoder.refused {
-            return Err(format!(
-                "models of architecture '{name}' cannot be run here yet: {reason} ({CONVERTED})"
             ));
         }
         if decoder.sections == Sections::Listed {

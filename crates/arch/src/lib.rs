@@ -15,6 +15,7 @@ mod arctic;
 mod baichuan;
 mod bailing;
 mod bailing_moe;
+mod bert;
 mod bitnet;
 mod bloom;
 pub mod catalog;
@@ -96,6 +97,7 @@ pub mod spec;
 mod stablelm;
 mod starcoder;
 mod step;
+mod t5;
 pub mod wrapper;
 
 use quantier_tokenizer::VocabKind;
@@ -295,6 +297,20 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &kimi_k3::KIMI_K3,
     &dots3::DOTS3_NOTE,
     &hy4::HY_V4,
+    &bert::BERT,
+    &bert::DISTILBERT,
+    &bert::ROBERTA,
+    &bert::XLM_ROBERTA,
+    &bert::NOMIC_BERT,
+    &bert::NOMIC_BERT_MOE,
+    &bert::JINA_BERT,
+    &bert::MODERN_BERT,
+    &bert::NEO_BERT,
+    &bert::EURO_BERT,
+    &gemma::GEMMA_EMBEDDING,
+    &llama::LLAMA_EMBED,
+    &t5::T5,
+    &t5::T5_ENCODER,
 ];
 
 /// Choice of an architecture by other fields than the class.
@@ -306,6 +322,7 @@ const CHOICES: &[(&str, Choice)] = &[
     ("BambaForCausalLM", granite::of_hybrid),
     ("NemotronHForCausalLM", nemotron_h::of_class),
     ("Mistral3ForConditionalGeneration", deepseek::of_mistral),
+    ("NomicBertModel", bert::of_nomic),
 ];
 
 impl Architecture {

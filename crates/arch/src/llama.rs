@@ -9,7 +9,7 @@ use super::recipes::Size::{
     Any, Expert, Experts, FeedForward, Hidden, KeyHeads, Keys as KeyRows, Queries, QueryHeads,
 };
 use super::recipes::{Input, Output, Recipe};
-use super::{Architecture, Config, Generated, Keys, Parameter, nothing_generated};
+use super::{Architecture, Config, Generated, Keys, Parameter, bert, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
@@ -38,6 +38,14 @@ pub(super) static LLAMA: Architecture = Architecture {
     ],
     generated: rope_factors,
     decoder: Decoder::LLAMA,
+};
+
+/// Llama without causal attention, for embeddings.
+pub(super) static LLAMA_EMBED: Architecture = Architecture {
+    classes: &["LlamaBidirectionalModel"],
+    name: "llama-embed",
+    decoder: bert::ENCODER,
+    ..LLAMA
 };
 
 /// InternLM 3: Llama with another vocabulary.

@@ -1,6 +1,6 @@
 //! Metadata from a model's config.json: keys, their order and types.
 
-use super::config::{Config, Result, number_in, wrong_kind};
+use super::config::{Config, Pooling, Result, number_in, wrong_kind};
 use quantier_gguf::gguf::{Array, Value, ValueType, keys};
 
 /// Metadata under construction. As in the reference, setting a key again does not change its
@@ -199,11 +199,21 @@ pub(crate) const HEAD_LENGTHS: &[Parameter] = &[
 /// `general.file_type`, between the common keys and a family's.
 pub(crate) const FILE_TYPE: &[Parameter] = &[FileType];
 
-/// Pooling of a sentence-transformers model.
+/// Pooling of a sentence-transformers model, and that in front of a classifier.
 pub(crate) const POOLING: &[Parameter] = &[Parameter::Computed(|config, keys| {
+    const CLASSIFIER: &str = "classifier_pooling";
     if let Some(kind) = config.pooling()? {
         keys.set("pooling_type", Value::U32(kind as u32));
     }
+    let Some(name) = config.get(CLASSIFIER) else {
+        return Ok(());
+    };
+    let kind = match name.as_str() {
+        Some("cls") => Pooling::Cls,
+        Some("mean") => Pooling::Mean,
+        _ => return Err(wrong_kind(CLASSIFIER, name, "'cls' or 'mean'")),
+    };
+    keys.set("classifier.pooling_type", Value::U32(kind as u32));
     Ok(())
 })];
 

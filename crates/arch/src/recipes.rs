@@ -325,6 +325,8 @@ pub enum When {
         /// True for tied embeddings.
         tied: bool,
     },
+    /// If this is true of the config.
+    Holds(fn(&Config) -> bool),
     /// If the model has at least this many layers.
     Deep(u32),
     /// In layers below this number; in all if the config does not have it.
@@ -649,6 +651,7 @@ impl When {
             }
             When::Sections => config.rope().contains_key("mrope_section"),
             When::Reranker { tied } => config.is_reranker() && is_set(TIED) == tied,
+            When::Holds(holds) => holds(config),
             When::Deep(least) => config.layers().is_ok_and(|layers| layers >= least),
             When::LayersBefore(size) => before(size),
             When::LayersFrom(size) => !before(size),

@@ -18,6 +18,8 @@ enum Why {
     Later,
     /// The reference's file lacks a key that llama.cpp requires.
     Unloadable,
+    /// The reference writes its tokens as those of BERT.
+    WordPieces,
 }
 
 const TABLE: &[Refused] = &[
@@ -27,6 +29,14 @@ const TABLE: &[Refused] = &[
     unknown("apertus1p5", "Apertus 1.5"),
     unknown("minicpm_sala", "MiniCPM-SALA"),
     unknown("opt", "OPT"),
+    unknown("mpnet", "MPNet"),
+    unknown("albert", "ALBERT"),
+    unknown("electra", "ELECTRA"),
+    unknown("deberta-v2", "DeBERTa"),
+    Refused {
+        why: Why::WordPieces,
+        ..unknown("camembert", "CamemBERT")
+    },
     unknown("gpt_neo", "GPT-Neo"),
     unknown("zamba2", "Zamba 2"),
     unknown("llada2_moe", "LLaDA 2"),
@@ -63,6 +73,10 @@ pub(super) fn reason(model_type: &str, class: &str) -> Option<String> {
     let title = refused.title;
     let why = match refused.why {
         Why::Unknown => "llama.cpp cannot run it, so that there is no GGUF to make of it",
+        Why::WordPieces => {
+            "convert_hf_to_gguf.py takes its SentencePiece tokens for those of BERT, with which llama.cpp splits no text; \
+             XLM-RoBERTa and its kin are supported"
+        }
         Why::Later => "only a later llama.cpp than the one that files are compared with runs it",
         Why::Unloadable => {
             "convert_hf_to_gguf.py leaves out the epsilon of its norms, so that llama.cpp does not load the file; \

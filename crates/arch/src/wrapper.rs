@@ -118,6 +118,12 @@ const PIECES: &[(&str, &str)] = &[
 /// Prefixes in ERNIE and LFM2 Audio that correspond to `model.`.
 const MODELS: [&str; 2] = ["ernie.", "lfm."];
 
+/// Prefixes of encoders within models that also have a head.
+const ENCODERS: [&str; 3] = ["distilbert.", "roberta.", "bert."];
+
+/// Old names of a norm's weights and biases.
+const OLD_NORMS: [(&str, &str); 2] = [(".gamma", ".weight"), (".beta", ".bias")];
+
 /// Prefixes in Mamba Codestral that other models have without `model.`.
 const CODESTRAL: [&str; 2] = ["model.backbone", "model.lm_head"];
 
@@ -136,6 +142,19 @@ impl Part<'_> {
         let mut name = Cow::Borrowed(name);
         if name.ends_with(BIAS) {
             name = name.replace(BIAS, "e_score_correction.bias").into();
+        }
+        for encoder in ENCODERS {
+            if let Some(own) = name.strip_prefix(encoder) {
+                name = own.to_owned().into();
+            }
+        }
+        for (old, new) in OLD_NORMS {
+            if let Some(norm) = name
+                .strip_suffix(old)
+                .filter(|norm| norm.ends_with("LayerNorm"))
+            {
+                name = format!("{norm}{new}").into();
+            }
         }
         for model in MODELS {
             if name.contains(model) {
@@ -230,6 +249,26 @@ mod tests {
             ("codebook_offsets", Part::Other(AUDIO)),
         ] {
             assert_eq!(Part::of(name), part, "{name}");
+        }
+        for (name, own) in [
+            (
+                "bert.embeddings.LayerNorm.gamma",
+                "embeddings.LayerNorm.weight",
+            ),
+            (
+                "roberta.encoder.layer.0.output.LayerNorm.beta",
+                "encoder.layer.0.output.LayerNorm.bias",
+            ),
+            (
+                "distilbert.transformer.layer.0.ffn.lin1.bias",
+                "transformer.layer.0.ffn.lin1.bias",
+            ),
+            (
+                "model.layers.0.mlp.act_fn.beta",
+                "model.layers.0.mlp.act_fn.beta",
+            ),
+        ] {
+            assert_eq!(Part::of(name), text(own), "{name}");
         }
         let bias = "model.layers.3.mlp.gate.e_score_correction_bias";
         assert_eq!(

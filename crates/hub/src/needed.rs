@@ -7,7 +7,7 @@ use quantier_gguf::gguf::shard_siblings;
 use quantier_gguf::index::Format;
 
 /// Small files that a conversion reads if present.
-const SMALL: [&str; 19] = [
+const SMALL: [&str; 23] = [
     "config.json",
     "hf_quant_config.json",
     "generation_config.json",
@@ -17,6 +17,10 @@ const SMALL: [&str; 19] = [
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "modules.json",
     "merges.txt",
     "tekken.json",
     "tokenizer.jsonl",
@@ -30,6 +34,12 @@ const SMALL: [&str; 19] = [
 ];
 /// Directory of named chat templates.
 const TEMPLATES: &str = "additional_chat_templates/";
+/// Names of directories of modules behind a model, after a number, and their files.
+const MODULES: [(&str, &str); 3] = [
+    ("_Pooling", "config.json"),
+    ("_Dense", "config.json"),
+    ("_Dense", "model.safetensors"),
+];
 /// Size limit of a small file in bytes. The largest tokenizers have about 40 MB.
 pub(super) const MAX_SMALL: u64 = 512 << 20;
 
@@ -119,6 +129,7 @@ pub(super) fn select(
         .map(|name| (*name).to_owned())
         .collect();
     small.extend(files.iter().filter(template).cloned());
+    small.extend(files.iter().filter(|file| is_of_module(file)).cloned());
     if !has("config.json") {
         return Err(unusable(
             "it has no config.json, so it cannot be converted".into(),
@@ -135,6 +146,17 @@ pub(super) fn select(
         weights,
         model: named.filter(|_| !vocabulary_only).cloned(),
     })
+}
+
+/// True for the files of modules behind an embedding model.
+fn is_of_module(file: &str) -> bool {
+    let number = |dir: &str| !dir.is_empty() && dir.bytes().all(|byte| byte.is_ascii_digit());
+    let is_one = |(kind, name): &(&str, &str)| {
+        let dir = file.split_once('/').filter(|(_, rest)| rest == name);
+        dir.and_then(|(dir, _)| dir.strip_suffix(kind))
+            .is_some_and(number)
+    };
+    MODULES.iter().any(is_one)
 }
 
 /// True for weight files of a conversion without an index.
@@ -193,6 +215,25 @@ mod tests {
     fn of(address: &str, files: &[&str]) -> std::result::Result<Selection, String> {
         let files: Vec<String> = files.iter().map(|f| (*f).to_owned()).collect();
         select(&Address::parse(address).unwrap(), &files, false).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn modules_of_embedding_models_are_small_files() {
+        for file in [
+            "1_Pooling/config.json",
+            "2_Dense/model.safetensors",
+            "3_Dense/config.json",
+        ] {
+            assert!(is_of_module(file), "{file}");
+        }
+        for file in [
+            "Pooling/config.json",
+            "1_Pooling/model.safetensors",
+            "a/1_Dense/config.json",
+            "1_Dense/x",
+        ] {
+            assert!(!is_of_module(file), "{file}");
+        }
     }
 
     fn names(list: &[&str]) -> Vec<String> {

@@ -2,7 +2,7 @@
 //! fallback, as converted from SentencePiece.
 
 use super::files::Files;
-use super::hf::{HfTokenizer, library_error};
+use super::hf::{HfTokenizer, Model, library_error};
 use super::special::Special;
 use super::token::{self, SCORE_OF_ADDED, Scores, Token, TokenType};
 use super::{Import, checked_size, pre};
@@ -44,8 +44,8 @@ pub(super) fn write_byte_level(
     rules: &Rules,
 ) -> Result<(usize, HfTokenizer)> {
     let files = import.files;
-    let tokenizer = HfTokenizer::load(files)?;
-    let tokens = byte_level(files, &tokenizer, import.vocab_size, rules)?;
+    let tokenizer = HfTokenizer::load(files, Model::BytePairs)?;
+    let tokens = tokens(files, &tokenizer, import.vocab_size, rules)?;
     let pre = match import.pre {
         Some(name) => name.to_owned(),
         None => pre::find(files, &tokenizer, rules.kin, &mut import.notes)?,
@@ -68,7 +68,8 @@ pub(super) fn write_byte_level(
     Ok((tokens.len(), tokenizer))
 }
 
-fn byte_level(
+/// The tokens of `tokenizer.json`, with padding up to the configuration's number.
+pub(super) fn tokens(
     files: &Files,
     tokenizer: &HfTokenizer,
     vocab_size: Option<u64>,
@@ -125,7 +126,7 @@ fn byte_level(
 /// Returns the number of tokens.
 pub(super) fn write_xverse(import: &mut Import<'_>) -> Result<usize> {
     let files = import.files;
-    let tokenizer = HfTokenizer::load(files)?;
+    let tokenizer = HfTokenizer::load(files, Model::BytePairs)?;
     let vocabulary = tokenizer.vocabulary();
     let size = checked_size(import.vocab_size, vocabulary.len(), &files.dir)?;
     check_size(files, &vocabulary, size)?;
@@ -198,7 +199,7 @@ pub(super) fn is_like_sentencepiece(files: &Files) -> bool {
 /// The vocabulary of such a `tokenizer.json`, with equal scores as in the reference. llama.cpp
 /// merges by score, so such a file works only for text that is tokenized elsewhere.
 pub(super) fn like_sentencepiece(files: &Files) -> Result<Vec<Token>> {
-    let tokenizer = HfTokenizer::load(files)?;
+    let tokenizer = HfTokenizer::load(files, Model::BytePairs)?;
     let base = tokenizer.base_size();
     let special_ids: HashSet<u32> = tokenizer
         .special

@@ -1,8 +1,9 @@
 //! Checks `tokenizer.json` for the tokenizers library, which trusts its files: refuses files that
-//! make it panic, loop or allocate without bound, and tokenizers other than byte-pair encoding.
+//! make it panic, loop or allocate without bound, and other models than expected.
 
 use super::MAX_TOKENS;
 use super::files::kind;
+use super::hf::Model;
 use serde_json::{Map, Value};
 
 /// Supported parts of `normalizer`, `pre_tokenizer`, `post_processor` and `decoder`.
@@ -62,6 +63,7 @@ const KNOWN: [(&str, &[&str]); 4] = [
             "Strip",
             "Metaspace",
             "BPEDecoder",
+            "WordPiece",
         ],
     ),
 ];
@@ -86,7 +88,7 @@ const MAX_SLOTS: usize = 64;
 pub(super) const MAX_ADDED: usize = 1024;
 
 /// Refuses files that the library cannot handle.
-pub(super) fn check(json: &Map<String, Value>) -> Result<(), String> {
+pub(super) fn check(json: &Map<String, Value>, model: Model) -> Result<(), String> {
     let mut patterns = Patterns::default();
     for (field, known) in KNOWN {
         let mut found = Vec::new();
@@ -108,7 +110,7 @@ pub(super) fn check(json: &Map<String, Value>) -> Result<(), String> {
             ));
         }
     }
-    check_model(json.get("model").ok_or("it has no model")?)?;
+    check_model(json.get("model").ok_or("it has no model")?, model)?;
     match json.get("added_tokens") {
         None | Some(Value::Null) => Ok(()),
         Some(Value::Array(added)) => added.iter().try_for_each(check_added),
@@ -132,7 +134,7 @@ fn parts<'a>(
         .ok_or_else(|| format!("the {field} has no type"))?;
     if !known.contains(&name) {
         return Err(format!(
-            "the {field} {name} is not one that byte-pair encoders of language models use"
+            "the {field} {name} is not one that tokenizers of language models use"
         ));
     }
     if found.len() == MAX_PARTS {
@@ -288,17 +290,28 @@ fn check_added(entry: &Value) -> Result<(), String> {
     }
 }
 
-fn check_model(model: &Value) -> Result<(), String> {
+fn check_model(model: &Value, expected: Model) -> Result<(), String> {
+    let name = match expected {
+        Model::BytePairs => "BPE",
+        Model::WordPiece => "WordPiece",
+        Model::Unigram => "Unigram",
+    };
     // Old files have merges but no type.
     match model.get("type").and_then(Value::as_str) {
-        Some("BPE") => {}
-        None if model.get("merges").is_some() => {}
+        Some(other) if other == name => {}
+        None if expected == Model::BytePairs && model.get("merges").is_some() => {}
         other => {
             let other = other.unwrap_or("without a name");
-            return Err(format!(
-                "its model is {other}; only BPE (byte-pair encoding) can be converted"
-            ));
+            return Err(match expected {
+                Model::BytePairs => {
+                    format!("its model is {other}; only BPE (byte-pair encoding) can be converted")
+                }
+                _ => format!("its model is {other}; models of this class have {name}"),
+            });
         }
+    }
+    if expected == Model::Unigram {
+        return check_pieces(model);
     }
     let vocab = match model.get("vocab") {
         Some(Value::Object(vocab)) => vocab,
@@ -328,4 +341,26 @@ fn check_model(model: &Value) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// A list of texts and scores.
+fn check_pieces(model: &Value) -> Result<(), String> {
+    let pieces = match model.get("vocab") {
+        Some(Value::Array(pieces)) => pieces,
+        Some(other) => return Err(format!("its vocabulary is {}, not an array", kind(other))),
+        None => return Err("its model has no vocab".to_owned()),
+    };
+    if pieces.len() > MAX_TOKENS {
+        return Err(format!(
+            "its vocabulary has {} tokens; the limit is {MAX_TOKENS}",
+            pieces.len()
+        ));
+    }
+    let is_piece = |piece: &Value| matches!(piece.as_array().map(Vec::as_slice), Some([text, score]) if text.is_string() && score.is_number());
+    match pieces.iter().position(|piece| !is_piece(piece)) {
+        Some(at) => Err(format!(
+            "token {at} of its vocabulary is not a text and a score"
+        )),
+        None => Ok(()),
+    }
 }

@@ -19,6 +19,8 @@ pub(super) struct Class {
     makes_added: bool,
     /// True if it overrides `add_prefix_space` of `tokenizer.json`.
     sets_prefix_space: bool,
+    /// True if it overrides the settings of BERT's normalizer.
+    sets_normalizer: bool,
     /// Reading of `vocab.json` and `merges.txt`; `None` if it requires a `tokenizer.json`.
     slow: Option<Slow>,
 }
@@ -33,10 +35,50 @@ const PLAIN: Class = Class {
     adds_bos: None,
     makes_added: false,
     sets_prefix_space: true,
+    sets_normalizer: false,
     slow: None,
 };
 
-const CLASSES: [Class; 9] = [
+/// BERT's special tokens.
+const BERT: Class = Class {
+    name: "BertTokenizer",
+    defaults: &[
+        ("unk_token", "[UNK]"),
+        ("sep_token", "[SEP]"),
+        ("pad_token", "[PAD]"),
+        ("cls_token", "[CLS]"),
+        ("mask_token", "[MASK]"),
+    ],
+    sets_normalizer: true,
+    ..PLAIN
+};
+
+/// RoBERTa's special tokens.
+const ROBERTA: Class = Class {
+    name: "RobertaTokenizer",
+    defaults: &[
+        ("bos_token", "<s>"),
+        ("eos_token", "</s>"),
+        ("unk_token", "<unk>"),
+        ("sep_token", "</s>"),
+        ("pad_token", "<pad>"),
+        ("cls_token", "<s>"),
+        ("mask_token", "<mask>"),
+    ],
+    ..PLAIN
+};
+
+const CLASSES: [Class; 13] = [
+    BERT,
+    Class {
+        name: "DistilBertTokenizer",
+        ..BERT
+    },
+    ROBERTA,
+    Class {
+        name: "XLMRobertaTokenizer",
+        ..ROBERTA
+    },
     Class {
         name: "LlamaTokenizer",
         defaults: &[
@@ -133,11 +175,12 @@ const CLASSES: [Class; 9] = [
     },
 ];
 
-/// Default class by model type, for decoders; other types have a class without changes.
-const CLASS_OF_MODEL: [(&str, &str); 79] = [
+/// Default class by model type; other types have a class without changes.
+const CLASS_OF_MODEL: [(&str, &str); 83] = [
     ("aria", "LlamaTokenizer"),
     ("arcee", "LlamaTokenizer"),
     ("aya_vision", "CohereTokenizer"),
+    ("bert", "BertTokenizer"),
     ("bloom", "BloomTokenizer"),
     ("code_llama", "CodeLlamaTokenizer"),
     ("codegen", "CodeGenTokenizer"),
@@ -147,6 +190,7 @@ const CLASS_OF_MODEL: [(&str, &str); 79] = [
     ("deepseek_v2", "LlamaTokenizer"),
     ("deepseek_v3", "LlamaTokenizer"),
     ("diffllama", "LlamaTokenizer"),
+    ("distilbert", "DistilBertTokenizer"),
     ("ernie4_5", "LlamaTokenizer"),
     ("ernie4_5_moe", "LlamaTokenizer"),
     ("exaone4", "GPT2Tokenizer"),
@@ -209,9 +253,11 @@ const CLASS_OF_MODEL: [(&str, &str); 79] = [
     ("qwen3_vl", "Qwen2Tokenizer"),
     ("qwen3_vl_moe", "Qwen2Tokenizer"),
     ("recurrent_gemma", "GemmaTokenizer"),
+    ("roberta", "RobertaTokenizer"),
     ("rwkv", "GPTNeoXTokenizer"),
     ("stablelm", "GPTNeoXTokenizer"),
     ("starcoder2", "GPT2Tokenizer"),
+    ("xlm-roberta", "XLMRobertaTokenizer"),
     ("zamba", "LlamaTokenizer"),
     ("zamba2", "LlamaTokenizer"),
 ];
@@ -295,6 +341,27 @@ impl Class {
         } else {
             set
         }
+    }
+}
+
+impl Class {
+    /// BERT's normalizer with the settings that the class overrides.
+    pub(crate) fn with_normalizer(
+        &self,
+        mut normalizer: Value,
+        settings: &Map<String, Value>,
+    ) -> Value {
+        let is_berts = normalizer
+            .get("type")
+            .is_some_and(|name| name == "BertNormalizer");
+        if self.sets_normalizer && is_berts {
+            let set =
+                |name: &str, by_default: Value| settings.get(name).cloned().unwrap_or(by_default);
+            normalizer["lowercase"] = set("do_lower_case", Value::Bool(true));
+            normalizer["strip_accents"] = set("strip_accents", Value::Null);
+            normalizer["handle_chinese_chars"] = set("tokenize_chinese_chars", Value::Bool(true));
+        }
+        normalizer
     }
 }
 

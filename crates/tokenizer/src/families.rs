@@ -75,7 +75,7 @@ impl Import<'_> {
             .set(format!("tokenizer.ggml.{kind}_token_id"), Value::U32(id));
     }
 
-    fn set_flag(&mut self, name: &str, flag: bool) {
+    pub(crate) fn set_flag(&mut self, name: &str, flag: bool) {
         self.entries
             .set(format!("tokenizer.ggml.{name}"), Value::Bool(flag));
     }

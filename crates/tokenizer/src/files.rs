@@ -129,6 +129,7 @@ impl Files {
     pub(crate) fn bad_tokenizer(&self, what: impl Into<String>) -> Error {
         let name = match self.tokenizer {
             Some(_) => "tokenizer.json",
+            None if self.dir.join("vocab.txt").is_file() => "vocab.txt",
             None => "vocab.json",
         };
         bad(&self.dir.join(name), what)

@@ -95,6 +95,17 @@ impl Special {
     }
 }
 
+/// Kind of a tokenizer's model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Model {
+    /// Byte-pair encoding.
+    BytePairs,
+    /// WordPiece.
+    WordPiece,
+    /// A unigram model; it encodes no texts here, so that its normalizer and the like are not read.
+    Unigram,
+}
+
 /// The tokenizer of a checkpoint.
 pub(super) struct HfTokenizer {
     inner: Tokenizer,
@@ -111,16 +122,25 @@ pub(super) struct HfTokenizer {
 impl HfTokenizer {
     /// Loads the tokenizer of a checkpoint with a `tokenizer.json`, or with `vocab.json` and
     /// `merges.txt`.
-    pub(crate) fn load(files: &Files) -> Result<HfTokenizer> {
+    pub(crate) fn load(files: &Files, model: Model) -> Result<HfTokenizer> {
         let class = Class::of(files);
         let slow = files.tokenizer.is_none();
-        let json = match &files.tokenizer {
-            Some(json) => Cow::Borrowed(json),
-            None => Cow::Owned(slow::tokenizer(files, class)?),
+        let (settings, decoder) = settings(files)?;
+        let json = match (&files.tokenizer, model) {
+            (Some(json), _) => Cow::Borrowed(json),
+            (None, Model::WordPiece) => {
+                let bounds = ["cls_token", "sep_token"].map(|name| role(name, class, &settings));
+                let bounds = bounds.each_ref().map(|token| Some(token.as_ref()?.text()));
+                Cow::Owned(slow::word_piece(files, bounds)?)
+            }
+            (None, _) => Cow::Owned(slow::tokenizer(files, class)?),
+        };
+        let json = match model {
+            Model::Unigram => Cow::Owned(without_texts(&json)),
+            _ => json,
         };
         let json = &*json;
-        checked::check(json).map_err(|what| files.bad_tokenizer(what))?;
-        let (settings, decoder) = settings(files)?;
+        checked::check(json, model).map_err(|what| files.bad_tokenizer(what))?;
         let mut roles: Vec<(&str, Special)> = ROLES
             .iter()
             .filter_map(|&r| Some((r, role(r, class, &settings)?)))
@@ -134,7 +154,8 @@ impl HfTokenizer {
             roles.sort_by_key(|(role, _)| ROLES.iter().position(|r| r == role));
         }
         // The class that reads vocab.json sets flags on its special tokens.
-        for (role, special) in roles.iter_mut().filter(|_| slow && !class.makes_added()) {
+        let makes_flags = slow && model == Model::BytePairs && !class.makes_added();
+        for (role, special) in roles.iter_mut().filter(|_| makes_flags) {
             if let Special::Text(text) = special
                 && ["bos_token", "eos_token", "unk_token", "pad_token"].contains(role)
             {
@@ -426,6 +447,21 @@ fn role(name: &str, class: &Class, settings: &Map<String, Value>) -> Option<Spec
     })
 }
 
+/// The fields for the numbers of tokens alone.
+fn without_texts(json: &Map<String, Value>) -> Map<String, Value> {
+    const TEXTS: [&str; 4] = ["normalizer", "pre_tokenizer", "post_processor", "decoder"];
+    let fields = json.iter().map(|(name, value)| {
+        let is_dropped = TEXTS.contains(&name.as_str());
+        let value = if is_dropped {
+            Value::Null
+        } else {
+            value.clone()
+        };
+        (name.clone(), value)
+    });
+    fields.collect()
+}
+
 /// Parses the file with the tokenizers library, without truncation and padding, and with the
 /// changes of the class.
 fn parse(
@@ -436,12 +472,15 @@ fn parse(
 ) -> Result<Tokenizer> {
     let pre_tokenizer = json.get("pre_tokenizer").cloned().unwrap_or(Value::Null);
     let pre_tokenizer = class::with_prefix_space(pre_tokenizer, class.prefix_space(settings));
+    let normalizer = json.get("normalizer").cloned().unwrap_or(Value::Null);
+    let normalizer = class.with_normalizer(normalizer, settings);
     let mut text = String::from("{");
     for (key, value) in json {
         let value = match key.as_str() {
             "truncation" | "padding" => continue,
             "post_processor" if class.adds_bos().is_some() => continue,
             "pre_tokenizer" => &pre_tokenizer,
+            "normalizer" => &normalizer,
             _ => value,
         };
         let separator = if text.len() > 1 { "," } else { "" };

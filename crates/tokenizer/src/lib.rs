@@ -3,10 +3,11 @@
 //!
 //! ```text
 //! tokenizer.model  -> protobuf -> spm ---+
+//! *.bpe.model, spiece.model -> unigram --+
 //! *.tiktoken       -> tiktoken ----------+
 //! tekken.json      -> tekken ------------+
 //! tokenizer.jsonl  -> plamo -------------+-> token -> special -> metadata
-//! tokenizer.json -> checked -> hf -> bpe-+
+//! tokenizer.json -> checked -> hf -> bpe, word_piece, unigram
 //!                  |         |    |
 //! vocab.json ----> slow   class  pre
 //! ```
@@ -32,6 +33,8 @@ mod spm;
 mod tekken;
 mod tiktoken;
 mod token;
+mod unigram;
+mod word_piece;
 
 use bpe::Rules;
 use files::{Files, bad};
@@ -152,6 +155,35 @@ pub enum VocabKind {
     Grok,
     /// SentencePiece; added tokens replace those of the model: Arctic.
     Arctic,
+    /// WordPiece: BERT, DistilBERT, NeoBERT.
+    WordPiece,
+    /// Byte-level, with the number of token types: RoBERTa.
+    Roberta,
+    /// Unigram, from `sentencepiece.bpe.model` or `tokenizer.json`: XLM-RoBERTa.
+    XlmRoberta,
+    /// WordPiece or Unigram, as `tokenizer.json` says: Nomic-BERT.
+    NomicBert,
+    /// The same with a mask token that `sentencepiece.bpe.model` lacks: Nomic-BERT with experts.
+    NomicBertMoe,
+    /// WordPiece, byte-level or whole words, as the class of the tokenizer says: Jina-BERT.
+    JinaBert,
+    /// Byte-level, always with BOS, EOS and separator: ModernBERT.
+    ModernBert,
+    /// Byte-level, without a BOS token unless its files add one: EuroBERT.
+    EuroBert,
+    /// Unigram, from `tokenizer.model` or `spiece.model`, or SentencePiece: T5.
+    T5,
+}
+
+/// What the configuration says about a vocabulary, and the user.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings<'a> {
+    /// Number of tokens; missing tokens below it become padding.
+    pub vocab_size: Option<u64>,
+    /// Number of token types, for vocabularies with that number; 1 by default.
+    pub token_types: Option<u32>,
+    /// The pre-tokenizer of a byte-level vocabulary; `None` detects it.
+    pub pre: Option<&'a str>,
 }
 
 /// A vocabulary as GGUF metadata.
@@ -167,22 +199,15 @@ pub struct Vocabulary {
 
 /// Imports the vocabulary of a checkpoint.
 ///
-/// `vocab_size` is the configuration's; missing tokens below it become padding. `pre` names the
-/// pre-tokenizer of a byte-level vocabulary; `None` detects it.
-///
 /// # Errors
 /// A missing, damaged or unsupported tokenizer file, or an unknown pre-tokenizer.
-pub fn import(
-    dir: &Path,
-    kind: VocabKind,
-    vocab_size: Option<u64>,
-    pre: Option<&str>,
-) -> Result<Vocabulary> {
+pub fn import(dir: &Path, kind: VocabKind, settings: &Settings<'_>) -> Result<Vocabulary> {
     let files = Files::read(dir)?;
     let mut import = Import {
         files: &files,
-        vocab_size,
-        pre,
+        vocab_size: settings.vocab_size,
+        token_types: settings.token_types.unwrap_or(1),
+        pre: settings.pre,
         entries: Entries::new(),
         notes: Vec::new(),
     };
@@ -276,6 +301,15 @@ pub fn import(
             let tokens = import.sentencepiece(Additions::Replace)?;
             tokens.ok_or_else(|| no_model(dir))?
         }
+        VocabKind::WordPiece => word_piece::write(&mut import)?,
+        VocabKind::Roberta => import.roberta()?,
+        VocabKind::XlmRoberta => unigram::write_xlm_roberta(&mut import, None)?,
+        VocabKind::NomicBert => import.nomic_bert(None)?,
+        VocabKind::NomicBertMoe => import.nomic_bert(Some(unigram::NOMIC_MASK))?,
+        VocabKind::JinaBert => import.jina_bert()?,
+        VocabKind::ModernBert => import.modern_bert()?,
+        VocabKind::EuroBert => import.euro_bert()?,
+        VocabKind::T5 => unigram::write_t5(&mut import)?,
     };
     Ok(Vocabulary {
         entries: import.entries,
@@ -315,6 +349,7 @@ fn checked_size(vocab_size: Option<u64>, own: usize, dir: &Path) -> Result<usize
 struct Import<'a> {
     files: &'a Files,
     vocab_size: Option<u64>,
+    token_types: u32,
     pre: Option<&'a str>,
     entries: Entries,
     notes: Vec<String>,

@@ -201,6 +201,18 @@ fn nearest(tokenizer: &HfTokenizer, ignores_merges: bool) -> Option<(&'static st
     best.map(|(shared, fits, known)| (known.name, shared == 1.0 && fits))
 }
 
+/// Name of the pre-tokenizer by its fingerprint; an unknown fingerprint otherwise.
+pub(super) fn by_fingerprint(
+    files: &Files,
+    tokenizer: &HfTokenizer,
+) -> Result<std::result::Result<&'static str, String>> {
+    let ids = tokenizer
+        .encode(PROBE)
+        .map_err(|what| library_error(files, "the probe text", &what))?;
+    let fingerprint = fingerprint(&ids);
+    Ok(lookup(&fingerprint).ok_or(fingerprint))
+}
+
 /// Name of the pre-tokenizer: by fingerprint, otherwise by equal splits, with a note. `kin` maps
 /// some of the latter to other names.
 pub(super) fn find(
@@ -209,13 +221,10 @@ pub(super) fn find(
     kin: &[(&str, &str)],
     notes: &mut Vec<String>,
 ) -> Result<String> {
-    let ids = tokenizer
-        .encode(PROBE)
-        .map_err(|what| library_error(files, "the probe text", &what))?;
-    let fingerprint = fingerprint(&ids);
-    if let Some(name) = lookup(&fingerprint) {
-        return Ok(name.to_owned());
-    }
+    let fingerprint = match by_fingerprint(files, tokenizer)? {
+        Ok(name) => return Ok(name.to_owned()),
+        Err(fingerprint) => fingerprint,
+    };
     let model = files.tokenizer.as_ref().and_then(|t| t.get("model"));
     let ignores_merges = model
         .and_then(|m| m.get("ignore_merges")?.as_bool())

@@ -1,8 +1,9 @@
-//! `vocab.json` and `merges.txt` without a `tokenizer.json`, as read by transformers.
+//! `vocab.json` and `merges.txt`, or `vocab.txt`, without a `tokenizer.json`, as read by transformers.
 //!
 //! ```text
 //! vocab.json   an object: token -> id
 //! merges.txt   a line per merge: two tokens, in the order of their ranks; a header
+//! vocab.txt    a line per token of a WordPiece vocabulary, in the order of their ids
 //! ```
 //!
 //! The class of the tokenizer determines normalization and splits. The result is a `tokenizer.json`
@@ -65,6 +66,61 @@ pub(super) fn tokenizer(files: &Files, class: &Class) -> Result<Map<String, Valu
         "post_processor": null, "decoder": byte_level(true),
         "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
             "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges }
+    });
+    match whole {
+        Value::Object(map) => Ok(map),
+        _ => Ok(Map::new()),
+    }
+}
+
+/// A `tokenizer.json` of a `vocab.txt`, with these special tokens before and behind a text.
+pub(super) fn word_piece(files: &Files, bounds: [Option<&str>; 2]) -> Result<Map<String, Value>> {
+    const FILE: &str = "vocab.txt";
+    let path = files.dir.join(FILE);
+    let text = read_text(&path)?.ok_or_else(|| {
+        let what =
+            format!("neither tokenizer.json nor {FILE}; download one from the model's source");
+        bad(&files.dir, what)
+    })?;
+    let mut vocab = Map::new();
+    for (id, token) in text
+        .strip_suffix('\n')
+        .unwrap_or(&text)
+        .split('\n')
+        .enumerate()
+    {
+        vocab.insert(token.to_owned(), id.into());
+    }
+    let [first, last] = bounds.map(|token| {
+        let token = token.unwrap_or_default();
+        let id = vocab.get(token).cloned().ok_or_else(|| {
+            bad(
+                &path,
+                format!("it lacks the token {token:?}, which stands before or behind every text"),
+            )
+        })?;
+        Ok::<_, quantier_gguf::Error>((token, id))
+    });
+    let (first, last) = (first?, last?);
+    let slot = |token: &str| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+    let part = |name: &str| json!({ "Sequence": { "id": name, "type_id": 0 } });
+    let named = |(token, id): &(&str, Value)| {
+        let entry = json!({ "id": token, "ids": [id], "tokens": [token] });
+        ((*token).to_owned(), entry)
+    };
+    let special: Map<String, Value> = [&first, &last].into_iter().map(named).collect();
+    let (first, last) = (slot(first.0), slot(last.0));
+    let (a, b) = (part("A"), part("B"));
+    let whole = json!({
+        "version": "1.0", "added_tokens": [],
+        "normalizer": { "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+            "strip_accents": null, "lowercase": true },
+        "pre_tokenizer": { "type": "BertPreTokenizer" },
+        "post_processor": { "type": "TemplateProcessing", "single": [first, a, last],
+            "pair": [first, a, last, b, last], "special_tokens": special },
+        "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
+        "model": { "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": vocab }
     });
     match whole {
         Value::Object(map) => Ok(map),

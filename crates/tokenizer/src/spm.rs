@@ -3,8 +3,9 @@
 //! ```text
 //! model       1: piece, repeated    2: training    3: normalizer
 //! piece       1: text    2: score, f32    3: type; normal if absent
-//! training   35: byte fallback for text without pieces
-//! normalizer  3: space prefix for texts, true if absent
+//! training    3: type of the model, 1 (unigram) if absent    35: byte fallback for text without pieces
+//! normalizer  2: compiled replacements of characters    3: space prefix for texts, true if absent
+//!             4: removal of repeated spaces, true if absent
 //! ```
 
 use super::files::{Files, bad, kind, read_bytes, read_object};
@@ -22,9 +23,19 @@ use std::path::Path;
 /// Name of the file.
 pub(super) const FILE: &str = "tokenizer.model";
 
+/// Type of unigram models.
+pub(super) const UNIGRAM: u64 = 1;
+/// Type of models with byte-pair encoding.
+pub(super) const BYTE_PAIRS: u64 = 2;
+
 /// A SentencePiece model.
 pub(super) struct Model {
     pub pieces: Vec<Token>,
+    pub model_type: u64,
+    /// Compiled replacements of characters; empty without any.
+    pub charsmap: Vec<u8>,
+    /// True if repeated spaces are removed.
+    pub removes_spaces: bool,
     /// True if texts get a space prefix.
     pub prefixes_space: bool,
 }
@@ -42,14 +53,22 @@ impl Model {
 fn parse(bytes: &[u8]) -> std::result::Result<Model, String> {
     const PIECES: u64 = 1;
     const TRAINER: u64 = 2;
+    const MODEL_TYPE: u64 = 3;
     const BYTE_FALLBACK: u64 = 35;
     const NORMALIZER: u64 = 3;
+    const CHARSMAP: u64 = 2;
     const PREFIX: u64 = 3;
+    const REMOVAL: u64 = 4;
     if let Some(pointer) = lfs_pointer(bytes) {
         return Err(pointer);
     }
-    let mut pieces = Vec::new();
-    let mut prefixes_space = true;
+    let mut model = Model {
+        pieces: Vec::new(),
+        model_type: UNIGRAM,
+        charsmap: Vec::new(),
+        removes_spaces: true,
+        prefixes_space: true,
+    };
     let mut falls_back = false;
     let mut fields = Fields::new(bytes);
     loop {
@@ -60,54 +79,48 @@ fn parse(bytes: &[u8]) -> std::result::Result<Model, String> {
         match (number, payload) {
             (PIECES, Payload::Bytes(message)) => {
                 let piece = parse_piece(message)
-                    .map_err(|what| format!("piece {} at byte {at}: {what}", pieces.len()))?;
-                pieces.push(piece);
+                    .map_err(|what| format!("piece {} at byte {at}: {what}", model.pieces.len()))?;
+                model.pieces.push(piece);
             }
             (TRAINER, Payload::Bytes(message)) => {
-                falls_back = flag(message, BYTE_FALLBACK)
-                    .map_err(|what| format!("the training at byte {at}: {what}"))?
-                    .unwrap_or(falls_back);
+                for field in Fields::new(message) {
+                    match field.map_err(|what| format!("the training at byte {at}: {what}"))? {
+                        (MODEL_TYPE, Payload::Varint(number)) => model.model_type = number,
+                        (BYTE_FALLBACK, Payload::Varint(flag)) => falls_back = flag != 0,
+                        _ => {}
+                    }
+                }
             }
             (NORMALIZER, Payload::Bytes(message)) => {
-                prefixes_space = flag(message, PREFIX)
-                    .map_err(|what| format!("the normalizer at byte {at}: {what}"))?
-                    .unwrap_or(prefixes_space);
+                for field in Fields::new(message) {
+                    match field.map_err(|what| format!("the normalizer at byte {at}: {what}"))? {
+                        (CHARSMAP, Payload::Bytes(bytes)) => model.charsmap = bytes.to_vec(),
+                        (PREFIX, Payload::Varint(flag)) => model.prefixes_space = flag != 0,
+                        (REMOVAL, Payload::Varint(flag)) => model.removes_spaces = flag != 0,
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
-        if pieces.len() > MAX_TOKENS {
+        if model.pieces.len() > MAX_TOKENS {
             return Err(format!("more than {MAX_TOKENS} pieces"));
         }
     }
-    if pieces.is_empty() {
+    if model.pieces.is_empty() {
         return Err("not a SentencePiece model: it has no pieces".to_owned());
     }
     // As in the library: the byte's own token is <0x00>.
-    let nul = pieces.iter_mut().find(|piece| piece.text == "\0");
+    let nul = model.pieces.iter_mut().find(|piece| piece.text == "\0");
     if let Some(nul) = nul.filter(|_| falls_back) {
         nul.token_type = TokenType::Unused;
     }
+    let pieces = &model.pieces;
     let mut seen = HashSet::with_capacity(pieces.len());
     match pieces.iter().position(|p| !seen.insert(p.text.as_str())) {
         Some(at) => Err(format!("piece {at}: {:?} appears twice", pieces[at].text)),
-        None => Ok(Model {
-            pieces,
-            prefixes_space,
-        }),
+        None => Ok(model),
     }
-}
-
-/// A flag of a message; `None` if absent.
-fn flag(message: &[u8], number: u64) -> std::result::Result<Option<bool>, String> {
-    let mut flag = None;
-    for field in Fields::new(message) {
-        if let (at, Payload::Varint(value)) = field?
-            && at == number
-        {
-            flag = Some(value != 0);
-        }
-    }
-    Ok(flag)
 }
 
 fn parse_piece(message: &[u8]) -> std::result::Result<Token, String> {
@@ -258,7 +271,8 @@ pub(super) fn unplaced(files: &Files, tokens: &[Token]) -> Option<String> {
     })
 }
 
-fn add_from_added_tokens_json(tokens: &mut [Token], path: &Path) -> Result<()> {
+/// Places the tokens of `added_tokens.json`.
+pub(super) fn add_from_added_tokens_json(tokens: &mut [Token], path: &Path) -> Result<()> {
     for (text, id) in read_object(path)?.unwrap_or_default() {
         let id = id.as_u64().ok_or_else(|| {
             bad(

@@ -37,7 +37,14 @@ fn byte_level(tokenizer: serde_json::Value, config: serde_json::Value) -> Result
         ("tokenizer.json", tokenizer.to_string()),
         ("tokenizer_config.json", config.to_string()),
     ]);
-    import(dir.path(), VocabKind::ByteLevel, Some(13), None)
+    import(
+        dir.path(),
+        VocabKind::ByteLevel,
+        &Settings {
+            vocab_size: Some(13),
+            ..Settings::default()
+        },
+    )
 }
 
 fn strings(vocabulary: &Vocabulary, key: &str) -> Vec<String> {
@@ -118,13 +125,13 @@ fn families_can_rename_pre_tokenizers() {
         (VocabKind::ByteLevel, "dbrx"),
         (VocabKind::ChatGlm, "chatglm-bpe"),
     ] {
-        let vocabulary = import(dir.path(), kind, None, None).unwrap();
+        let vocabulary = import(dir.path(), kind, &Settings::default()).unwrap();
         let entry = |name: &str| vocabulary.entries.get(&format!("tokenizer.ggml.{name}"));
         assert_eq!(entry("pre"), Some(&Value::str(pre)));
         let eot = (kind == VocabKind::ChatGlm).then_some(&Value::U32(12));
         assert_eq!(entry("eot_token_id"), eot);
     }
-    let error = import(dir.path(), VocabKind::GlmMoe, None, None).unwrap_err();
+    let error = import(dir.path(), VocabKind::GlmMoe, &Settings::default()).unwrap_err();
     assert!(
         error
             .to_string()
@@ -136,7 +143,15 @@ fn families_can_rename_pre_tokenizers() {
 #[test]
 fn users_can_set_the_pre_tokenizer() {
     let dir = directory(&[("tokenizer.json", tokenizer().to_string())]);
-    let vocabulary = import(dir.path(), VocabKind::Qwen, None, Some("mine")).unwrap();
+    let vocabulary = import(
+        dir.path(),
+        VocabKind::Qwen,
+        &Settings {
+            pre: Some("mine"),
+            ..Settings::default()
+        },
+    )
+    .unwrap();
     assert_eq!(
         vocabulary.entries.get("tokenizer.ggml.pre"),
         Some(&Value::str("mine"))
@@ -297,7 +312,7 @@ fn bad_files_are_named_with_line_and_column() {
             ("tokenizer.json", tokenizer().to_string()),
             (file, text.to_owned()),
         ]);
-        match import(dir.path(), VocabKind::ByteLevel, None, None) {
+        match import(dir.path(), VocabKind::ByteLevel, &Settings::default()) {
             Err(error) => assert!(error.to_string().contains(what), "{error}"),
             Ok(_) => assert_eq!(what, ""),
         }
@@ -307,7 +322,7 @@ fn bad_files_are_named_with_line_and_column() {
         ("tokenizer.json", tokenizer().to_string()),
     ]);
     std::fs::write(dir.path().join("chat_template.jinja"), b"ok\nno\xff").unwrap();
-    let error = import(dir.path(), VocabKind::ByteLevel, None, None)
+    let error = import(dir.path(), VocabKind::ByteLevel, &Settings::default())
         .unwrap_err()
         .to_string();
     assert!(
@@ -327,7 +342,7 @@ fn bad_files_are_named_with_line_and_column() {
         VocabKind::Gemma3,
         VocabKind::Phi3,
     ] {
-        let error = import(empty.path(), kind, None, None)
+        let error = import(empty.path(), kind, &Settings::default())
             .unwrap_err()
             .to_string();
         assert!(error.contains("no tokenizer."), "{error}");
@@ -341,7 +356,15 @@ fn truncated_tokenizers_are_errors() {
         if text.is_char_boundary(length) {
             let dir = directory(&[("tokenizer.json", text[..length].to_owned())]);
             assert!(
-                import(dir.path(), VocabKind::ByteLevel, None, Some("x")).is_err(),
+                import(
+                    dir.path(),
+                    VocabKind::ByteLevel,
+                    &Settings {
+                        pre: Some("x"),
+                        ..Settings::default()
+                    }
+                )
+                .is_err(),
                 "cut at {length}"
             );
         }

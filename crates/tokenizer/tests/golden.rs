@@ -4,12 +4,12 @@
 //! key of the reference's output. Both are renewed by `scripts/goldens.sh`.
 
 use quantier_gguf::gguf::{Array, Value, ValueType};
-use quantier_tokenizer::{VocabKind, import};
+use quantier_tokenizer::{Settings, VocabKind, import};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::path::Path;
 
-const KINDS: [(&str, VocabKind); 28] = [
+const KINDS: [(&str, VocabKind); 37] = [
     ("chatglm", VocabKind::ChatGlm),
     ("codegen_slow", VocabKind::ByteLevel),
     ("deci", VocabKind::Deci),
@@ -38,6 +38,15 @@ const KINDS: [(&str, VocabKind); 28] = [
     ("tekken", VocabKind::Llama),
     ("tekken_v7", VocabKind::Llama),
     ("xverse", VocabKind::Xverse),
+    ("bert", VocabKind::WordPiece),
+    ("roberta", VocabKind::Roberta),
+    ("xlm_roberta", VocabKind::XlmRoberta),
+    ("xlm_roberta_json", VocabKind::XlmRoberta),
+    ("nomic_bert_moe", VocabKind::NomicBertMoe),
+    ("jina_bert_words", VocabKind::JinaBert),
+    ("modern_bert", VocabKind::ModernBert),
+    ("euro_bert", VocabKind::EuroBert),
+    ("t5", VocabKind::T5),
 ];
 
 /// Type, length and SHA-256 of an array: of each element the length and the bytes.
@@ -50,6 +59,7 @@ fn digest(array: &Array<'_>) -> String {
     let name = match array.element() {
         ValueType::String => "string",
         ValueType::F32 => "float32",
+        ValueType::U8 => "uint8",
         _ => "int32",
     };
     array.strings().for_each(&mut add);
@@ -57,6 +67,7 @@ fn digest(array: &Array<'_>) -> String {
         match value {
             Value::F32(number) => add(&number.to_le_bytes()),
             Value::I32(number) => add(&number.to_le_bytes()),
+            Value::U8(number) => add(&u32::from(number).to_le_bytes()),
             _ => {}
         }
     }
@@ -73,7 +84,16 @@ fn vocabularies_of_all_families_match_the_reference() {
         let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
         let config: serde_json::Value = serde_json::from_str(&config).unwrap();
         let size = config["vocab_size"].as_u64();
-        let vocabulary = import(&dir, kind, size, Some("qwen2")).unwrap();
+        let vocabulary = import(
+            &dir,
+            kind,
+            &Settings {
+                vocab_size: size,
+                token_types: config["type_vocab_size"].as_u64().map(|count| count as u32),
+                pre: Some("qwen2"),
+            },
+        )
+        .unwrap();
         let mut ours = String::new();
         for (key, value) in vocabulary.entries.iter() {
             let shown = match value {

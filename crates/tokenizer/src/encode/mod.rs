@@ -6,6 +6,8 @@
 //!   llama:         spaces become U+2581         -> spm (merge) -> tokens
 //!   plamo2:        plamo -> tokens
 //!   rwkv:          world -> tokens
+//!   bert:          word_piece -> tokens
+//!   t5:            unigram -> tokens
 //! ```
 //!
 //! Departures from the reference, without effect on the tokens:
@@ -24,7 +26,9 @@ mod special;
 mod split;
 mod spm;
 mod unicode;
+mod unigram;
 mod vocab;
+mod word_piece;
 mod world;
 
 use bpe::Bpe;
@@ -36,7 +40,9 @@ use quantier_gguf::gguf::Metadata;
 use special::{Fragment, Special};
 use spm::Spm;
 use std::collections::{HashMap, HashSet};
+use unigram::Unigram;
 use vocab::{Defaults, Vocab};
+use word_piece::WordPiece;
 use world::World;
 
 const MODEL: &str = "tokenizer.ggml.model";
@@ -67,6 +73,8 @@ enum Algorithm {
     Bpe(Box<Bpe>),
     Plamo(Box<Plamo>),
     World(Box<World>),
+    WordPiece(Box<WordPiece>),
+    Unigram(Box<Unigram>),
 }
 
 impl Tokenizer {
@@ -92,6 +100,16 @@ impl Tokenizer {
                 eos: Some(2),
                 unknown: Some(0),
             },
+            "bert" => Defaults {
+                bos: Some(101),
+                eos: None,
+                unknown: Some(100),
+            },
+            "t5" => Defaults {
+                bos: None,
+                eos: Some(1),
+                unknown: Some(2),
+            },
             "gemma4" | "rwkv" => Defaults {
                 bos: None,
                 eos: None,
@@ -104,7 +122,7 @@ impl Tokenizer {
             }
             other => {
                 return Err(Error(format!(
-                    "'{MODEL}' is '{other}'; supported are llama, gpt2, gemma4, plamo2 and rwkv"
+                    "'{MODEL}' is '{other}'; supported are llama, gpt2, bert, t5, gemma4, plamo2 and rwkv"
                 )));
             }
         };
@@ -122,9 +140,11 @@ impl Tokenizer {
                 adds_eos: false,
                 adds_space: true,
             }
-        } else if model == "plamo2" || model == "rwkv" {
+        } else if ["plamo2", "rwkv", "bert", "t5"].contains(&model) {
             let vocab = Vocab::read(metadata, defaults)?;
             let algorithm = match model {
+                "bert" => Algorithm::WordPiece(Box::new(WordPiece::of(metadata, &vocab)?)),
+                "t5" => Algorithm::Unigram(Box::new(Unigram::of(metadata, &vocab)?)),
                 "rwkv" => Algorithm::World(Box::new(World::of(&vocab)?)),
                 _ => Algorithm::Plamo(Box::new(Plamo::of(&vocab)?)),
             };
@@ -132,8 +152,8 @@ impl Tokenizer {
                 special: Special::of(&vocab),
                 vocab,
                 algorithm,
-                adds_bos: false,
-                adds_eos: false,
+                adds_bos: model == "bert",
+                adds_eos: model == "t5",
                 adds_space: false,
             }
         } else {
@@ -181,7 +201,12 @@ impl Tokenizer {
         // As in the reference, PLaMo's and RWKV's settings in the file are ignored.
         let add_special =
             add_special && !matches!(self.algorithm, Algorithm::Plamo(_) | Algorithm::World(_));
-        if add_special && self.adds_bos {
+        let word_piece = match &self.algorithm {
+            Algorithm::WordPiece(word_piece) => Some(word_piece),
+            _ => None,
+        };
+        // WordPiece's settings in the file are ignored, too.
+        if add_special && (self.adds_bos || word_piece.is_some()) {
             session.out.extend(self.vocab.bos);
         }
         let mut after_special = true;
@@ -192,14 +217,17 @@ impl Tokenizer {
                     after_special = true;
                 }
                 Fragment::Text(range) => {
-                    let space = self.adds_space && after_special;
+                    let is_unigram = matches!(self.algorithm, Algorithm::Unigram(_));
+                    let space = self.adds_space && (after_special || is_unigram);
                     self.encode_fragment(&text[range], space, &mut session);
                     after_special = false;
                 }
             }
         }
-        if add_special && self.adds_eos {
-            session.out.extend(self.vocab.eos);
+        match word_piece {
+            Some(word_piece) if add_special => session.out.extend(word_piece.separator),
+            None if add_special && self.adds_eos => session.out.extend(self.vocab.eos),
+            _ => {}
         }
         session.out
     }
@@ -208,6 +236,10 @@ impl Tokenizer {
         match &self.algorithm {
             Algorithm::Plamo(plamo) => plamo.text(text, &mut session.out),
             Algorithm::World(world) => world.text(text, &mut session.out),
+            Algorithm::WordPiece(pieces) => pieces.text(&self.vocab, text, &mut session.out),
+            Algorithm::Unigram(unigram) => {
+                unigram.text(&self.vocab, text, space, &mut session.out);
+            }
             Algorithm::Spm(spm) => {
                 let mut prefix = space;
                 for part in spm.seams.parts(text) {
@@ -247,7 +279,9 @@ impl Tokenizer {
             Algorithm::Plamo(_) => Plamo::piece(&self.vocab, id),
             Algorithm::World(_) => World::piece(&self.vocab, id),
             Algorithm::Bpe(bpe) => self.vocab.piece(id, bpe.pre.byte_level),
-            Algorithm::Spm(_) => self.vocab.piece(id, false),
+            Algorithm::Spm(_) | Algorithm::WordPiece(_) | Algorithm::Unigram(_) => {
+                self.vocab.piece(id, false)
+            }
         }
     }
 

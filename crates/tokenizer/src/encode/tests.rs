@@ -178,6 +178,119 @@ fn rwkv_takes_the_longest_token() {
     assert!(error.contains("no token of the byte 0x00"), "{error}");
 }
 
+/// BERT's vocabulary with beginnings of words and continuations.
+fn word_pieces(lowercase: bool) -> Metadata<'static> {
+    let mut tokens = vec![("[UNK]", 0.0, 2), ("[CLS]", 0.0, 3), ("[SEP]", 0.0, 3)];
+    tokens
+        .extend(["▁a", "▁ab", "a", "b", "▁!", "▁漢", "▁é", "▁e", "▁A"].map(|text| (text, 0.0, 1)));
+    let mut metadata = metadata("bert", &tokens, &[]);
+    metadata.set("tokenizer.ggml.unknown_token_id", Value::U32(0));
+    metadata.set("tokenizer.ggml.bos_token_id", Value::U32(1));
+    metadata.set("tokenizer.ggml.seperator_token_id", Value::U32(2));
+    metadata.set(
+        "tokenizer.ggml.normalizer.lowercase",
+        Value::Bool(lowercase),
+    );
+    metadata
+}
+
+#[test]
+fn word_pieces_are_the_longest_ones() {
+    let t = tokenizer(&word_pieces(true));
+    let whole = |text: &str| {
+        let shown = shown(&t, text, true);
+        assert_eq!((&*shown[0], &*shown[shown.len() - 1]), ("[CLS]", "[SEP]"));
+        shown[1..shown.len() - 1].join(" ")
+    };
+    assert_eq!(whole("abab a"), "▁ab a b ▁a");
+    // A word without tokens is one unknown token, whatever it begins with.
+    assert_eq!(whole("abx aba"), "[UNK] ▁ab a");
+    assert_eq!(whole("a!漢\u{0}\u{200b}b"), "▁a ▁! ▁漢 [UNK]");
+    assert_eq!(whole("É A\u{301}[SEP]"), "▁e ▁a [SEP]");
+    assert_eq!(whole("  "), "");
+    let cased = tokenizer(&word_pieces(false));
+    assert_eq!(shown(&cased, "éAb", false)[1..], ["[UNK]", "[SEP]"]);
+    assert_eq!(shown(&cased, "é A", false)[1..], ["▁é", "▁A", "[SEP]"]);
+}
+
+/// A unigram model, with a map of the fi ligature to the letters f and i.
+fn unigram() -> Metadata<'static> {
+    let mut tokens = vec![("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)];
+    tokens.extend([
+        ("▁", -2.0, 1),
+        ("a", -3.0, 1),
+        ("b", -3.0, 1),
+        ("ab", -5.5, 1),
+        ("▁ab", -8.5, 1),
+    ]);
+    tokens.extend([("fi", -4.0, 1), ("user's", 0.0, 4), ("u", -9.0, 5)]);
+    let mut metadata = metadata("t5", &tokens, &[]);
+    // Root, then one block of 256 entries for each byte of the key and for its end.
+    let mut array = vec![0u32; 256 * 5];
+    let mut at = 0;
+    for (block, byte) in (1..).zip("\u{fb01}".bytes()) {
+        let base: u32 = block << 8;
+        array[at as usize] |= (at ^ base) << 10;
+        at = base ^ u32::from(byte);
+        array[at as usize] = byte.into();
+    }
+    array[at as usize] |= (at ^ 4 << 8) << 10 | 1 << 8;
+    array[4 << 8] = 1 << 31;
+    let mut charsmap = (array.len() as u32 * 4).to_le_bytes().to_vec();
+    charsmap.extend(array.iter().flat_map(|entry| entry.to_le_bytes()));
+    charsmap.extend(b"fi\0");
+    let bytes = charsmap.into_iter().map(Value::U8);
+    let bytes = Array::of_values(ValueType::U8, bytes);
+    metadata.set("tokenizer.ggml.precompiled_charsmap", Value::Array(bytes));
+    for name in ["add_space_prefix", "remove_extra_whitespaces"] {
+        metadata.set(format!("tokenizer.ggml.{name}"), Value::Bool(true));
+    }
+    metadata
+}
+
+#[test]
+fn unigrams_maximize_the_score() {
+    let t = tokenizer(&unigram());
+    let whole = |text: &str| shown(&t, text, true).join(" ");
+    // -2 - 5.5 is more than -8.5, and -5.5 more than -3 - 3.
+    assert_eq!(whole("ab"), "▁ ab </s>");
+    assert_eq!(whole("  a   b "), "▁ a ▁ b </s>");
+    assert_eq!(whole("\u{fb01}"), "▁ fi </s>");
+    // Unknown characters in a row are one token.
+    assert_eq!(whole("a漢字\u{fb02}b"), "▁ a <unk> b </s>");
+    assert_eq!(whole("auser's u</s>"), "▁ a user's ▁ u </s> </s>");
+    assert_eq!(whole(""), "</s>");
+    let mut kept = unigram();
+    kept.set(
+        "tokenizer.ggml.remove_extra_whitespaces",
+        Value::Bool(false),
+    );
+    let kept = tokenizer(&kept);
+    assert_eq!(shown(&kept, "  a", true).join(" "), "▁ ▁ ▁ a </s>");
+}
+
+#[test]
+fn damaged_maps_of_characters_are_refused_or_empty() {
+    const KEY: &str = "tokenizer.ggml.precompiled_charsmap";
+    let of = |bytes: &[u8]| {
+        let bytes = bytes.iter().map(|byte| Value::U8(*byte));
+        let mut metadata = unigram();
+        metadata.set(KEY, Value::Array(Array::of_values(ValueType::U8, bytes)));
+        Tokenizer::from_gguf(&metadata)
+    };
+    for bytes in [&[][..], &[1, 0, 0], &[8, 0, 0, 0, 1], &[255; 9]] {
+        let error = of(bytes).err().unwrap().to_string();
+        assert!(error.contains(KEY), "{error}");
+    }
+    // Entries that lead nowhere, and a replacement without an end.
+    for bytes in [&[4, 0, 0, 0, 255, 255, 255, 127, 1][..], &[0, 0, 0, 0, 1]] {
+        assert_eq!(
+            shown(&of(bytes).unwrap(), "ab", true).join(" "),
+            "▁ ab </s>"
+        );
+    }
+}
+
 #[test]
 fn defects_are_reported() {
     let said = |metadata: &Metadata<'_>| {
@@ -187,7 +300,7 @@ fn defects_are_reported() {
             .to_string()
     };
     assert!(said(&Metadata::new()).contains(MODEL));
-    assert!(said(&metadata("bert", &[], &[])).contains("'bert'"));
+    assert!(said(&metadata("hybriddna", &[], &[])).contains("'hybriddna'"));
     assert!(said(&bpe("no such")).contains("'no such'"));
     let mut broken = bpe("gpt-2");
     broken.set(
@@ -222,6 +335,14 @@ proptest! {
         for pre in ["gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "tekken", "jais-2"] {
             let t = tokenizer(&bpe(pre));
             prop_assert_eq!(t.decode(&t.encode(&text, false, true)), text.as_bytes());
+        }
+    }
+
+    #[test]
+    fn any_text_has_word_pieces_and_unigrams(text in r"(\PC|[ab' \r\n漢字\u{0}-\u{ff}]|\[SEP\]){0,60}") {
+        for metadata in [word_pieces(true), word_pieces(false), unigram()] {
+            let t = tokenizer(&metadata);
+            prop_assert!(t.encode(&text, true, true).iter().all(|id| (*id as usize) < t.vocab_size()));
         }
     }
 

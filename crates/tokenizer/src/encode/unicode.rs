@@ -5,6 +5,7 @@
 
 use regex_syntax::hir::{Class, HirKind};
 use std::sync::OnceLock;
+use tokenizers::NormalizedString;
 
 /// Categories of a code point as a bit set; at most one of the first five.
 pub(crate) type Kind = u8;
@@ -75,6 +76,30 @@ impl Kinds {
     }
 }
 
+/// True for control characters, format characters and those of private use.
+pub(crate) fn is_control(c: char) -> bool {
+    static CONTROL: OnceLock<Vec<(char, char)>> = OnceLock::new();
+    let control = CONTROL.get_or_init(|| ranges(r"[[\p{Cc}\p{Cf}\p{Co}]&&\p{age=15.1}]"));
+    let after = control.partition_point(|(first, _)| *first <= c);
+    after > 0 && c <= control[after - 1].1
+}
+
+/// The character in lower case; of several characters, the first.
+pub(crate) fn lower(c: char) -> char {
+    let is_known = c.is_ascii() || Kinds::get().of(c) != SOME;
+    match c.to_lowercase().next() {
+        Some(lower) if is_known => lower,
+        _ => c,
+    }
+}
+
+/// The first character of a canonical decomposition.
+pub(crate) fn first_of_nfd(c: char) -> char {
+    let mut decomposed = NormalizedString::from(c.to_string());
+    decomposed.nfd();
+    decomposed.get().chars().next().unwrap_or(c)
+}
+
 /// The code points of a class.
 fn ranges(class: &str) -> Vec<(char, char)> {
     let hir = regex_syntax::parse(class).expect("a class that regex-syntax knows");
@@ -114,6 +139,31 @@ mod tests {
             fnv, REFERENCE,
             "the kinds differ from the reference's: {fnv:#018x}"
         );
+    }
+
+    #[test]
+    fn letters_match_the_reference() {
+        /// Checksums of the reference's tables, one number per code point without surrogates: of lower
+        /// case, of the first characters of decompositions, and of 1 for control characters.
+        const TABLES: [u64; 3] = [
+            0x6cb4_860d_cb97_926d,
+            0x0f4b_f9ff_9626_9845,
+            0xec9b_77fa_6804_3750,
+        ];
+        let tables: [fn(char) -> u32; 3] = [
+            |c| lower(c) as u32,
+            |c| first_of_nfd(c) as u32,
+            |c| is_control(c).into(),
+        ];
+        let checksum = |number: fn(char) -> u32| {
+            let numbers = (0..CODE_POINTS as u32)
+                .filter_map(char::from_u32)
+                .map(number);
+            numbers.fold(0xcbf2_9ce4_8422_2325_u64, |hash, number| {
+                (hash ^ u64::from(number)).wrapping_mul(0x0100_0000_01b3)
+            })
+        };
+        assert_eq!(tables.map(checksum), TABLES);
     }
 
     #[test]

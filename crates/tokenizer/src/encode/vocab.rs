@@ -287,7 +287,7 @@ impl Vocab {
     }
 
     /// The id of a key, otherwise the default, if it is in the vocabulary.
-    fn named(
+    pub(crate) fn named(
         &self,
         metadata: &Metadata<'_>,
         key: &str,
