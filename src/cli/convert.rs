@@ -77,7 +77,7 @@ pub struct Args {
     /// Write for big-endian machines (s390x, for example), with --outtype f16 or f32
     #[arg(long)]
     bigendian: bool,
-    /// Write only the projector of a vision model, the file that llama.cpp takes as --mmproj; its name
+    /// Write only the projector of a model that sees or hears, the file that llama.cpp takes as --mmproj; its name
     /// begins with mmproj-
     #[arg(long, conflicts_with_all = ["mistral_format", "lora"])]
     mmproj: bool,
