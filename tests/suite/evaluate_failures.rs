@@ -133,7 +133,7 @@ fn unusable_evaluation_texts() {
 fn unsupported_architecture() {
     let dir = with_changed(|model| model.metadata.set("general.architecture", Value::str("t5")));
     let parts = [
-        "x.gguf: models of architecture 't5' cannot be run here yet (convert and quantize work)",
+        "x.gguf: models of architecture 't5' cannot be run here yet: it has an encoder, whose output its decoder reads (convert and quantize work)",
         "llama",
     ];
     fail_each(
