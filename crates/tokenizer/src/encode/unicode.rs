@@ -95,6 +95,10 @@ pub(crate) fn lower(c: char) -> char {
 
 /// The first character of a canonical decomposition.
 pub(crate) fn first_of_nfd(c: char) -> char {
+    // Of Unicode 13, later than the library's tables.
+    if c == '\u{11938}' {
+        return '\u{11935}';
+    }
     let mut decomposed = NormalizedString::from(c.to_string());
     decomposed.nfd();
     decomposed.get().chars().next().unwrap_or(c)
