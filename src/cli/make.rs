@@ -2,7 +2,7 @@
 
 use super::command;
 use super::make_plan;
-use super::measure::{open, read_text, source};
+use super::measure::{Opened, open, read_text, source};
 use super::messages::{note, warning};
 use super::publish::{self, CardArgs};
 use super::terminal::Bar;
@@ -560,14 +560,15 @@ fn with_job<T>(
         note!("types are chosen by the weighted error of the weights alone. {WEIGHTED}");
     }
     let needs_template = !args.chat.is_empty() || !args.eval_chat.is_empty();
-    let template = opened.as_ref().filter(|_| needs_template);
-    let template = template.map(|opened| opened.chat_template()).transpose();
-    let mut template = template.with_context(|| args.model.display().to_string())?;
-    if let (Some(opened), true) = (&opened, is_built_in) {
-        template = opened.chat_template().ok();
-        if let Some(template) = &template {
-            add_conversations(&mut texts, template, &opened.tokenizer);
+    let template = opened.as_ref().filter(|_| needs_template || is_built_in);
+    let template = match template.map(Opened::chat_template) {
+        Some(found) if needs_template => {
+            Some(found.with_context(|| args.model.display().to_string())?)
         }
+        found => found.and_then(Result::ok),
+    };
+    if let (Some(opened), Some(template), true) = (&opened, &template, is_built_in) {
+        add_conversations(&mut texts, template, &opened.tokenizer);
     }
     let runner = match (&opened, llama_cpp) {
         (_, Some(llama_cpp)) => Runner::LlamaCpp(llama_cpp),
@@ -582,12 +583,6 @@ fn with_job<T>(
     };
     let shown = || args.model.display().to_string();
     let job = Job::new(&input, runner, options, &texts).with_context(shown)?;
-    for shared in job.shared_texts() {
-        warning!(
-            "{shared} with the calibration text: its divergence is lower than on text of other origin; take such passages out \
-             of one of them"
-        );
-    }
     then(&job).with_context(shown)
 }
 
@@ -598,6 +593,12 @@ fn run_job(
     directory: &Path,
     publication: Option<quantier::publish::Job>,
 ) -> anyhow::Result<ExitCode> {
+    for shared in job.shared_texts() {
+        warning!(
+            "{shared} with the calibration text: its divergence is lower than on text of other origin; take such passages out \
+             of one of them"
+        );
+    }
     if args.plan_only {
         return plan_shards(args, job, directory);
     }

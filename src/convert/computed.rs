@@ -2,6 +2,7 @@
 //! norms.
 
 use super::Source;
+use super::numbers::rounding;
 use super::weights::Cast;
 use crate::arch::recipes::BatchNorm;
 use crate::format::safetensors::Dtype;
@@ -51,7 +52,7 @@ pub(super) fn halves_added(
     if rows == 0 || columns == 0 || columns % 2 == 1 {
         return Err(format!("its rows of {columns} numbers have no two halves"));
     }
-    let round = rounding(source.dtype == Dtype::F16);
+    let round = computing(source.dtype);
     let half = columns as usize / 2;
     let row = |row: &[f32]| {
         let (first, second) = row.split_at(half);
@@ -67,7 +68,7 @@ pub(super) fn halves_added(
 pub(super) fn batch_norm(
     part: BatchNorm,
     numbers: &[Vec<f32>],
-    is_half: bool,
+    dtype: Dtype,
 ) -> Result<Vec<f32>, String> {
     /// PyTorch's default, which no config has.
     const EPSILON: f32 = 1e-5;
@@ -81,7 +82,7 @@ pub(super) fn batch_norm(
     {
         return Err("the parts of the batch norm have different lengths".into());
     }
-    let round = rounding(is_half);
+    let round = computing(dtype);
     let channel = |channel: usize| {
         let deviation = round(round(variance[channel] + EPSILON).sqrt());
         let factor = round(weight[channel] / deviation);
@@ -93,11 +94,11 @@ pub(super) fn batch_norm(
     Ok((0..channels).map(channel).collect())
 }
 
-/// Rounding to the type in which PyTorch computes.
-fn rounding(is_half: bool) -> fn(f32) -> f32 {
-    match is_half {
-        true => |x| half::f16::from_f32(x).to_f32(),
-        false => |x| x,
+/// Rounding to the type in which PyTorch computes: BF16 is widened before.
+fn computing(dtype: Dtype) -> fn(f32) -> f32 {
+    match dtype {
+        Dtype::F16 => rounding(dtype),
+        _ => rounding(Dtype::F32),
     }
 }
 
@@ -108,10 +109,10 @@ mod tests {
     #[test]
     fn batch_norms_are_folded() {
         let parts = [vec![3.0], vec![1.0], vec![2.0], vec![0.25 - 1e-5]];
-        let fold = |part| batch_norm(part, &parts, false).unwrap()[0];
+        let fold = |part| batch_norm(part, &parts, Dtype::F32).unwrap()[0];
         assert_eq!(fold(BatchNorm::Weight), 6.0);
         assert_eq!(fold(BatchNorm::Bias), -11.0);
         let short = [vec![3.0], vec![], vec![2.0], vec![1.0]];
-        assert!(batch_norm(BatchNorm::Bias, &short, true).is_err());
+        assert!(batch_norm(BatchNorm::Bias, &short, Dtype::F16).is_err());
     }
 }

@@ -482,10 +482,8 @@ impl<'a> Planner<'a> {
         Ok(Some(match output.ops {
             [Op::Multiply] => Computed::vector(computed::product(&sources, &numbers()?)?),
             [Op::BatchNorm(part)] => {
-                let is_half = sources
-                    .first()
-                    .is_some_and(|source| source.dtype == Dtype::F16);
-                Computed::vector(computed::batch_norm(*part, &numbers()?, is_half)?)
+                let source = sources.first().ok_or("its recipe has no input")?;
+                Computed::vector(computed::batch_norm(*part, &numbers()?, source.dtype)?)
             }
             [Op::AddHalves, rest @ ..] => {
                 let source = sources.first().ok_or("its recipe has no input")?;

@@ -27,22 +27,22 @@ pub struct Shared {
 
 impl<'a> Passages<'a> {
     pub(crate) fn of(chunks: impl Iterator<Item = &'a [u32]>) -> Passages<'a> {
-        Passages(chunks.flat_map(passages_of).collect())
+        let tokens = chunks.flat_map(|chunk| chunk.windows(LENGTH));
+        Passages(tokens.filter(is_passage).collect())
     }
 
     /// True if a chunk has one of these passages.
     pub(crate) fn are_in(&self, chunk: &[u32]) -> bool {
-        passages_of(chunk).any(|passage| self.0.contains(passage))
+        chunk.windows(LENGTH).any(|tokens| self.0.contains(tokens))
     }
 }
 
-fn passages_of(chunk: &[u32]) -> impl Iterator<Item = &[u32]> {
-    chunk.windows(LENGTH).filter(|passage| {
-        let mut tokens = passage.to_vec();
-        tokens.sort_unstable();
-        tokens.dedup();
-        tokens.len() >= DIFFERENT
-    })
+/// True for enough different tokens.
+fn is_passage(tokens: &&[u32]) -> bool {
+    let mut tokens = tokens.to_vec();
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens.len() >= DIFFERENT
 }
 
 impl Shared {

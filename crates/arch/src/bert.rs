@@ -10,7 +10,7 @@
 
 use super::config::{Config, Result, wrong_kind};
 use super::decoder::{Decoder, Needs, Norm, Rope};
-use super::llama::{BUFFERS, GATED_FFN, PLAIN_ATTENTION};
+use super::llama::{self, BUFFERS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING};
 use super::recipes::Op::{Reshape, Transpose};
 use super::recipes::Size::{self, Any, Computed, Experts, Field, Hidden};
@@ -231,7 +231,7 @@ pub(super) static EURO_BERT: Architecture = Architecture {
         UNSCALED,
         POOLING,
     ],
-    tensors: &[EURO, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
+    tensors: &[EURO, NORMS, PLAIN_ATTENTION, GATED_FFN, BUFFERS],
     generated: nothing_generated,
     decoder: Decoder {
         rope: Rope::Halves,
@@ -261,6 +261,8 @@ const DUMMIES: usize = 2;
 /// Names of the number of positions.
 const POSITION_COUNT: &str = "max_position_embeddings";
 const NOMIC_POSITIONS: &str = "n_positions";
+/// The padding token.
+const PADDING: &str = "pad_token_id";
 
 /// Completes the fields that the reference derives from others.
 pub(super) fn complete(class: Option<&str>, fields: &mut Map<String, Json>) -> Result<()> {
@@ -269,7 +271,7 @@ pub(super) fn complete(class: Option<&str>, fields: &mut Map<String, Json>) -> R
         .iter()
         .any(|a| a.classes.contains(&class));
     if is_shifted && let Some(count) = fields.get(POSITION_COUNT).and_then(Json::as_u64) {
-        let first = first_position_in(fields)?;
+        let first = first_behind(fields.get(PADDING))?;
         let left = count.checked_sub(first).ok_or_else(|| {
             format!("field '{POSITION_COUNT}' is {count}, and the first position is {first}")
         })?;
@@ -296,9 +298,8 @@ pub(super) fn complete(class: Option<&str>, fields: &mut Map<String, Json>) -> R
 
 /// The first position of RoBERTa's table of positions that a token has: that behind the padding
 /// token's.
-fn first_position_in(fields: &Map<String, Json>) -> Result<u64> {
-    const PADDING: &str = "pad_token_id";
-    match fields.get(PADDING).filter(|token| !token.is_null()) {
+fn first_behind(padding: Option<&Json>) -> Result<u64> {
+    match padding.filter(|token| !token.is_null()) {
         None => Ok(0),
         Some(token) => token
             .as_u64()
@@ -508,8 +509,7 @@ const POSITIONS: &[Recipe] = &[Recipe::rename(
 const BEHIND_PADDING: &[Size] = &[Computed(first_position), Any];
 
 fn first_position(config: &Config) -> Result<u64> {
-    let token = config.optional_u32(&["pad_token_id"])?;
-    Ok(token.map_or(0, |token| u64::from(token) + 1))
+    first_behind(config.get(PADDING))
 }
 
 const SHIFTED_POSITIONS: &[Recipe] = &[
@@ -519,7 +519,7 @@ const SHIFTED_POSITIONS: &[Recipe] = &[
         &[Any, Hidden],
         &[Op::part(0, BEHIND_PADDING, 1)],
     )
-    .when(When::Set("pad_token_id")),
+    .when(When::Set(PADDING)),
     POSITIONS[0],
 ];
 
@@ -823,20 +823,8 @@ const NEO: &[Recipe] = &[
     Recipe::leave_out("decoder", "the head of masked language modeling"),
 ];
 
-const EURO: &[Recipe] = &[
-    Recipe::rename("model.embed_tokens", "token_embd", &[Any, Hidden]),
-    Recipe::rename("model.norm", "output_norm", &[Hidden]),
-    Recipe::rename(
-        "model.layers.{}.input_layernorm",
-        "blk.{}.attn_norm",
-        &[Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.post_attention_layernorm",
-        "blk.{}.ffn_norm",
-        &[Hidden],
-    ),
-];
+/// Without an output matrix.
+const EURO: &[Recipe] = &[llama::EMBEDDINGS[0]];
 
 #[cfg(test)]
 mod tests {

@@ -2,18 +2,17 @@
 //! behind, and Granite Speech, with a Q-Former (Li et al. 2023).
 
 use super::{
-    AUDIO, COMMON_AUDIO, EMPTY, Encoders, IN_F32, OUTER, Projector, field, of, outer_u32, set,
-    set_audio, unless_text, whole,
+    AUDIO, COMMON_AUDIO, DEPTHWISE, EMPTY, Encoders, IN_F32, OUTER, POINTWISE, Projector,
+    name_fields, of, outer_u32, set, set_audio, unless_text, whole,
 };
 use crate::Architecture;
 use crate::config::wrong_kind;
 use crate::decoder::{Decoder, Needs};
 use crate::parameters::{Parameter, set_numbers};
-use crate::recipes::Op::{self, Cast, Reshape, Squeeze};
+use crate::recipes::Op::{self, Reshape};
 use crate::recipes::Size::{self, Any, Number};
 use crate::recipes::{BatchNorm, Input, Output, Recipe};
 use quantier_gguf::gguf::Value;
-use quantier_gguf::types::GgmlType;
 use serde_json::Value as Json;
 
 pub(super) static LFM2_AUDIO: Projector = Projector {
@@ -39,14 +38,14 @@ pub(super) static LFM2_AUDIO: Projector = Projector {
     encoders: Encoders {
         audio: &["encoder"],
         complete: |parts| {
-            for (name, own) in [
-                ("hidden_size", "d_model"),
-                ("intermediate_size", "d_model"),
-                ("num_attention_heads", "n_heads"),
-            ] {
-                let value = field(&parts.audio, own).cloned();
-                set(&mut parts.audio, name, value);
-            }
+            name_fields(
+                &mut parts.audio,
+                &[
+                    ("hidden_size", "d_model"),
+                    ("intermediate_size", "d_model"),
+                    ("num_attention_heads", "n_heads"),
+                ],
+            );
             Ok(())
         },
         ..Encoders::AUDIO
@@ -147,49 +146,56 @@ const LAYERS: &[Recipe] = &[
         "conv.depthwise_conv.weight",
         "conv_dw.weight",
         &[Any, Number(1), Any],
-        &[Squeeze(1), Cast(GgmlType::F32)]
+        DEPTHWISE
     ),
     layer!("conv.depthwise_conv.bias", "conv_dw.bias", &[Any]),
     layer!(
         "conv.pointwise_conv1.weight",
         "conv_pw1.weight",
         &[Any, Any, Number(1)],
-        &[Squeeze(2), Cast(GgmlType::F32)]
+        POINTWISE
     ),
     layer!("conv.pointwise_conv1.bias", "conv_pw1.bias", &[Any]),
     layer!(
         "conv.pointwise_conv2.weight",
         "conv_pw2.weight",
         &[Any, Any, Number(1)],
-        &[Squeeze(2), Cast(GgmlType::F32)]
+        POINTWISE
     ),
     layer!("conv.pointwise_conv2.bias", "conv_pw2.bias", &[Any]),
 ];
 
-const BATCH_NORM: &[Recipe] = &[Recipe::new(
-    &[
-        Input::new("conformer.layers.{}.conv.batch_norm.weight", &[Any]),
-        Input::new("conformer.layers.{}.conv.batch_norm.bias", &[Any]),
-        Input::new("conformer.layers.{}.conv.batch_norm.running_mean", &[Any]),
-        Input::new("conformer.layers.{}.conv.batch_norm.running_var", &[Any]),
-        Input::new(
-            "conformer.layers.{}.conv.batch_norm.num_batches_tracked",
-            &[],
-        ),
-    ],
-    &[
-        Output::of(
-            &[0, 1, 2, 3],
-            "a.blk.{}.conv_norm.weight",
-            &[Op::BatchNorm(BatchNorm::Weight)],
-        ),
-        Output::of(
-            &[0, 1, 2, 3],
-            "a.blk.{}.conv_norm.bias",
-            &[Op::BatchNorm(BatchNorm::Bias)],
-        ),
-    ],
-)];
+/// The folded batch norm of a layer, by the prefix of its parts; further parts are read and count for nothing.
+macro_rules! batch_norm {
+    ($prefix:literal $(, $unused:literal)*) => {
+        &[Recipe::new(
+            &[
+                Input::new(concat!($prefix, "weight"), &[Any]),
+                Input::new(concat!($prefix, "bias"), &[Any]),
+                Input::new(concat!($prefix, "running_mean"), &[Any]),
+                Input::new(concat!($prefix, "running_var"), &[Any]),
+                $(Input::new(concat!($prefix, $unused), &[]),)*
+            ],
+            &[
+                Output::of(
+                    &[0, 1, 2, 3],
+                    "a.blk.{}.conv_norm.weight",
+                    &[Op::BatchNorm(BatchNorm::Weight)],
+                ),
+                Output::of(
+                    &[0, 1, 2, 3],
+                    "a.blk.{}.conv_norm.bias",
+                    &[Op::BatchNorm(BatchNorm::Bias)],
+                ),
+            ],
+        )]
+    };
+}
+
+const BATCH_NORM: &[Recipe] = batch_norm!(
+    "conformer.layers.{}.conv.batch_norm.",
+    "num_batches_tracked"
+);
 
 const MATRICES: &[Recipe] = &[
     Recipe::rename("audio_adapter.model.0", "mm.a.mlp.0", &[Any]),
@@ -239,14 +245,14 @@ pub(super) static GRANITE_SPEECH: Projector = Projector {
     encoders: Encoders {
         audio: &["encoder_config"],
         complete: |parts| {
-            for (name, own) in [
-                ("hidden_size", "hidden_dim"),
-                ("num_attention_heads", "num_heads"),
-                ("num_hidden_layers", "num_layers"),
-            ] {
-                let value = field(&parts.audio, own).cloned();
-                set(&mut parts.audio, name, value);
-            }
+            name_fields(
+                &mut parts.audio,
+                &[
+                    ("hidden_size", "hidden_dim"),
+                    ("num_attention_heads", "num_heads"),
+                    ("num_hidden_layers", "num_layers"),
+                ],
+            );
             let hidden = whole(&parts.audio, "hidden_dim")?;
             let network = hidden.zip(whole(&parts.audio, "feedforward_mult")?);
             let network = network.and_then(|(hidden, times)| hidden.checked_mul(times));
@@ -351,20 +357,20 @@ const GRANITE_LAYERS: &[Recipe] = &[
         "conv.up_conv.weight",
         "conv_pw1.weight",
         &[Any, Any, Number(1)],
-        &[Squeeze(2), Cast(GgmlType::F32)]
+        POINTWISE
     ),
     granite!("conv.up_conv.bias", "conv_pw1.bias", &[Any]),
     granite!(
         "conv.depth_conv.conv.weight",
         "conv_dw.weight",
         &[Any, Number(1), Any],
-        &[Squeeze(1), Cast(GgmlType::F32)]
+        DEPTHWISE
     ),
     granite!(
         "conv.down_conv.weight",
         "conv_pw2.weight",
         &[Any, Any, Number(1)],
-        &[Squeeze(2), Cast(GgmlType::F32)]
+        POINTWISE
     ),
     granite!("conv.down_conv.bias", "conv_pw2.bias", &[Any]),
 ];
@@ -380,26 +386,7 @@ const KEYS_LENGTH: Size = Size::Computed(|config| {
 });
 
 /// The reference gives it the name of a variance, without which llama.cpp does not load the file.
-const GRANITE_BATCH_NORM: &[Recipe] = &[Recipe::new(
-    &[
-        Input::new("encoder.layers.{}.conv.batch_norm.weight", &[Any]),
-        Input::new("encoder.layers.{}.conv.batch_norm.bias", &[Any]),
-        Input::new("encoder.layers.{}.conv.batch_norm.running_mean", &[Any]),
-        Input::new("encoder.layers.{}.conv.batch_norm.running_var", &[Any]),
-    ],
-    &[
-        Output::of(
-            &[0, 1, 2, 3],
-            "a.blk.{}.conv_norm.weight",
-            &[Op::BatchNorm(BatchNorm::Weight)],
-        ),
-        Output::of(
-            &[0, 1, 2, 3],
-            "a.blk.{}.conv_norm.bias",
-            &[Op::BatchNorm(BatchNorm::Bias)],
-        ),
-    ],
-)];
+const GRANITE_BATCH_NORM: &[Recipe] = batch_norm!("encoder.layers.{}.conv.batch_norm.");
 
 /// A layer of the Q-Former. Its numbers are not those of the encoder's layers.
 macro_rules! qformer {

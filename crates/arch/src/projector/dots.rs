@@ -1,7 +1,7 @@
 //! The projector of dots.ocr: an encoder with a gated network, squares of patches joined, a norm and
 //! two matrices.
 
-use super::{COMMON, EMPTY, Encoders, Projector, USE_SILU, preprocessor_u32, set, unless_text};
+use super::{COMMON, EMPTY, Encoders, PIXELS, Projector, USE_SILU, set, unless_text};
 use crate::Architecture;
 use crate::decoder::{Decoder, Needs};
 use crate::parameters::Parameter;
@@ -36,10 +36,7 @@ pub(super) static DOTS_OCR: Projector = Projector {
 
 const KEYS: &[Parameter] = &[
     Parameter::ConstantStr("projector_type", "dots_ocr"),
-    Parameter::Computed(|config, keys| {
-        preprocessor_u32(config, keys, "vision.image_min_pixels", "min_pixels")?;
-        preprocessor_u32(config, keys, "vision.image_max_pixels", "max_pixels")
-    }),
+    PIXELS,
     Parameter::F32(super::EPSILON, &["rms_norm_eps"]),
     Parameter::U32("vision.projector.scale_factor", &["spatial_merge_size"]),
     USE_SILU,

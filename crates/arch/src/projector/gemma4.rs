@@ -2,17 +2,16 @@
 //! inputs and outputs, and a matrix for each. The unified models have no encoder, but the matrices.
 
 use super::{
-    AUDIO, COMMON, COMMON_AUDIO, EMPTY, Encoders, IN_F32, Projector, field, set, set_audio,
-    set_audio_epsilon, set_epsilon, unless_text, whole,
+    AUDIO, COMMON, COMMON_AUDIO, DEPTHWISE, EMPTY, Encoders, IN_F32, Projector, field, set,
+    set_audio, set_audio_epsilon, set_epsilon, unless_text, whole,
 };
 use crate::Architecture;
 use crate::decoder::{Decoder, Needs};
 use crate::parameters::Parameter;
-use crate::recipes::Op::{Cast, CastPlain, Reshape, Softplus, Squeeze, Tile, Transpose};
+use crate::recipes::Op::{CastPlain, Reshape, Softplus, Tile, Transpose};
 use crate::recipes::Size::{Any, FeedForward, Field, Hidden, Number, Product};
 use crate::recipes::{Op, Recipe, Size, When};
 use quantier_gguf::gguf::Value;
-use quantier_gguf::types::GgmlType;
 
 pub(super) static GEMMA4: Projector = Projector {
     architecture: Architecture {
@@ -313,7 +312,7 @@ const AUDIO_LAYERS: &[Recipe] = &[
         "lconv1d.depthwise_conv1d.weight",
         "conv_dw.weight",
         &[Any, Number(1), Any],
-        &[Squeeze(1), Cast(GgmlType::F32)]
+        DEPTHWISE
     ),
     audio!("lconv1d.conv_norm", "norm_conv", &[Any], &[]),
     audio!("lconv1d.linear_end", "conv_pw2", &[Any, Any], &[]),

@@ -2,8 +2,7 @@
 //! between norms, and the embeddings of the tokens around an image.
 
 use super::{
-    COMMON, EMPTY, Encoders, Projector, USE_GELU, field, preprocessor_u32, set, set_epsilon,
-    unless_text,
+    COMMON, EMPTY, Encoders, PIXELS, Projector, USE_GELU, field, set, set_epsilon, unless_text,
 };
 use crate::Architecture;
 use crate::decoder::{Decoder, Needs};
@@ -17,7 +16,7 @@ pub(super) static HUNYUAN_VL: Projector = Projector {
     architecture: Architecture {
         classes: &["HunYuanVLForConditionalGeneration"],
         parameters: &[COMMON, KEYS],
-        tensors: &[EMBEDDINGS, LAYERS, PERCEIVER],
+        tensors: &[EMBEDDINGS, ATTENTION, NETWORK, PERCEIVER],
         decoder: Decoder {
             needs: Needs {
                 optional: &["v.view_seperator"],
@@ -47,10 +46,7 @@ const KEYS: &[Parameter] = &[
     USE_GELU,
     Parameter::Computed(|config, keys| set_epsilon(config, keys, "rms_norm_eps", 1e-5)),
     Parameter::OrU32("vision.spatial_merge_size", &["spatial_merge_size"], 2),
-    Parameter::Computed(|config, keys| {
-        preprocessor_u32(config, keys, "vision.image_min_pixels", "min_pixels")?;
-        preprocessor_u32(config, keys, "vision.image_max_pixels", "max_pixels")
-    }),
+    PIXELS,
 ];
 
 const EMBEDDINGS: &[Recipe] = &[
@@ -74,21 +70,21 @@ const EMBEDDINGS: &[Recipe] = &[
     ),
 ];
 
-macro_rules! layer {
-    ($from:literal, $to:literal, $dims:expr) => {
-        block!("vit.layers.{}.", $from, $to, $dims)
-    };
-}
+const ATTENTION: &[Recipe] = llama_attention!("vit.layers.{}.");
 
-const LAYERS: &[Recipe] = &[
-    layer!("self_attn.q_proj", "attn_q", &[Hidden, Hidden]),
-    layer!("self_attn.k_proj", "attn_k", &[Hidden, Hidden]),
-    layer!("self_attn.v_proj", "attn_v", &[Hidden, Hidden]),
-    layer!("self_attn.o_proj", "attn_out", &[Hidden, Hidden]),
-    layer!("input_layernorm", "ln1", &[Hidden]),
-    layer!("post_attention_layernorm", "ln2", &[Hidden]),
-    layer!("mlp.dense_h_to_4h", "ffn_up", &[FeedForward, Hidden]),
-    layer!("mlp.dense_4h_to_h", "ffn_down", &[Hidden, FeedForward]),
+const NETWORK: &[Recipe] = &[
+    block!(
+        "vit.layers.{}.",
+        "mlp.dense_h_to_4h",
+        "ffn_up",
+        &[FeedForward, Hidden]
+    ),
+    block!(
+        "vit.layers.{}.",
+        "mlp.dense_4h_to_h",
+        "ffn_down",
+        &[Hidden, FeedForward]
+    ),
 ];
 
 const PERCEIVER: &[Recipe] = &[

@@ -14,7 +14,7 @@ pub(super) static LLAMA4: Projector = Projector {
     architecture: Architecture {
         classes: &["Llama4ForConditionalGeneration"],
         parameters: &[COMMON, KEYS],
-        tensors: &[EMBEDDINGS, LAYERS, MATRICES],
+        tensors: &[EMBEDDINGS, ATTENTION, NETWORK, MATRICES],
         decoder: Decoder {
             needs: Needs::WEIGHTS,
             ..Decoder::LLAMA
@@ -65,23 +65,23 @@ const EMBEDDINGS: &[Recipe] = &[
     Recipe::rename("vision_model.layernorm_post", "v.post_ln", &[Hidden]),
 ];
 
-macro_rules! layer {
-    ($from:literal, $to:literal, $dims:expr) => {
-        block!("vision_model.model.layers.{}.", $from, $to, $dims)
-    };
-}
+/// The reference takes the norm in front of the network for one of Gemma 4, behind the attention, and llama.cpp
+/// then runs the encoder without it.
+const ATTENTION: &[Recipe] = llama_attention!("vision_model.model.layers.{}.");
 
-const LAYERS: &[Recipe] = &[
-    layer!("self_attn.q_proj", "attn_q", &[Hidden, Hidden]),
-    layer!("self_attn.k_proj", "attn_k", &[Hidden, Hidden]),
-    layer!("self_attn.v_proj", "attn_v", &[Hidden, Hidden]),
-    layer!("self_attn.o_proj", "attn_out", &[Hidden, Hidden]),
-    layer!("input_layernorm", "ln1", &[Hidden]),
-    // The reference takes this norm for one of Gemma 4, behind the attention, and llama.cpp then runs
-    // the encoder without it.
-    layer!("post_attention_layernorm", "ln2", &[Hidden]),
-    layer!("mlp.fc1", "ffn_up", &[FeedForward, Hidden]),
-    layer!("mlp.fc2", "ffn_down", &[Hidden, FeedForward]),
+const NETWORK: &[Recipe] = &[
+    block!(
+        "vision_model.model.layers.{}.",
+        "mlp.fc1",
+        "ffn_up",
+        &[FeedForward, Hidden]
+    ),
+    block!(
+        "vision_model.model.layers.{}.",
+        "mlp.fc2",
+        "ffn_down",
+        &[Hidden, FeedForward]
+    ),
 ];
 
 const MATRICES: &[Recipe] = &[

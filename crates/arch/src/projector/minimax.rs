@@ -7,8 +7,8 @@ use crate::config::wrong_kind;
 use crate::decoder::{Decoder, Needs};
 use crate::parameters::Parameter;
 use crate::recipes::Op::{self, CastPlain, HeadOrder, Squeeze};
+use crate::recipes::Recipe;
 use crate::recipes::Size::{Any, FeedForward, Hidden, Number, QueryHeads};
-use crate::recipes::{Input, Output, Recipe};
 use quantier_gguf::gguf::Value;
 
 pub(super) static MINIMAX_M3: Projector = Projector {
@@ -59,22 +59,7 @@ const KEYS: &[Parameter] = &[
 ];
 
 const EMBEDDINGS: &[Recipe] = &[
-    Recipe::new(
-        &[Input::new(
-            "vision_tower.vision_model.embeddings.patch_embedding.weight",
-            &[Hidden, Any, Number(2), Any, Any],
-        )],
-        &[
-            Output::new(
-                "v.patch_embd.weight",
-                &[Op::part(2, &[Number(1), Any], 0), Squeeze(2), CastPlain],
-            ),
-            Output::new(
-                "v.patch_embd.weight.1",
-                &[Op::part(2, &[Number(1), Any], 1), Squeeze(2), CastPlain],
-            ),
-        ],
-    ),
+    two_patches!("vision_tower.vision_model.embeddings.patch_embedding.weight"),
     Recipe::rename(
         "vision_tower.vision_model.embeddings.patch_embedding.bias",
         "v.patch_embd.bias",

@@ -32,6 +32,43 @@ macro_rules! patches {
     };
 }
 
+/// The recipe of two patches that follow each other in time, as two convolutions, by the name of their
+/// weights.
+macro_rules! two_patches {
+    ($from:literal) => {
+        $crate::recipes::Recipe::new(
+            &[$crate::recipes::Input::new(
+                $from,
+                &[Hidden, Any, Number(2), Any, Any],
+            )],
+            &[
+                $crate::recipes::Output::new(
+                    "v.patch_embd.weight",
+                    &[Op::part(2, &[Number(1), Any], 0), Squeeze(2), CastPlain],
+                ),
+                $crate::recipes::Output::new(
+                    "v.patch_embd.weight.1",
+                    &[Op::part(2, &[Number(1), Any], 1), Squeeze(2), CastPlain],
+                ),
+            ],
+        )
+    };
+}
+
+/// The recipes of attention and norms of layers in the names of Llama's, by their prefix.
+macro_rules! llama_attention {
+    ($prefix:literal) => {
+        &[
+            block!($prefix, "self_attn.q_proj", "attn_q", &[Hidden, Hidden]),
+            block!($prefix, "self_attn.k_proj", "attn_k", &[Hidden, Hidden]),
+            block!($prefix, "self_attn.v_proj", "attn_v", &[Hidden, Hidden]),
+            block!($prefix, "self_attn.o_proj", "attn_out", &[Hidden, Hidden]),
+            block!($prefix, "input_layernorm", "ln1", &[Hidden]),
+            block!($prefix, "post_attention_layernorm", "ln2", &[Hidden]),
+        ]
+    };
+}
+
 /// The recipes of SigLIP's layers and last norm in the names of transformers, by their prefix.
 macro_rules! siglip {
     ($prefix:literal) => {
@@ -221,6 +258,14 @@ impl Parts {
 fn set(part: &mut Option<Fields>, name: &str, value: impl Into<Json>) {
     if let Some(fields) = part {
         fields.insert(name.into(), value.into());
+    }
+}
+
+/// Gives an encoder's own fields the names of other encoders' too: pairs of a name and the own one.
+fn name_fields(part: &mut Option<Fields>, names: &[(&str, &str)]) {
+    for (name, own) in names {
+        let value = field(part, own).cloned();
+        set(part, name, value);
     }
 }
 
@@ -502,6 +547,12 @@ fn preprocessor_u32(config: &Config, keys: &mut Keys, key: &str, name: &str) -> 
     Ok(())
 }
 
+/// The least and the most pixels of an image, of the preprocessor's settings.
+const PIXELS: Parameter = Parameter::Computed(|config, keys| {
+    preprocessor_u32(config, keys, "vision.image_min_pixels", "min_pixels")?;
+    preprocessor_u32(config, keys, "vision.image_max_pixels", "max_pixels")
+});
+
 /// A list of whole numbers; empty if it is missing.
 fn indices(config: &Config, field: &str) -> Result<Vec<u32>> {
     let Some(value) = config.get(field) else {
@@ -551,6 +602,9 @@ fn list(name: &str, value: &Json) -> Result<Value<'static>> {
 
 /// Convolutions, and embeddings of patches and positions of some models.
 const IN_F32: &[Op] = &[Op::Cast(GgmlType::F32)];
+/// Convolutions of one channel each, and of one step.
+const DEPTHWISE: &[Op] = &[Op::Squeeze(1), Op::Cast(GgmlType::F32)];
+const POINTWISE: &[Op] = &[Op::Squeeze(2), Op::Cast(GgmlType::F32)];
 
 const USE_GELU: Parameter = Parameter::Computed(|_, keys| {
     keys.set("use_gelu", Value::Bool(true));

@@ -4,8 +4,8 @@
 use super::qwen::{self, BLOCK, FUSED_ATTENTION, GATED_NETWORK, PATCHES};
 use super::whisper::{self, CONVOLUTIONS, ENCODER};
 use super::{
-    COMMON, COMMON_AUDIO, EMPTY, Encoders, Parts, Projector, USE_GELU, USE_SILU, audio_u32, field,
-    set, set_audio, set_audio_epsilon, unless_text,
+    COMMON, COMMON_AUDIO, EMPTY, Encoders, Projector, USE_GELU, USE_SILU, audio_u32, name_fields,
+    set_audio, set_audio_epsilon, unless_text,
 };
 use crate::config::Result;
 use crate::decoder::{Decoder, Needs};
@@ -54,7 +54,7 @@ pub(super) static QWEN2_5_OMNI: Projector = Projector {
         vision: VISION_PATH,
         audio: AUDIO_PATH,
         complete: |parts| {
-            whisper_fields(parts);
+            name_fields(&mut parts.audio, whisper::FIELDS);
             (qwen::QWEN2.complete)(parts)
         },
     },
@@ -106,7 +106,7 @@ pub(super) static QWEN3_OMNI: Projector = Projector {
         vision: VISION_PATH,
         audio: AUDIO_PATH,
         complete: |parts| {
-            whisper_fields(parts);
+            name_fields(&mut parts.audio, whisper::FIELDS);
             (qwen::ENCODERS.complete)(parts)
         },
     },
@@ -151,7 +151,7 @@ pub(super) static QWEN3_ASR: Projector = Projector {
         vision: &[],
         audio: AUDIO_PATH,
         complete: |parts| {
-            whisper_fields(parts);
+            name_fields(&mut parts.audio, whisper::FIELDS);
             Ok(())
         },
     },
@@ -176,14 +176,6 @@ fn of_thinker(name: &str) -> Option<String> {
     let name = name.strip_prefix("model.").unwrap_or(name);
     let is_own = name.starts_with("visual.") || name.starts_with("audio_tower.");
     is_own.then(|| name.replace("audio_tower.ln_post", "audio_tower.layer_norm"))
-}
-
-/// Gives the fields of Whisper the names of other encoders.
-fn whisper_fields(parts: &mut Parts) {
-    for (name, own) in whisper::FIELDS {
-        let value = field(&parts.audio, own).cloned();
-        set(&mut parts.audio, name, value);
-    }
 }
 
 const AUDIO_KEYS: &[Parameter] = &[

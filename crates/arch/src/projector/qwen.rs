@@ -1,8 +1,8 @@
 //! The projectors of Qwen 2-VL, 2.5-VL and 3-VL.
 
 use super::{
-    COMMON, EMPTY, EPSILON, Encoders, OUTER, Parts, Projector, USE_GELU, USE_SILU, field, indices,
-    of, preprocessor_u32, set, whole,
+    COMMON, EMPTY, EPSILON, Encoders, OUTER, PIXELS, Projector, USE_GELU, USE_SILU, field, indices,
+    name_fields, of, set, whole,
 };
 use crate::config::{Result, wrong_kind};
 use crate::decoder::{Decoder, Needs};
@@ -104,10 +104,7 @@ pub(super) static EXAONE: Projector = Projector {
             &[
                 Parameter::ConstantStr("projector_type", "exaone4_5"),
                 USE_SILU,
-                Parameter::Computed(|config, keys| {
-                    preprocessor_u32(config, keys, "vision.image_min_pixels", "min_pixels")?;
-                    preprocessor_u32(config, keys, "vision.image_max_pixels", "max_pixels")
-                }),
+                PIXELS,
                 Parameter::OptionalU32("vision.attention.head_count_kv", &["num_key_value_heads"]),
                 Parameter::Computed(|config, keys| match config.get(TEXT_EPSILON) {
                     Some(value) => epsilon(Some(value), keys),
@@ -204,7 +201,7 @@ pub(super) fn of_visual(_: &Config, name: &str) -> Option<String> {
 /// The encoder of Qwen 2-VL.
 pub(super) const QWEN2: Encoders = Encoders {
     complete: |parts| {
-        name_fields(parts);
+        name_fields(&mut parts.vision, NAMES);
         if let Some(length) = field(&parts.vision, "embed_dim").cloned() {
             // The length of the outputs stands in for that of the network, which no field gives.
             let outputs = field(&parts.vision, "hidden_size").cloned();
@@ -222,7 +219,7 @@ pub(super) const QWEN2: Encoders = Encoders {
 /// The encoder of Qwen 3-VL: the size of images is that of the learned positions.
 pub(super) const ENCODERS: Encoders = Encoders {
     complete: |parts| {
-        name_fields(parts);
+        name_fields(&mut parts.vision, NAMES);
         if field(&parts.vision, "image_size").is_none() {
             let positions = whole(&parts.vision, "num_position_embeddings")?;
             let patch = whole(&parts.vision, "patch_size")?.unwrap_or(16);
@@ -238,16 +235,11 @@ pub(super) const ENCODERS: Encoders = Encoders {
     ..Encoders::VISION
 };
 
-/// Gives Qwen's own fields the names of other encoders.
-fn name_fields(parts: &mut Parts) {
-    for (name, own) in [
-        ("num_attention_heads", "num_heads"),
-        ("num_hidden_layers", "depth"),
-    ] {
-        let value = field(&parts.vision, own).cloned();
-        set(&mut parts.vision, name, value);
-    }
-}
+/// The names of other encoders for Qwen's fields.
+const NAMES: &[(&str, &str)] = &[
+    ("num_attention_heads", "num_heads"),
+    ("num_hidden_layers", "depth"),
+];
 
 const TEXT_EPSILON: &str = "rms_norm_eps";
 
@@ -318,22 +310,7 @@ const THREE_HIDDEN: Size = Product(&[Number(3), Hidden]);
 
 /// Two patches that follow each other in time, as two convolutions.
 pub(super) const PATCHES: &[Recipe] = &[
-    Recipe::new(
-        &[Input::new(
-            "visual.patch_embed.proj.weight",
-            &[Hidden, Any, Number(2), Any, Any],
-        )],
-        &[
-            Output::new(
-                "v.patch_embd.weight",
-                &[Op::part(2, &[Number(1), Any], 0), Squeeze(2), CastPlain],
-            ),
-            Output::new(
-                "v.patch_embd.weight.1",
-                &[Op::part(2, &[Number(1), Any], 1), Squeeze(2), CastPlain],
-            ),
-        ],
-    ),
+    two_patches!("visual.patch_embed.proj.weight"),
     Recipe::rename(
         "visual.patch_embed.proj.bias",
         "v.patch_embd.bias",

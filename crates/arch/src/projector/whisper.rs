@@ -2,7 +2,7 @@
 //! MERaLiON and GLM-ASR.
 
 use super::{
-    COMMON_AUDIO, EMPTY, Encoders, Parts, Projector, field, outer_u32, set, set_audio,
+    COMMON_AUDIO, EMPTY, Encoders, Parts, Projector, field, name_fields, outer_u32, set_audio,
     set_audio_epsilon, unless_text,
 };
 use crate::Architecture;
@@ -200,7 +200,7 @@ const WHISPER: Encoders = Encoders {
 };
 
 /// The names of other encoders for Whisper's fields.
-pub(super) const FIELDS: [(&str, &str); 3] = [
+pub(super) const FIELDS: &[(&str, &str)] = &[
     ("hidden_size", "d_model"),
     ("intermediate_size", "encoder_ffn_dim"),
     ("num_attention_heads", "encoder_attention_heads"),
@@ -210,10 +210,7 @@ pub(super) const FIELDS: [(&str, &str); 3] = [
 fn whisper_names(parts: &mut Parts) -> Result<()> {
     let has = |name: &str| field(&parts.audio, name).is_some();
     if !has("hidden_size") && !has("intermediate_size") {
-        for (name, own) in FIELDS {
-            let value = field(&parts.audio, own).cloned();
-            set(&mut parts.audio, name, value);
-        }
+        name_fields(&mut parts.audio, FIELDS);
     }
     Ok(())
 }

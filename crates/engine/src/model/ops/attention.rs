@@ -123,9 +123,14 @@ impl Heads {
         self.value.columns() / self.kv_heads
     }
 
+    /// Number of query heads that share a key and value head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
     /// The key and value head of a query head.
     fn shared(&self, head: usize) -> usize {
-        head / (self.heads / self.kv_heads)
+        head / self.group()
     }
 
     fn head(&self, head: usize) -> Head<'_> {
@@ -150,7 +155,7 @@ impl Scores {
     /// number of threads.
     pub(crate) fn attend(&self, all: &Heads, split: usize) -> Rows {
         let (heads, positions, value_length) = (all.heads, all.value.len(), all.value_length());
-        let group = heads / all.kv_heads;
+        let group = all.group();
         let queries = (ROWS / group).clamp(LEAST_QUERIES, BLOCK);
         let blocks = positions.div_ceil(queries);
         // By key head, block, head and query.
@@ -190,7 +195,7 @@ impl Scores {
     /// Adds to `out` the outputs of some queries of all heads that share a key head:
     /// `[heads, queries, value_length]`.
     fn attend_block(&self, all: &Heads, shared: usize, block: Range<usize>, out: &mut [f32]) {
-        let group = all.heads / all.kv_heads;
+        let group = all.group();
         let heads = shared * group..(shared + 1) * group;
         let Head { key, value, .. } = all.head(heads.start);
         let value_length = value.columns();
@@ -230,6 +235,7 @@ impl Scores {
             for (at, ((scores, out), sum)) in places.enumerate() {
                 let (head, query) = row(at);
                 let seen = self.logits(all.unseen.as_ref(), [head, query], &tile, scores);
+                // The probabilities of a single tile are those of the derivative, bit for bit.
                 match tile == keys {
                     true => vectorized(
                         #[inline(always)]
