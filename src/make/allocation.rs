@@ -2,7 +2,7 @@
 
 use super::calibration::Calibrated;
 use super::job::{Job, Model};
-use super::presets::{Preset, presets};
+use super::presets::{Preset, label, presets};
 use super::sensitivities::Sensitivities;
 use super::workdir::WorkDir;
 use super::{Error, Result, targets};
@@ -52,8 +52,7 @@ pub(super) struct FilePlan {
     pub(super) target: Option<f64>,
     pub(super) solution: Solution,
     pub(super) recipe: Vec<(String, GgmlType)>,
-    /// The common preset of the nearest size, for the file name: some readers know only these
-    /// names.
+    /// The nearest common preset, for the file name.
     pub(super) label: FileType,
     pub(super) path: PathBuf,
     /// Size of the whole file in bytes.
@@ -225,11 +224,7 @@ impl Allocation {
         let recipe = recipe.map(|(name, t)| (name.to_owned(), t)).collect();
         let file_bytes = self.header_bytes + solution.bytes;
         let bpw = self.problem.bpw(solution.bytes);
-        let distance = |p: &&Preset| p.file_bytes.abs_diff(file_bytes);
-        let usual = self.presets.iter().filter(|p| p.file_type.is_usual());
-        let label = usual
-            .min_by_key(distance)
-            .map_or(FileType::Q4_K_M, |p| p.file_type);
+        let label = label(&self.presets, file_bytes, bpw);
         let file_name = format!("{}-{bpw:.2}bpw-{}.gguf", self.name, label.name());
         FilePlan {
             budget,

@@ -30,6 +30,8 @@ pub(super) struct Preset {
     pub(super) tensor_bytes: u64,
     /// Size before the tensors of one of our files with the same types.
     pub(super) header_bytes: u64,
+    /// True if most bytes have the types of the preset rather than their fallbacks for odd rows.
+    pub(super) keeps_types: bool,
     /// Predicted divergence of its recipe; `None` if a tensor's type has no sensitivity.
     pub(super) nats: Option<f64>,
 }
@@ -81,12 +83,18 @@ pub(super) fn presets(job: &Job<'_>, scores: &Scores, imatrix: Option<&Path>) ->
             .map(|t| nats.get(&(&*t.name, t.chosen.target)).copied())
             .sum::<Option<f64>>();
         let tensor_bytes = output.tensors.iter().map(|t| padded(t.bytes_after)).sum();
+        let kept = output
+            .tensors
+            .iter()
+            .filter(|t| t.chosen.target == t.chosen.wanted);
+        let kept_bytes: u64 = kept.map(|t| padded(t.bytes_after)).sum();
         let ours = || output.file_bytes_rounded(job.options.rounding) - tensor_bytes;
         Some(Preset {
             file_type,
             file_bytes: output.file_bytes(),
             tensor_bytes,
             header_bytes: *header.get_or_init(ours),
+            keeps_types: 2 * kept_bytes >= tensor_bytes,
             nats: predicted.filter(|_| scores.measure != Measure::Imatrix),
         })
     };
@@ -100,6 +108,24 @@ pub(super) fn presets(job: &Job<'_>, scores: &Scores, imatrix: Option<&Path>) ->
         .collect();
     presets.sort_by_key(|preset| preset.file_bytes);
     presets
+}
+
+/// The common preset nearest to a file: in size, or in the bits of its type where the nearest in size consists of
+/// fallbacks, which several presets share. Some readers know only these names.
+pub(super) fn label(presets: &[Preset], file_bytes: u64, bpw: f64) -> FileType {
+    let usual = || presets.iter().filter(|preset| preset.file_type.is_usual());
+    let distance = |preset: &&Preset| preset.file_bytes.abs_diff(file_bytes);
+    let bits = |preset: &&Preset| (preset.file_type.default_type().bpw() - bpw).abs();
+    let by_size = usual().min_by_key(distance);
+    let by_bits = || {
+        usual().min_by(|a, b| {
+            bits(a)
+                .total_cmp(&bits(b))
+                .then(distance(a).cmp(&distance(b)))
+        })
+    };
+    let nearest = by_size.filter(|preset| preset.keeps_types).or_else(by_bits);
+    nearest.map_or(FileType::Q4_K_M, |preset| preset.file_type)
 }
 
 /// The presets that the report compares the files with.
@@ -221,5 +247,42 @@ impl Comparison {
             })?;
         }
         Ok(folder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fallbacks_lend_no_name() {
+        let preset = |file_type, file_bytes, keeps_types| Preset {
+            file_type,
+            file_bytes,
+            tensor_bytes: file_bytes,
+            header_bytes: 0,
+            keeps_types,
+            nats: None,
+        };
+        use FileType as F;
+        let whole = [
+            preset(F::IQ2_XXS, 200, true),
+            preset(F::Q4_K_S, 430, true),
+            preset(F::Q4_K_M, 450, true),
+            preset(F::Q8_0, 850, true),
+        ];
+        assert_eq!(label(&whole, 310, 3.1), F::IQ2_XXS);
+        assert_eq!(label(&whole, 445, 4.45), F::Q4_K_M);
+        // Rows that fit no K-quant: IQ2_XXS is a file of 4.5 bits, like Q4_K_S.
+        let odd = [
+            preset(F::IQ2_XXS, 450, false),
+            preset(F::Q4_K_S, 500, false),
+            preset(F::Q4_K_M, 540, false),
+            preset(F::Q8_0, 850, true),
+        ];
+        assert_eq!(label(&odd, 450, 4.5), F::Q4_K_S);
+        assert_eq!(label(&odd, 530, 5.3), F::Q4_K_M);
+        assert_eq!(label(&odd, 840, 8.4), F::Q8_0);
+        assert_eq!(label(&[], 1, 1.0), F::Q4_K_M);
     }
 }

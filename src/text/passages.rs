@@ -1,17 +1,19 @@
 //! Passages that two texts have in common, found by their tokens.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 /// Tokens of a passage.
 const LENGTH: usize = 24;
 /// Least number of different tokens in a passage: tables, rules and indentation repeat a few.
 const DIFFERENT: usize = 12;
+/// A passage that a text repeats so often is boilerplate: the system prompt of a chat template, a licence's header.
+const BOILERPLATE: usize = 3;
 /// One chunk in this many may have passages of another text: standard phrases, such as licences, recur in texts of
 /// different origin.
 const MOST_SHARED: usize = 20;
 
-/// The passages of some chunks of tokens.
+/// The passages of some chunks of tokens, without boilerplate.
 pub(crate) struct Passages<'a>(HashSet<&'a [u32]>);
 
 /// Chunks of a text with passages of another one.
@@ -27,8 +29,15 @@ pub struct Shared {
 
 impl<'a> Passages<'a> {
     pub(crate) fn of(chunks: impl Iterator<Item = &'a [u32]>) -> Passages<'a> {
-        let tokens = chunks.flat_map(|chunk| chunk.windows(LENGTH));
-        Passages(tokens.filter(is_passage).collect())
+        let mut counts = HashMap::new();
+        for tokens in chunks
+            .flat_map(|chunk| chunk.windows(LENGTH))
+            .filter(is_passage)
+        {
+            *counts.entry(tokens).or_default() += 1;
+        }
+        let passages = counts.into_iter().filter(|&(_, count)| count < BOILERPLATE);
+        Passages(passages.map(|(tokens, _)| tokens).collect())
     }
 
     /// True if a chunk has one of these passages.
@@ -82,9 +91,26 @@ mod tests {
     }
 
     #[test]
+    fn boilerplate_is_no_passage() {
+        // Conversations with the same system prompt.
+        let prompt = 0..40;
+        let conversation = |of: u32| {
+            prompt
+                .clone()
+                .chain(100 * of..100 * of + 60)
+                .collect::<Vec<u32>>()
+        };
+        let chunks: Vec<Vec<u32>> = (1..=3).map(conversation).collect();
+        let found = |chunks: &[Vec<u32>], of| {
+            Passages::of(chunks.iter().map(Vec::as_slice)).are_in(&conversation(of))
+        };
+        assert!(!found(&chunks, 9) && found(&chunks, 2) && found(&chunks[..2], 9));
+    }
+
+    #[test]
     fn tables_are_no_passages() {
-        let rule: Vec<u32> = (0..200).map(|i| i % 11).collect();
-        let row: Vec<u32> = (0..200).map(|i| i % 12).collect();
+        let rule: Vec<u32> = (0..30).map(|i| i % 11).collect();
+        let row: Vec<u32> = (0..30).map(|i| i % 12).collect();
         let found = |chunk: &[u32]| Passages::of([chunk].into_iter()).are_in(chunk);
         assert!(found(&row) && !found(&rule));
     }
