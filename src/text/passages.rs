@@ -34,7 +34,7 @@ impl<'a> Passages<'a> {
             .flat_map(|chunk| chunk.windows(LENGTH))
             .filter(is_passage)
         {
-            *counts.entry(tokens).or_default() += 1;
+            *counts.entry(tokens).or_insert(0_usize) += 1;
         }
         let passages = counts.into_iter().filter(|&(_, count)| count < BOILERPLATE);
         Passages(passages.map(|(tokens, _)| tokens).collect())

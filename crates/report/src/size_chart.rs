@@ -9,7 +9,7 @@ use super::svg::{Anchor, Area, Place, Point, Svg, point};
 use std::ops::RangeInclusive;
 
 const WIDTH: f64 = 960.0;
-const LEFT: f64 = 74.0;
+const LEFT: f64 = 82.0;
 const RIGHT: f64 = 28.0;
 const PLOT_HEIGHT: f64 = 430.0;
 /// Height above the plot, for bits per weight and legend; plus the title if the picture stands
