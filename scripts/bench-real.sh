@@ -14,6 +14,7 @@
 # PRESETS           the presets, separated by commas (default: Q3_K_M,Q4_K_M,Q5_K_M,Q6_K)
 # STEPS             the steps, separated by commas (default: all of preset, weighted, recipe, feedback, sequential,
 #                   two-sided, tuned)
+# CALIBRATED        bytes of each calibration text (default: 60000)
 # EVALUATED         bytes of each evaluation text (default: 60000)
 # TUNE_STEPS        steps of tuning (default: 400)
 # THREADS           of all programs (default: all cores)
