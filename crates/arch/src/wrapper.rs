@@ -118,6 +118,9 @@ const PIECES: &[(&str, &str)] = &[
 /// Prefixes in ERNIE and LFM2 Audio that correspond to `model.`.
 const MODELS: [&str; 2] = ["ernie.", "lfm."];
 
+/// The only layer of EAGLE-3's drafts, and its name in Llama.
+const MIDLAYER: [&str; 2] = ["midlayer.", "model.layers.0."];
+
 /// Prefixes of encoders within models that also have a head.
 const ENCODERS: [&str; 3] = ["distilbert.", "roberta.", "bert."];
 
@@ -155,6 +158,10 @@ impl Part<'_> {
             {
                 name = format!("{norm}{new}").into();
             }
+        }
+        let [midlayer, first] = MIDLAYER;
+        if let Some(own) = name.strip_prefix(midlayer) {
+            name = format!("{first}{own}").into();
         }
         for model in MODELS {
             if name.contains(model) {
