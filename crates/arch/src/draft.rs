@@ -23,6 +23,7 @@ use super::{Architecture, Config, Generated, Keys, Parameter, nothing_generated}
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 use serde_json::{Map, Value as Json};
+use std::collections::HashSet;
 
 /// The field with the config.json of the target, the fields of its text model above the others.
 pub(crate) const TARGET: &str = "config of the target";
@@ -802,12 +803,12 @@ fn gemma_frequencies(config: &Config, _: &mut Keys) -> Result<Vec<Generated>> {
 
 /// The numbers of tokens that a draft predicts, and of its target's.
 fn vocabularies(config: &Config) -> Result<[u32; 2]> {
-    let all = match config.get(TARGET) {
-        // EAGLE-3's config may have another number than its target's.
-        Some(_) if config.has(DRAFT_VOCAB) && config.get(OWN).is_none() => {
-            of_target(config, "vocab_size")?
-        }
-        _ => config.u32(&["vocab_size"])?,
+    // EAGLE-3's own number may be another than its target's.
+    let is_eagle =
+        |class: &str| EAGLE3.classes.contains(&class) || llama::LLAMA.classes.contains(&class);
+    let all = match config.class().is_some_and(is_eagle) {
+        true => of_target(config, "vocab_size")?,
+        false => config.u32(&["vocab_size"])?,
     };
     let draft = config.optional_u32(&[DRAFT_VOCAB])?;
     Ok([draft.filter(|draft| *draft > 0).unwrap_or(all), all])
@@ -826,20 +827,17 @@ pub fn target_tokens(config: &Config, distances: &[f32]) -> Result<Vec<f32>> {
             distances.len()
         ));
     }
-    let mut is_taken = vec![false; all as usize];
+    let mut taken = HashSet::new();
     let mut tokens = Vec::with_capacity(distances.len());
     for (row, distance) in distances.iter().enumerate() {
-        let token = *distance as i64 + row as i64;
-        let taken = usize::try_from(token).ok();
-        let taken = taken.and_then(|token| is_taken.get_mut(token));
-        match taken {
-            None => {
-                return Err(format!(
-                    "row {row} stands for token {token}, and the target has {all}"
-                ));
-            }
-            Some(true) => return Err(format!("several rows stand for token {token}")),
-            Some(taken) => *taken = true,
+        let token = (*distance as i64).saturating_add(row as i64);
+        if !(0..i64::from(all)).contains(&token) {
+            return Err(format!(
+                "row {row} stands for token {token}, and the target has {all}"
+            ));
+        }
+        if !taken.insert(token) {
+            return Err(format!("several rows stand for token {token}"));
         }
         tokens.push(token as f32);
     }
