@@ -13,7 +13,7 @@ use std::path::Path;
 const ROWS: u64 = 32;
 
 /// An EAGLE-3 draft of the tiny Llama, whose rows stand for every other token.
-fn eagle3() -> Model {
+pub(super) fn eagle3() -> Model {
     let mut model = Model {
         config: json!({
             "architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "hidden_size": HIDDEN,
