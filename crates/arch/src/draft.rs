@@ -496,10 +496,15 @@ impl Config {
     }
 }
 
+/// True for the architecture of drafts by its name in a GGUF.
+pub fn is_draft(architecture: &str) -> bool {
+    NAMES.contains(&architecture)
+}
+
 impl Architecture {
     /// True for drafts, which are converted with the vocabulary of their target.
     pub fn is_draft(&self) -> bool {
-        NAMES.contains(&self.name)
+        is_draft(self.name)
     }
 
     /// True for drafts with the kind of vocabulary of their target's architecture; others have their own.
