@@ -86,6 +86,15 @@ impl ProjectorFile {
 }
 
 impl<'a> Plan<'a> {
+    /// With this path of the only file.
+    pub(crate) fn at(mut self, path: PathBuf) -> Plan<'a> {
+        self.files.truncate(1);
+        self.files
+            .iter_mut()
+            .for_each(|file| file.0.clone_from(&path));
+        self
+    }
+
     /// Plans the conversion of a projector. Options of a job that are for text models alone must be
     /// at their defaults.
     ///

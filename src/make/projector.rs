@@ -104,12 +104,13 @@ impl<'m> Projector<'m> {
             unreachable!("files are copied");
         };
         let job = convert::Job {
-            output: self.directory.join(self.converted_name("{ftype}")),
             out_type,
             threads: self.threads,
             ..convert::Job::default()
         };
-        Ok(Plan::of_projector(checkpoint, &job)?)
+        let plan = Plan::of_projector(checkpoint, &job)?;
+        let name = self.converted_name(plan.file_type.name());
+        Ok(plan.at(self.directory.join(name)))
     }
 
     /// The file name of a converted projector, by which llama.cpp finds it beside a model.
