@@ -517,7 +517,7 @@ fn projector_lies_beside_the_files() {
     // The room that it takes is missing for the model.
     let planned = |rest: &str| {
         let args = format!(
-            "make seeing {SMALL} -f texts/cal.txt --eval texts/eval.txt --fit 7MiB --ctx 256 -o other --dry-run --json"
+            "make seeing {SMALL} -f texts/cal.txt --eval texts/eval.txt --fit 11MiB --ctx 256 -o other --dry-run --json"
         );
         let told = json(dir.path(), &format!("{args} {rest}"));
         let bytes = told["files"][0][1].as_u64().unwrap();
@@ -529,7 +529,7 @@ fn projector_lies_beside_the_files() {
     assert_eq!(given, (with, bytes));
     let difference = without - with;
     assert!(
-        difference.abs_diff(bytes) < bytes / 4,
+        (bytes / 2..2 * bytes).contains(&difference),
         "{difference} for {bytes}"
     );
 }
