@@ -4,6 +4,7 @@ weights, a small tokenizer.
 
     scripts/checkpoints.py [--lively] OUT [NAME ...]     all of them, or those named
     scripts/checkpoints.py --list                        names of checkpoints that the reference converts
+    scripts/checkpoints.py --targets                     draft models, each with the checkpoint that it drafts for
 
 With --lively, the output of the model depends on its input: norms near 1, no outliers.
 
@@ -19,6 +20,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import draft_checkpoints
 import embedding_checkpoints
 import expert_checkpoints
 import frontier_checkpoints
@@ -50,6 +52,7 @@ BEGIN = {"type": "TemplateProcessing", "single": [FIRST, TEXTS[0]], "pair": [FIR
 def tensor(name, shape, dtype):
     """Reproducible weights for a name, with a few edge cases of rounding."""
     whole = frontier_checkpoints.integers(name, shape)
+    whole = draft_checkpoints.integers(name, shape) if whole is None else whole
     if whole is not None:
         return whole
     gen = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -2270,6 +2273,7 @@ CHECKPOINTS |= frontier_checkpoints.makers(sys.modules[__name__])
 PLAIN |= frontier_checkpoints.plain(sys.modules[__name__])
 CHECKPOINTS |= gemma_checkpoints.makers(sys.modules[__name__])
 CHECKPOINTS |= embedding_checkpoints.makers(sys.modules[__name__])
+CHECKPOINTS |= draft_checkpoints.makers(sys.modules[__name__])
 CARD = "Card-Llama-7M-Chat-v0.3"
 
 
@@ -2640,7 +2644,8 @@ def make(out, name, lively=False):
     embedding_checkpoints.write_modules(folder, name, tensors)
     stem = "consolidated" if is_mistral else "model"
     write_weights(folder, as_views(tensors) if is_torch else tensors, files, "pytorch_model" if is_torch else stem)
-    {"spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
+    # Drafts have the tokenizers of their targets.
+    {"none": lambda folder: None, "spm": write_spm, "bpe": write_bpe, "bpe-answers": write_bpe_answers, "gemma": write_gemma, "phi3": write_phi3,
      "glm": write_glm, "glm-moe": write_glm_moe, "bpe-bos": write_bpe_bos, "solar": write_solar, "laguna": write_laguna,
      "hunyuan-moe": write_hunyuan_moe, "muse": write_muse, "hf": write_hf, "hf-bare": lambda folder: write_hf(folder, False),
      "plamo": write_plamo, "arctic": write_arctic, "dots3": write_dots3, "llada": write_llada, "world": write_world,
@@ -2659,6 +2664,9 @@ UNCONVERTED = {"baichuan", "exaone", "mpt-scaled"}
 def main():
     if sys.argv[1:] == ["--list"]:
         print("\n".join(name for name in [*CHECKPOINTS, *QUANTIZED, CARD] if name not in UNCONVERTED))
+        return
+    if sys.argv[1:] == ["--targets"]:
+        print("\n".join(f"{draft}\t{target}" for draft, target in draft_checkpoints.TARGETS.items()))
         return
     lively = "--lively" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--lively"]

@@ -34,12 +34,25 @@ mkdir -p "$work/checkpoints"
 names=("$@")
 [ ${#names[@]} -gt 0 ] || mapfile -t names < <("$python" scripts/checkpoints.py --list; echo refmodel; echo bpe)
 
+# The checkpoints that draft models are for.
+declare -A targets
+while IFS=$'\t' read -r draft target; do targets[$draft]=$target; done < <("$python" scripts/checkpoints.py --targets)
+
 # case <TAB> checkpoint <TAB> name of the output, a dot for the default <TAB> further arguments
 cases() {
     local name type more
     for name in "${names[@]}"; do
         if [ "$name" = bpe ]; then
             printf 'bpe-vocab\tbpe\tout.gguf\t--vocab-only\n'
+            continue
+        fi
+        if [ -n "${targets[$name]:-}" ]; then
+            more=$'\t--target-model-dir\t'$work/checkpoints/${targets[$name]}
+            for type in f32 f16 bf16 q8_0 auto; do
+                printf '%s-%s\t%s\tout.gguf\t--outtype\t%s%s\n' "$name" "$type" "$name" "$type" "$more"
+            done
+            printf '%s-default\t%s\t.\t--outtype\tf16%s\n' "$name" "$name" "$more"
+            printf '%s-vocab\t%s\tout.gguf\t--vocab-only%s\n' "$name" "$name" "$more"
             continue
         fi
         if [[ $name == mistral-format* ]]; then
@@ -114,7 +127,7 @@ for name in "${names[@]}"; do
     case $name in
         refmodel) ln -sfn "$QUANTIER_REFMODEL" "$work/checkpoints/refmodel" ;;
         bpe) ln -sfn "$PWD/testdata/bpe" "$work/checkpoints/bpe" ;;
-        *) made+=("$name") ;;
+        *) made+=("$name" ${targets[$name]:+"${targets[$name]}"}) ;;
     esac
 done
 [ ${#made[@]} = 0 ] || "$python" scripts/checkpoints.py "$work/checkpoints" "${made[@]}"
@@ -169,7 +182,8 @@ echo "$identical identical, $different different"
 # generate here.
 cases | while IFS=$'\t' read -r case name output arguments; do
     # llama.cpp never finishes a token of PLaMo 2: it rotates heads by 0 numbers, without end.
-    [[ $name != *-reranker* && $name != plamo2 ]] || continue
+    # Draft models run beside their targets only.
+    [[ $name != *-reranker* && $name != plamo2 && -z ${targets[$name]:-} ]] || continue
     files=("$work/ours/$case"/*.gguf)
     [[ $arguments == --vocab-only* || $arguments == --bigendian* || $arguments == --mtp* ]] || [ ! -e "${files[0]}" ] || printf '%s\t%s\n' "$name" "${files[0]}"
 done >"$work/files"

@@ -108,7 +108,7 @@ pub(crate) fn is_gguf(path: &Path) -> std::io::Result<bool> {
 }
 
 /// The input from a conversion plan.
-fn reader_of(plan: convert::Plan<'_>) -> Input<'_> {
+pub(crate) fn reader_of(plan: convert::Plan<'_>) -> Input<'_> {
     let mut end = 0;
     let planned = plan.tensors.iter().enumerate();
     let tensors = planned

@@ -26,7 +26,8 @@ use std::process::ExitCode;
   quantier convert ./Qwen3-4B -o model-bf16.gguf
   quantier convert ./Qwen3-4B --outtype q8_0 -o '{ftype}.gguf'
   quantier convert hf://Qwen/Qwen3-0.6B
-  quantier convert ./my-adapter --base ./Qwen3-4B -o adapter.gguf")]
+  quantier convert ./my-adapter --base ./Qwen3-4B -o adapter.gguf
+  quantier convert ./Qwen3-4B_eagle3 --target-model-dir ./Qwen3-4B -o eagle3-Qwen3-4B.gguf")]
 pub struct Args {
     /// The checkpoint
     #[arg(value_name = "MODEL")]
@@ -77,6 +78,10 @@ pub struct Args {
     /// Write for big-endian machines (s390x, for example), with --outtype f16 or f32
     #[arg(long)]
     bigendian: bool,
+    /// The model that a draft model (EAGLE-3, DFlash, DSpark) drafts for: a directory with config.json and
+    /// tokenizer, or hf://ORG/NAME; weights are not read
+    #[arg(long, value_name = "DIR")]
+    target_model_dir: Option<PathBuf>,
     /// Write only the projector of a model that sees or hears, the file that llama.cpp takes as --mmproj; its name
     /// begins with mmproj-
     #[arg(long, conflicts_with_all = ["mistral_format", "lora"])]
@@ -185,7 +190,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (None, true) => model.path,
         (None, false) => model.path.with_file_name(""),
     };
-    let job = job(args, dir, OutType::Auto);
+    let target = args.target_model_dir.as_deref();
+    let target = target.map(|target| hub::model(target, Need::Vocabulary));
+    let job = Job {
+        target: target.transpose()?.map(|target| target.path),
+        ..job(args, dir, OutType::Auto)
+    };
     let plan = match args.mmproj {
         true => Plan::of_projector(&checkpoint, &job)?,
         false => Plan::new(&checkpoint, &job)?,
@@ -248,6 +258,7 @@ fn job(args: &Args, output: PathBuf, out_type: OutType) -> Job {
         fp8_as_q8: args.fp8_as_q8,
         widen: args.widen,
         dense_modules: args.sentence_transformers_dense_modules,
+        target: None,
     }
 }
 

@@ -6,21 +6,23 @@ use super::measure::{Opened, open, read_text, source};
 use super::messages::{note, warning};
 use super::publish::{self, CardArgs};
 use super::terminal::Bar;
-use super::text::say;
+use super::text::{say, size};
 use super::wrong_usage;
 use anyhow::{Context, bail};
 use quantier::chat::conversation::Renderer;
 use quantier::chat::encoder::Encoder;
 use quantier::chat::template::ChatTemplate;
 use quantier::convert;
+use quantier::input::Source;
 use quantier::make::{
-    self, Compare, Files, Goal, Job, LlamaCpp, NamedBudget, Options, Runner, Scoring, ShardPlan,
-    ShardSize, Text, Texts,
+    self, Compare, Files, Goal, Job, LlamaCpp, NamedBudget, Options, ProjectorChoice,
+    ProjectorSource, Runner, Scoring, ShardPlan, ShardSize, Text, Texts,
 };
 use quantier::sensitivity::{Measure, Settings};
 use quantier::text::{Kind, Set, conversations, joined};
 use quantier::tune;
 use quantier_allocate::frontier::{Budget, Constraints};
+use quantier_allocate::recipe::Problem;
 use quantier_engine::model;
 use quantier_round::Rounding;
 use quantier_tokenizer::Tokenizer;
@@ -289,6 +291,13 @@ pub struct Args {
     /// Number of steps for --tune, at most
     #[arg(long, value_name = "N", default_value_t = tune::Options::default().steps, requires = "tune")]
     tune_steps: usize,
+    /// The projector of a model that sees or hears, from `quantier convert --mmproj`: copied beside the
+    /// files. By default it is converted from the checkpoint, in F16
+    #[arg(long, value_name = "FILE", conflicts_with = "no_mmproj")]
+    mmproj: Option<PathBuf>,
+    /// Write no projector: the files are for text alone
+    #[arg(long)]
+    no_mmproj: bool,
     /// Output directory
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -387,6 +396,11 @@ impl Args {
                 steps: self.tune_steps,
                 ..tune::Options::default()
             }),
+            projector: match (&self.mmproj, self.no_mmproj) {
+                (Some(path), _) => ProjectorChoice::Given(path.clone()),
+                (None, true) => ProjectorChoice::Omitted,
+                (None, false) => ProjectorChoice::Own,
+            },
         }
     }
 
@@ -528,6 +542,7 @@ fn with_job<T>(
         Some(adapter) => source.merged(adapter)?,
         None => source,
     };
+    let projector = projector(&options, &source)?;
     let conversion = convert::Job {
         threads: args.threads,
         ..convert::Job::default()
@@ -583,7 +598,33 @@ fn with_job<T>(
     };
     let shown = || args.model.display().to_string();
     let job = Job::new(&input, runner, options, &texts).with_context(shown)?;
+    let job = match &projector {
+        Some(projector) => job.with_projector(projector).with_context(shown)?,
+        None => job,
+    };
     then(&job).with_context(shown)
+}
+
+/// The source of the projector; a warning instead if that of the model's own checkpoint cannot be converted.
+fn projector(options: &Options, model: &Source) -> anyhow::Result<Option<ProjectorSource>> {
+    let Goal::Files(files) = &options.goal else {
+        return Ok(None);
+    };
+    match &files.projector {
+        ProjectorChoice::Omitted => Ok(None),
+        ProjectorChoice::Given(path) => Ok(Some(ProjectorSource::given(path)?)),
+        ProjectorChoice::Own => Ok(ProjectorSource::own(model).unwrap_or_else(|error| {
+            let why = match error {
+                convert::Error::Impossible(problems) => Problem::by_reason(&problems),
+                error => error.to_string(),
+            };
+            warning!(
+                "{why}\nThere will be no projector: the files of the text model are complete without it, and read text \
+                 alone. --mmproj FILE adds one of another program, --no-mmproj omits it without a warning"
+            );
+            None
+        })),
+    }
 }
 
 /// Runs a job, or plans it.
@@ -627,6 +668,13 @@ fn run_job(
             "{} has the report, the recipes and all figures.",
             directory.join("report.html").display()
         )?;
+        if let Some(projector) = &made.report.projector {
+            say!(
+                "{} ({}) is the projector.",
+                directory.join(&projector.name).display(),
+                size(projector.bytes)
+            )?;
+        }
     }
     if let Some(job) = publication {
         let bar = Bar::new();

@@ -60,6 +60,12 @@ pub fn text(e: &DryRun) -> String {
         size(e.covariance_bytes),
         size(e.work_bytes)
     ));
+    if e.projector_bytes > 0 {
+        lines.push(format!(
+            "disk for the projector: {}; --fit counts it",
+            size(e.projector_bytes)
+        ));
+    }
     if e.base_bytes + e.logits_bytes > 0 {
         lines.push(format!(
             "disk for llama.cpp's programs, in work/: {} for the checkpoint as a GGUF, {} for log-probabilities",

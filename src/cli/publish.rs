@@ -50,7 +50,7 @@ pub struct CardArgs {
 ///
 /// DIR is the output directory of `quantier make`. The result is ready for upload: README.md with
 /// the Hub's metadata, a table of the files and instructions to run them; the models (hard links or
-/// copies), recipes, importance matrix, chart, report, a Modelfile per model, Ollama's template and
+/// copies), the projector, recipes, importance matrix, chart, report, a Modelfile per model, Ollama's template and
 /// params, SHA256SUMS. Missing facts about the model are left out, with a note.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
@@ -65,6 +65,10 @@ pub struct Args {
     /// The directory to upload; DIR/publish by default
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
+    /// A projector to publish with the models, from `quantier convert --mmproj`; by default that of DIR, if `make`
+    /// wrote one
+    #[arg(long, value_name = "FILE")]
+    mmproj: Option<PathBuf>,
     #[command(flatten)]
     card: CardArgs,
     /// Print the built-in card template and its variables, and exit
@@ -81,7 +85,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let directory = args.directory.as_deref().unwrap_or(Path::new("."));
-    let job = job("publish", directory, args.output.as_deref(), &args.card)?;
+    let job = Job {
+        projector: args.mmproj.clone(),
+        ..job("publish", directory, args.output.as_deref(), &args.card)?
+    };
     let bar = Bar::new();
     let done = publish::run(&job, &bar);
     drop(bar);
@@ -135,6 +142,7 @@ pub fn job(
             repo: args.repo.clone(),
         },
         template,
+        projector: None,
         force: args.force,
         copy: args.copy,
     };

@@ -26,6 +26,8 @@ const PARAMS: &str = "params.json";
 pub struct Checkpoint {
     /// The directory with config and tokenizer.
     pub dir: PathBuf,
+    /// The opened directory or weight file.
+    path: PathBuf,
     /// config.json, or params.json of Mistral's own format.
     pub config: Config,
     /// The tensors of the text model or of the projector, in the reference's order: by file name, then
@@ -152,6 +154,22 @@ impl Checkpoint {
         checkpoint.with_weights(path, CONFIG)
     }
 
+    /// The projector of the model; None for one without encoders of images or of audio.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open_projector`].
+    pub(crate) fn projector(&self) -> Result<Option<Checkpoint>> {
+        if self.left_out.is_empty() || self.config.is_of_params() {
+            return Ok(None);
+        }
+        let path = self.config_path();
+        let outer = json::read_object(&path)?;
+        if let Some(refusal) = Projector::refusal(&outer) {
+            return Err(bad(&path, refusal));
+        }
+        Checkpoint::open_projector(&self.path).map(Some)
+    }
+
     fn open_with(path: &Path, config_name: &str) -> Result<Checkpoint> {
         let checkpoint = Checkpoint::without_weights(path, config_name)?;
         checkpoint.with_weights(path, config_name)
@@ -222,6 +240,7 @@ impl Checkpoint {
         let is_reranker = reranker::is_one(dir, &config);
         Ok(Checkpoint {
             dir: dir.to_owned(),
+            path: path.to_owned(),
             config: config.with_pooling(pooling).as_reranker(is_reranker),
             tensors: Vec::new(),
             left_out: BTreeMap::new(),

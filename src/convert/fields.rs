@@ -25,7 +25,9 @@ pub(super) fn complete(
         };
         let value = match field.value {
             // As in the reference, which has not seen the weights.
-            FieldValue::RowLength | FieldValue::Rows if vocab_only => continue,
+            FieldValue::RowLength | FieldValue::Rows if vocab_only && !architecture.is_draft() => {
+                continue;
+            }
             FieldValue::Integers => checkpoint.integers(source).map(Value::from),
             FieldValue::Rows => Ok(Value::from(source.shape.first().copied().unwrap_or(0))),
             FieldValue::RowLength => Ok(Value::from(source.shape.last().copied().unwrap_or(0))),

@@ -30,6 +30,7 @@ mod repack;
 mod reranker;
 mod softplus;
 mod stored;
+mod target;
 mod tensors;
 mod view;
 mod weights;
@@ -37,6 +38,7 @@ mod weights;
 pub use adapter::{Adapter, Based};
 pub use checkpoint::{Checkpoint, Source};
 pub use plan::{Plan, PlannedTensor};
+pub use projector::ProjectorFile;
 pub use range::TooLarge;
 
 use crate::arch::Nextn;
@@ -105,6 +107,8 @@ pub struct Job {
     pub widen: bool,
     /// Keep the dense modules after the pooling of a sentence-transformers model.
     pub dense_modules: bool,
+    /// The target of a draft model: a directory with config.json and tokenizer.
+    pub target: Option<PathBuf>,
 }
 
 /// Error of a conversion.

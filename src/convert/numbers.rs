@@ -105,6 +105,11 @@ pub(super) fn make_ternary(mean: f32, dtype: Dtype, weights: &mut [f32]) {
 /// # Panics
 /// If the lengths do not fit each other or the type is none that a conversion writes.
 pub(super) fn narrow(target: GgmlType, weights: &[f32], out: &mut [u8]) {
+    if target == GgmlType::I64 {
+        let numbers = weights.iter().zip(out.as_chunks_mut().0);
+        numbers.for_each(|(number, out)| *out = (*number as i64).to_le_bytes());
+        return;
+    }
     let codec = Codec::of(target).expect("a type that weights are stored in");
     codec.quantize_row(weights, None, out);
     if weights.iter().fold(false, |any, w| any | w.is_nan()) {

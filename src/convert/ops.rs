@@ -404,7 +404,7 @@ fn apply<W: Weight>(op: Op, operand: W, sizes: Sizes<'_>) -> Result<W, String> {
         Op::Stack(_) | Op::Append(_) | Op::Concat(_) | Op::Multiply => {
             Err("one tensor cannot be joined".into())
         }
-        Op::AddHalves | Op::BatchNorm(_) | Op::Fill { .. } => {
+        Op::AddHalves | Op::BatchNorm(_) | Op::Fill { .. } | Op::TargetTokens => {
             Err("these operations are no part of others".into())
         }
     }

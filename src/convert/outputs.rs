@@ -10,6 +10,7 @@ use super::repack::{self, Early, Order, Repacked};
 use super::view::View;
 use super::weights::{Cast, Numeric, Operand, Part, Weight, Weights};
 use super::{Checkpoint, Source};
+use crate::arch::draft::target_tokens;
 use crate::arch::recipes::{Input, Match, Op, Output, Place, Recipe};
 use crate::arch::{Architecture, Config, Keys, Nextn};
 use crate::format::gguf::{Array, MAX_NAME, Value, ValueType};
@@ -121,6 +122,7 @@ pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Output
         conversion,
         problems: Vec::new(),
         early: Early::default(),
+        last: Vec::new(),
         outputs: Outputs {
             tensors: Vec::new(),
             left_out: checkpoint.left_out.clone(),
@@ -146,6 +148,7 @@ pub(super) fn plan(conversion: Conversion<'_>, keys: &mut Keys) -> Result<Output
     }
     let early = std::mem::take(&mut planner.early).finish();
     planner.outputs.tensors.splice(0..0, early);
+    planner.outputs.tensors.append(&mut planner.last);
     planner.check_complete(layers).map_err(Fault::Config)?;
     planner.check_names();
     planner.problems.sort();
@@ -161,6 +164,8 @@ struct Planner<'a> {
     outputs: Outputs,
     /// Outputs before all others.
     early: Early,
+    /// Outputs after all others.
+    last: Vec<PlannedTensor>,
     /// Layers with tensors so far.
     seen_layers: HashSet<u32>,
     /// Names of outputs with at least one tensor of the checkpoint.
@@ -362,6 +367,9 @@ impl<'a> Planner<'a> {
             self.push(name, &computed.dims, computed.cast, || {
                 Weights::Computed(weights)
             });
+            if recipe.place == Place::Last {
+                self.last.extend(self.outputs.tensors.pop());
+            }
             return Ok(());
         }
         let are_alike = !output.ops.iter().any(|op| matches!(op, Op::Append(_)));
@@ -453,6 +461,10 @@ impl<'a> Planner<'a> {
         self.push(name, &dims, cast, || Weights::Stored(stored));
         let order = match recipe.place {
             Place::InOrder => return Ok(()),
+            Place::Last => {
+                self.last.extend(self.outputs.tensors.pop());
+                return Ok(());
+            }
             Place::BeforeExperts => Order::Before(layer),
             Place::BehindExperts => Order::Behind(layer),
         };
@@ -484,6 +496,15 @@ impl<'a> Planner<'a> {
             [Op::BatchNorm(part)] => {
                 let source = sources.first().ok_or("its recipe has no input")?;
                 Computed::vector(computed::batch_norm(*part, &numbers()?, source.dtype)?)
+            }
+            [Op::TargetTokens] => {
+                let source = sources.first().ok_or("its recipe has no input")?;
+                let numbers = self.numbers(source, LARGE)?;
+                let tokens = target_tokens(self.config(), &numbers)?;
+                Computed {
+                    cast: Some(Cast::To(GgmlType::I64)),
+                    ..Computed::vector(tokens)
+                }
             }
             [Op::AddHalves, rest @ ..] => {
                 let source = sources.first().ok_or("its recipe has no input")?;

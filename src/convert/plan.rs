@@ -2,8 +2,9 @@
 
 use super::general::{General, ParameterCount, naming::fill_template};
 use super::outputs::{self, Conversion, Fault, Outputs};
+use super::target::Vocabulary;
 use super::weights::Weights;
-use super::{Checkpoint, Error, Job, OutType, Result, Source, fields, head, range, repack};
+use super::{Checkpoint, Error, Job, OutType, Result, Source, fields, head, range, repack, target};
 use crate::arch::{Architecture, Config, Keys, Nextn};
 use crate::format::gguf::{
     self, Array, DEFAULT_ALIGNMENT, Endian, Entries, Layout, Metadata, QUANTIZATION_VERSION, Shape,
@@ -20,6 +21,8 @@ use std::path::{Path, PathBuf};
 /// The last token key of a model in Mistral's format.
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+/// The token in place of those that a draft predicts.
+const MASK_TOKEN: &str = "tokenizer.ggml.mask_token_id";
 
 /// A valid conversion.
 pub struct Plan<'a> {
@@ -164,7 +167,8 @@ impl<'a> Plan<'a> {
         let file_type = job.out_type.file_type(checkpoint.halves);
         let names = checkpoint.tensors.iter().map(Source::text_name);
         let nextn = architecture.nextn_blocks(job.nextn, config, names);
-        let config = config.clone().with_nextn(nextn.map_err(in_config)?);
+        let (own_vocabulary, completed) = target::vocabulary(checkpoint, architecture, job)?;
+        let config = completed.with_nextn(nextn.map_err(in_config)?);
         let config = match job.dense_modules {
             true => config.with_dense_modules(),
             false => config,
@@ -203,6 +207,8 @@ impl<'a> Plan<'a> {
                 Fault::Tensors(problems) => Error::Impossible(problems),
             })?;
             check_endian(&tensors, job.endian)?;
+        } else if architecture.is_draft() {
+            (architecture.generated)(config, &mut keys).map_err(in_config)?;
         } else if let Some(template) =
             own_template(architecture, config, &keys).map_err(in_config)?
         {
@@ -253,9 +259,13 @@ impl<'a> Plan<'a> {
                 .map_err(in_config)?,
             pre: job.pre.as_deref(),
         };
-        let vocabulary = tokenizer::import(dir, architecture.vocabulary, &settings)?;
-        head::check_rows(&tensors, vocabulary.tokens as u64, vocab_size)?;
-        if !job.vocab_only {
+        let Vocabulary { dir, kind } = &own_vocabulary;
+        let vocabulary = tokenizer::import(dir, *kind, &settings)?;
+        // Drafts may share embeddings and output matrix with their targets, and predict fewer tokens.
+        if !architecture.is_draft() {
+            head::check_rows(&tensors, vocabulary.tokens as u64, vocab_size)?;
+        }
+        if !job.vocab_only && !architecture.is_draft() {
             notes.extend(head::check_tie(checkpoint, architecture, &tensors)?);
         }
 
@@ -287,6 +297,9 @@ impl<'a> Plan<'a> {
                 entries.set(format!("{}.vocab_size", architecture.name), size);
             }
             entries.set(key, value);
+        }
+        if let Some(mask) = architecture.mask_token(config).map_err(in_config)? {
+            entries.set(MASK_TOKEN, Value::U32(mask));
         }
         let is_open = |(key, value): &(String, Value<'static>)| {
             key == CHAT_TEMPLATE && value.as_str().is_some_and(str::is_empty)
@@ -434,6 +447,7 @@ pub(super) fn check_defaults(job: &Job, more: &[(bool, &str)], why: &str) -> Res
         (job.nextn == Nextn::LeftOut, "--no-nextn"),
         (job.fp8_as_q8, "--fp8-as-q8"),
         (job.dense_modules, "--sentence-transformers-dense-modules"),
+        (job.target.is_some(), "--target-model-dir"),
     ];
     let ternary = [(is_ternary, "--outtype tq1_0 or tq2_0")];
     let mut options = of_models.iter().chain(more).chain(&ternary);

@@ -141,6 +141,10 @@ impl Allocation {
         let mut around = Surroundings {
             header_bytes: self.header_bytes,
             preset_bytes: None,
+            projector_bytes: job
+                .projector
+                .as_ref()
+                .map_or(0, |projector| projector.bytes),
             memory: job.model().map(|model| memory(job.input, model)),
         };
         let mut solved = Vec::new();

@@ -35,6 +35,8 @@ pub struct DryRun {
     pub files: Vec<(String, Option<u64>)>,
     /// Size of all files in bytes. A budget in nats counts as the largest file.
     pub files_bytes: u64,
+    /// Size of the projector in bytes; 0 without one.
+    pub projector_bytes: u64,
     /// Size of the importance matrix in bytes.
     pub imatrix_bytes: u64,
     /// Maximum size of the Hessians in bytes; they are kept for later runs.
@@ -159,6 +161,10 @@ impl Job<'_> {
             files,
             files_bytes: allocation.files.iter().map(|f| f.file_bytes).sum::<u64>()
                 + allocation.open_files() as u64 * largest,
+            projector_bytes: self
+                .projector
+                .as_ref()
+                .map_or(0, |projector| projector.bytes),
             imatrix_bytes: super::calibration::imatrix_bytes(self),
             covariance_bytes: feedback.map_or(0, |feedback| {
                 let output = feedback.output_rows.iter().copied();

@@ -21,7 +21,7 @@ pub enum Error {
     /// Failure to plan or write files.
     #[error(transparent)]
     Quantize(#[from] quantize::Error),
-    /// Failure to read a written file again.
+    /// Failure to convert a projector, or to read a written file again.
     #[error(transparent)]
     Convert(#[from] crate::convert::Error),
     /// Failure to run a model.
@@ -194,6 +194,7 @@ impl Error {
                 | Error::Measure(evaluate::measure::Error::Cancelled)
                 | Error::Quantize(quantize::Error::Cancelled)
                 | Error::Tune(crate::tune::Error::Cancelled)
+                | Error::Convert(crate::convert::Error::Cancelled)
                 | Error::Outside(super::outside::Error::Cancelled)
         )
     }

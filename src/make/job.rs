@@ -4,6 +4,7 @@ use super::lossless::{Lossless, PUBLISHED, quantized_matrices};
 use super::numbers::Numbers;
 use super::options::{LlamaCpp, Options, Texts};
 use super::outside::Outside;
+use super::projector::Projector;
 use super::texts::Used;
 use super::workdir::WorkDir;
 use super::{Error, Result, texts};
@@ -49,6 +50,8 @@ pub struct Job<'m> {
     pub(super) engine: JobEngine<'m>,
     /// The tensors that types hold without loss.
     pub(super) lossless: Lossless,
+    /// The encoders of images and of audio.
+    pub(super) projector: Option<Projector<'m>>,
     /// Options, restricted to those that the model supports.
     pub(super) options: Options,
     /// Stem of file names.
@@ -134,6 +137,7 @@ impl<'m> Job<'m> {
             input,
             lossless: Lossless::of(input)?,
             engine,
+            projector: None,
             name: options.name.clone().unwrap_or_else(|| model_name(input)),
             options,
             context: texts.context,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! texts           calibration and evaluation, without common documents
+//! projector       the encoders of images and of audio, if the model has any
 //! calibration     the importance matrix and the input Hessians
 //! sensitivities   nats of every type in every tensor, and the output Hessians
 //! allocation      a recipe for every budget
@@ -34,6 +35,7 @@ mod numbers;
 mod options;
 mod outside;
 mod presets;
+mod projector;
 mod proof;
 mod prover;
 mod refinement;
@@ -57,6 +59,7 @@ use files::{FilesStage, Writer};
 use job::JobEngine;
 use numbers::Numbers;
 use outside::{Correction, LogitsMeter, LogitsStage, Ready};
+use projector::ProjectorStage;
 use proof::{EngineMeter, Meter, Proven};
 use prover::{Native, Prover};
 use sensitivities::{ScoringStage, Sensitivities};
@@ -69,8 +72,11 @@ pub use dry_run::{DryRun, StageCost};
 pub use error::{Error, Result};
 pub use fit::{Fit, fit};
 pub use job::{Job, Runnable, Runner, model_name, rounding_bytes};
-pub use options::{Compare, Files, Goal, LlamaCpp, NamedBudget, Options, Scoring, Texts};
+pub use options::{
+    Compare, Files, Goal, LlamaCpp, NamedBudget, Options, ProjectorChoice, Scoring, Texts,
+};
 pub use outside::Error as OutsideError;
+pub use projector::ProjectorSource;
 pub use shards::{Done, LATER, PlannedShard, PlannedStage, ShardPlan, ShardSize};
 
 /// Results of a run.
@@ -95,6 +101,8 @@ struct Outcome {
     proven: Option<Proven>,
     /// Effect of error feedback on each file, per tensor.
     proved: Option<Vec<Vec<TensorProof>>>,
+    /// The file of the encoders, for a model that has any.
+    projector: Option<crate::report::data::Projector>,
     notes: Vec<String>,
 }
 
@@ -127,6 +135,9 @@ impl Job<'_> {
 
     /// Walks the stages. A plan ends at a stage whose result cannot be predicted.
     fn walk(&self, walk: &mut Walk<'_>) -> Result<Outcome> {
+        let projector = self.projector.as_ref();
+        let projector = projector.map(|projector| walk.stage(&ProjectorStage(projector)));
+        let projector = projector.transpose()?;
         let numbers = self.numbers()?;
         let numbers = numbers.as_ref();
         let outside = match &self.engine {
@@ -235,6 +246,7 @@ impl Job<'_> {
             correction,
             proven,
             proved,
+            projector,
             notes,
         })
     }

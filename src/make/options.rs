@@ -67,6 +67,20 @@ pub struct Files {
     pub refine: usize,
     /// Settings of the tuning of files; none for untuned ones.
     pub tune: Option<tune::Options>,
+    /// The projector beside the files.
+    pub projector: ProjectorChoice,
+}
+
+/// The projector beside the files: the encoders of images and of audio.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ProjectorChoice {
+    /// That of the model's checkpoint, if it has one.
+    #[default]
+    Own,
+    /// A GGUF.
+    Given(PathBuf),
+    /// None.
+    Omitted,
 }
 
 /// Presets of llama.cpp to measure for comparison.

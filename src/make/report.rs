@@ -11,7 +11,7 @@ use crate::format::gguf::{Value, keys};
 use crate::input::Input;
 use crate::plan::frontier::Item;
 use crate::report::data;
-use crate::report::numbers::shell;
+use crate::report::numbers::{shell, size};
 use crate::report::page::page;
 use crate::report::size_chart::size_chart;
 use crate::report::svg::Place;
@@ -77,6 +77,7 @@ fn predicted(job: &Job<'_>, scores: &Scores, allocation: &Allocation) -> data::F
         fit: None,
         preset_fit: None,
         files: allocation.files.iter().map(file).collect(),
+        projector: None,
         stages: Vec::new(),
         settings: vec![data::Setting {
             name: "scored positions".into(),
@@ -389,6 +390,13 @@ pub(super) fn write(
             name: "calibration tokens per expert".into(),
             value: coverage.to_string(),
         });
+    }
+    if let Some(projector) = &outcome.projector {
+        report.settings.push(data::Setting {
+            name: "projector".into(),
+            value: format!("{}, {}", projector.name, size(projector.bytes)),
+        });
+        report.projector = Some(projector.clone());
     }
     report.stages = stages;
     report.files.sort_by_key(|file| file.bytes);

@@ -2,6 +2,7 @@
 
 use super::facts::Facts;
 use super::front_matter::front_matter;
+use crate::convert::ProjectorFile;
 use crate::plan::file_type::FileType;
 use crate::report::data::{File, Frontier, Preset, Score, Text};
 pub use crate::report::numbers::shell;
@@ -36,6 +37,24 @@ pub(crate) struct Published<'f> {
     pub sha256: String,
     /// Name of its Modelfile.
     pub modelfile: String,
+}
+
+/// A published projector.
+pub(crate) struct PublishedProjector<'f> {
+    /// The file.
+    pub file: &'f ProjectorFile,
+    /// SHA-256 in hexadecimal.
+    pub sha256: String,
+}
+
+/// The large files of a publication.
+pub(crate) struct Contents<'f> {
+    /// The models, in order of size.
+    pub files: Vec<Published<'f>>,
+    /// The projector, if there is one.
+    pub projector: Option<PublishedProjector<'f>>,
+    /// True with an importance matrix.
+    pub imatrix: bool,
 }
 
 /// Checks that a template parses.
@@ -74,21 +93,21 @@ fn described(error: &minijinja::Error) -> String {
 pub(crate) fn card(
     template: &str,
     data: &Frontier,
-    files: &[Published<'_>],
+    contents: &Contents<'_>,
     facts: &Facts,
-    imatrix: bool,
 ) -> Result<String, String> {
     let environment = environment(template)?;
     let card = environment
         .get_template("card")
-        .and_then(|card| card.render(values(data, files, facts, imatrix)));
+        .and_then(|card| card.render(values(data, contents, facts)));
     let mut card = card.map_err(|error| described(&error))?;
     card.truncate(card.trim_end().len());
     card.push('\n');
     Ok(card)
 }
 
-fn values(data: &Frontier, files: &[Published<'_>], facts: &Facts, imatrix: bool) -> Value {
+fn values(data: &Frontier, contents: &Contents<'_>, facts: &Facts) -> Value {
+    let files = &contents.files;
     let relative = data.scoring.score == Score::WeightedError;
     let measured = || files.iter().filter_map(|f| f.file.measured.as_ref());
     context! {
@@ -128,7 +147,8 @@ fn values(data: &Frontier, files: &[Published<'_>], facts: &Facts, imatrix: bool
         }).collect::<Vec<_>>(),
         generator => clean(&data.generator),
         reference => REFERENCE,
-        imatrix,
+        projector => contents.projector.as_ref().map(projector_values),
+        imatrix => contents.imatrix,
     }
 }
 
@@ -138,6 +158,18 @@ fn names(texts: &[Text]) -> String {
         .map(|text| clean(&text.name))
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+fn projector_values(projector: &PublishedProjector<'_>) -> Value {
+    let name = projector.file.name();
+    context! {
+        url => link(&name),
+        name,
+        size => size(projector.file.bytes),
+        bytes => projector.file.bytes,
+        reads => projector.file.reads(),
+        sha256 => projector.sha256,
+    }
 }
 
 /// Preset label at the end of a file name.
@@ -311,21 +343,38 @@ mod tests {
     #[test]
     fn all_variables_are_documented() {
         let data = crate::report::sample::small();
-        let facts = Facts::new(&crate::format::gguf::Metadata::new(), &Default::default());
+        let projector = ProjectorFile {
+            path: "mmproj-a-F16.gguf".into(),
+            bytes: 1,
+            images: true,
+            audio: false,
+            width: None,
+        };
+        let metadata = crate::format::gguf::Metadata::new();
+        let facts = Facts::new(&metadata, &Default::default(), Some(&projector));
         let of = |file| Published {
             file,
             sha256: "0".repeat(64),
             modelfile: "M".into(),
         };
-        let files: Vec<_> = data.files.iter().map(of).collect();
-        let values = serde_json::to_value(values(&data, &files, &facts, true)).unwrap();
+        let contents = Contents {
+            files: data.files.iter().map(of).collect(),
+            projector: Some(PublishedProjector {
+                file: &projector,
+                sha256: "0".repeat(64),
+            }),
+            imatrix: true,
+        };
+        let values = serde_json::to_value(values(&data, &contents, &facts)).unwrap();
         let explained = |name: &str| {
             VARIABLES
                 .split(|c: char| !c.is_alphanumeric() && c != '_')
                 .any(|word| word == name)
         };
         let mut names: Vec<&String> = values.as_object().unwrap().keys().collect();
-        names.extend(values["files"][0].as_object().unwrap().keys());
+        for part in [&values["files"][0], &values["projector"]] {
+            names.extend(part.as_object().unwrap().keys());
+        }
         for name in names {
             assert!(
                 explained(name),
@@ -342,8 +391,15 @@ mod tests {
             );
         }
         assert!(check(&printed()).is_ok());
-        let card = card(&printed(), &data, &files, &facts, true).unwrap();
+        let card = card(&printed(), &data, &contents, &facts).unwrap();
         assert!(card.starts_with("---\n"), "{card}");
+        for part in [
+            "pipeline_tag: image-text-to-text",
+            "[mmproj-a-F16.gguf](mmproj-a-F16.gguf)",
+            "--mmproj mmproj-a-F16.gguf",
+        ] {
+            assert!(card.contains(part), "{part} is not in {card}");
+        }
         assert_eq!(
             check("{{ a }").unwrap_err().split(':').next(),
             Some("line 1")

@@ -5,6 +5,7 @@ use super::lint::lint;
 use super::modelfile::{Ollama, Template};
 use super::turns::Turns;
 use crate::chat::template::{chat_template, token};
+use crate::convert::ProjectorFile;
 use crate::format::gguf::{Metadata, Value, keys};
 use crate::report::numbers::clean;
 
@@ -74,9 +75,10 @@ const LICENSES: &str = "apache-2.0 mit openrail bigscience-openrail-m creativeml
 /// Maximum length of a license identifier or name; longer values are license texts.
 const MAX_LICENSE: usize = 96;
 /// Tasks of decoder models on the Hub.
-const TASKS: [&str; 4] = [
+const TASKS: [&str; 5] = [
     "text-generation",
     "image-text-to-text",
+    "audio-text-to-text",
     "any-to-any",
     "translation",
 ];
@@ -131,7 +133,11 @@ pub fn repository(pattern: &str, name: &str) -> Option<String> {
 
 impl Facts {
     /// From the metadata of one of the files.
-    pub(crate) fn new(metadata: &Metadata<'_>, details: &Details) -> Facts {
+    pub(crate) fn new(
+        metadata: &Metadata<'_>,
+        details: &Details,
+        projector: Option<&ProjectorFile>,
+    ) -> Facts {
         let mut notes = Vec::new();
         let base_model = details
             .base_model
@@ -184,11 +190,20 @@ impl Facts {
             repo,
             languages,
             tags,
-            // All architectures that are quantized here generate text.
-            pipeline_tag: task.unwrap_or_else(|| TASKS[0].into()),
+            pipeline_tag: task.unwrap_or_else(|| own_task(projector).into()),
             ollama,
             notes,
         }
+    }
+}
+
+/// The task of a model whose metadata names none. All architectures that are quantized here generate text.
+fn own_task(projector: Option<&ProjectorFile>) -> &'static str {
+    match projector.map(|projector| (projector.images, projector.audio)) {
+        None | Some((false, false)) => "text-generation",
+        Some((true, false)) => "image-text-to-text",
+        Some((false, true)) => "audio-text-to-text",
+        Some((true, true)) => "any-to-any",
     }
 }
 
@@ -369,11 +384,11 @@ mod tests {
         };
         let named = metadata(&[("general.name", "My Model")]);
         assert_eq!(
-            Facts::new(&named, &details(None)).repo.as_deref(),
+            Facts::new(&named, &details(None), None).repo.as_deref(),
             Some("me/My-Model-GGUF")
         );
         assert_eq!(
-            Facts::new(&named, &details(Some("org/Other")))
+            Facts::new(&named, &details(Some("org/Other")), None)
                 .repo
                 .as_deref(),
             Some("me/Other-GGUF")
@@ -389,6 +404,7 @@ mod tests {
         let facts = Facts::new(
             &metadata(&[("general.name", "Model Chat"), parent]),
             &Details::default(),
+            None,
         );
         assert_eq!(facts.base_model, None);
         assert!(
@@ -400,22 +416,27 @@ mod tests {
         let facts = Facts::new(
             &metadata(&[("general.name", "Model Base"), parent]),
             &Details::default(),
+            None,
         );
         assert_eq!(facts.base_model.as_deref(), Some("Org/Model-Base"));
         let source = (
             "general.source.url",
             "https://huggingface.co/Org/Model-Chat",
         );
-        let facts = Facts::new(&metadata(&[source, parent]), &Details::default());
+        let facts = Facts::new(&metadata(&[source, parent]), &Details::default(), None);
         assert_eq!(facts.base_model.as_deref(), Some("Org/Model-Chat"));
         let found = Details {
             source: Some("Org/Found".into()),
             ..Details::default()
         };
-        let facts = Facts::new(&metadata(&[("general.name", "Model Chat"), parent]), &found);
+        let facts = Facts::new(
+            &metadata(&[("general.name", "Model Chat"), parent]),
+            &found,
+            None,
+        );
         assert_eq!(facts.base_model.as_deref(), Some("Org/Found"));
         assert_eq!(
-            Facts::new(&metadata(&[source]), &found)
+            Facts::new(&metadata(&[source]), &found, None)
                 .base_model
                 .as_deref(),
             Some("Org/Model-Chat")
@@ -425,7 +446,7 @@ mod tests {
     #[test]
     fn unknown_licenses_become_other() {
         let of = |pairs: &[(&'static str, &'static str)]| {
-            Facts::new(&metadata(pairs), &Details::default()).license
+            Facts::new(&metadata(pairs), &Details::default(), None).license
         };
         assert_eq!(of(&[]), None);
         assert_eq!(

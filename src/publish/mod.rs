@@ -19,14 +19,15 @@ pub mod modelfile;
 mod place;
 pub mod turns;
 
+use crate::convert::ProjectorFile;
 use crate::format;
-use crate::format::gguf::{Files, Model};
+use crate::format::gguf::{Files, Metadata, Model, Value, keys};
 use crate::progress::{Progress, Unit};
-use crate::report::data::{DataError, File, Frontier};
+use crate::report::data::{DataError, File, Frontier, Projector};
 use crate::report::page::page;
 use crate::report::size_chart::size_chart;
 use crate::report::svg::Place as Shown;
-use card::Published;
+use card::{Contents, Published, PublishedProjector};
 use facts::{Details, Facts};
 use modelfile::Template;
 use place::Place;
@@ -43,6 +44,8 @@ pub struct Job {
     pub details: Details,
     /// Template of the card; `None` for the built-in one.
     pub template: Option<String>,
+    /// The projector to publish; `None` for that of the directory, if it has one.
+    pub projector: Option<PathBuf>,
     /// Allows an existing output directory.
     pub force: bool,
     /// Copies models instead of hard-linking them.
@@ -51,7 +54,7 @@ pub struct Job {
 
 /// Result of a publication.
 pub struct Done {
-    /// The models: name, SHA-256, size in bytes, and true for a hard link.
+    /// The models, then the projector: name, SHA-256, size in bytes, and true for a hard link.
     pub files: Vec<(String, String, u64, bool)>,
     /// Target repository, if given.
     pub repo: Option<String>,
@@ -132,28 +135,20 @@ pub fn check(job: &Job) -> Result<()> {
 /// cancellation.
 pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
     check(job)?;
-    let data = read(&job.directory)?;
+    let mut data = read(&job.directory)?;
     let paths: Vec<PathBuf> = data
         .files
         .iter()
         .map(|file| job.directory.join(&file.name))
         .collect();
     for (file, path) in data.files.iter().zip(&paths) {
-        let changed = |what: String| Error::Changed {
-            path: path.clone(),
-            what,
-        };
-        let len = path
-            .metadata()
-            .map_err(|_| changed("frontier.json names this file, but it is missing".into()))?
-            .len();
-        if len != file.bytes {
-            return Err(changed(format!(
-                "it has {len} bytes, but {} in frontier.json",
-                file.bytes
-            )));
-        }
+        check_bytes(path, file.bytes)?;
     }
+    let projector = projector(job, &data)?;
+    data.projector = projector.as_ref().map(|projector| Projector {
+        name: projector.name(),
+        bytes: projector.bytes,
+    });
     let Some(first) = paths.first() else {
         return Err(Error::NoFiles(job.directory.clone()));
     };
@@ -167,8 +162,11 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
         source,
         ..job.details.clone()
     };
-    let facts = Facts::new(Model::parse(&mapped)?.metadata(), &details);
+    let model = Model::parse(&mapped)?;
+    let facts = Facts::new(model.metadata(), &details, projector.as_ref());
     let mut notes = facts.notes.clone();
+    let other = |projector: &ProjectorFile| other_width(projector, model.metadata());
+    notes.extend(projector.as_ref().and_then(other));
 
     let mut place = Place::new(&job.output, job.force)?;
     let imatrix = Some(job.directory.join(IMATRIX)).filter(|path| path.is_file());
@@ -187,7 +185,9 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
         .map(|meta| meta.len())
         .sum();
     progress.begin(
-        small + data.files.iter().map(|file| file.bytes).sum::<u64>(),
+        small
+            + data.files.iter().map(|file| file.bytes).sum::<u64>()
+            + projector.as_ref().map_or(0, |projector| projector.bytes),
         Unit::Bytes,
     );
     let (mut published, mut files) = (Vec::new(), Vec::new());
@@ -195,7 +195,8 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
         let (sha256, linked) = place.file(path, &file.name, job.copy, progress)?;
         let stem = file.name.strip_suffix(".gguf").unwrap_or(&file.name);
         let modelfile = format!("{stem}.Modelfile");
-        place.text(&modelfile, &facts.ollama.modelfile(&file.name))?;
+        let beside = data.projector.as_ref().map(|projector| &*projector.name);
+        place.text(&modelfile, &facts.ollama.modelfile(&file.name, beside))?;
         let recipe = recipe_of(file);
         place.file(&job.directory.join(&recipe), &recipe, true, progress)?;
         files.push((file.name.clone(), sha256.clone(), file.bytes, linked));
@@ -203,6 +204,16 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
             file,
             sha256,
             modelfile,
+        });
+    }
+    let mut published_projector = None;
+    if let Some(projector) = &projector {
+        let name = projector.name();
+        let (sha256, linked) = place.file(&projector.path, &name, job.copy, progress)?;
+        files.push((name, sha256.clone(), projector.bytes, linked));
+        published_projector = Some(PublishedProjector {
+            file: projector,
+            sha256,
         });
     }
     if let Some(imatrix) = &imatrix {
@@ -218,14 +229,63 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
     }
     place.text("params", &facts.ollama.params())?;
     let template = job.template.as_deref().unwrap_or(card::TEMPLATE);
-    let readme = card::card(template, &data, &published, &facts, imatrix.is_some())
-        .map_err(Error::Template)?;
+    let contents = Contents {
+        files: published,
+        projector: published_projector,
+        imatrix: imatrix.is_some(),
+    };
+    let readme = card::card(template, &data, &contents, &facts).map_err(Error::Template)?;
     place.text("README.md", &readme)?;
     place.finish()?;
     Ok(Done {
         files,
         repo: facts.repo,
         notes,
+    })
+}
+
+/// Fails if a file of `make` is missing or has another size than in frontier.json.
+fn check_bytes(path: &Path, bytes: u64) -> Result<()> {
+    let changed = |what: String| Error::Changed {
+        path: path.to_owned(),
+        what,
+    };
+    let len = path
+        .metadata()
+        .map_err(|_| changed("frontier.json names this file, but it is missing".into()))?
+        .len();
+    match len == bytes {
+        true => Ok(()),
+        false => Err(changed(format!(
+            "it has {len} bytes, but {bytes} in frontier.json"
+        ))),
+    }
+}
+
+/// The projector of a publication: the given one, or that of the directory.
+fn projector(job: &Job, data: &Frontier) -> Result<Option<ProjectorFile>> {
+    let path = match (&job.projector, &data.projector) {
+        (Some(path), _) => path.clone(),
+        (None, Some(made)) => {
+            let path = job.directory.join(&made.name);
+            check_bytes(&path, made.bytes)?;
+            path
+        }
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(ProjectorFile::open(&path)?))
+}
+
+/// A note on a projector whose outputs do not have the length of the model's embeddings.
+fn other_width(projector: &ProjectorFile, metadata: &Metadata<'_>) -> Option<String> {
+    let architecture = metadata.get(keys::ARCHITECTURE).and_then(Value::as_str)?;
+    let length = metadata.get(&format!("{architecture}.embedding_length"))?;
+    let (length, width) = (length.as_u64()?, projector.width?);
+    (length != width).then(|| {
+        format!(
+            "{} is for embeddings of {width} numbers, and those of the model have {length}: it may be that of another model",
+            projector.name()
+        )
     })
 }
 
@@ -250,14 +310,13 @@ fn read(directory: &Path) -> Result<Frontier> {
         error,
     })?;
     // File names must not contain paths.
-    let stray = data
-        .files
-        .iter()
-        .find(|file| Path::new(&file.name).file_name() != Some(file.name.as_ref()));
+    let names = data.files.iter().map(|file| &file.name);
+    let mut names = names.chain(data.projector.iter().map(|projector| &projector.name));
+    let stray = names.find(|name| Path::new(name).file_name() != Some(name.as_ref()));
     match stray {
-        Some(file) => Err(Error::Changed {
+        Some(name) => Err(Error::Changed {
             path,
-            what: format!("'{}' is not a file name", file.name),
+            what: format!("'{name}' is not a file name"),
         }),
         None => Ok(data),
     }

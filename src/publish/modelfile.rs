@@ -95,9 +95,13 @@ impl Ollama {
         all
     }
 
-    /// Modelfile for a GGUF in the same directory.
-    pub(crate) fn modelfile(&self, gguf: &str) -> String {
-        let mut out = format!("# ollama create NAME -f THIS_FILE\nFROM ./{gguf}\n\n");
+    /// Modelfile for a GGUF in the same directory, with the projector beside it.
+    pub(crate) fn modelfile(&self, gguf: &str, projector: Option<&str>) -> String {
+        let mut out = format!("# ollama create NAME -f THIS_FILE\nFROM ./{gguf}\n");
+        if let Some(projector) = projector {
+            let _ = writeln!(out, "FROM ./{projector}");
+        }
+        out.push('\n');
         for remark in self.remarks() {
             let _ = writeln!(out, "# {}", remark.replace(['\n', '\r'], " "));
         }
@@ -146,9 +150,9 @@ mod tests {
             context: Some(131_072),
             sampling: vec![("temperature", 0.6.into())],
         };
-        let file = ollama.modelfile("a.gguf");
+        let file = ollama.modelfile("a.gguf", None);
         assert!(
-            file.contains("FROM ./a.gguf\n")
+            file.contains("FROM ./a.gguf\n\n")
                 && !file.contains("TEMPLATE \"")
                 && file.contains("the first line.")
         );
@@ -168,8 +172,12 @@ mod tests {
             sampling: vec![],
         };
         assert!(
-            base.modelfile("a.gguf")
+            base.modelfile("a.gguf", None)
                 .contains("TEMPLATE \"\"\"{{ .Prompt }}\"\"\"\n")
+        );
+        assert!(
+            base.modelfile("a.gguf", Some("mmproj-a.gguf"))
+                .contains("FROM ./a.gguf\nFROM ./mmproj-a.gguf\n\n")
         );
     }
 }

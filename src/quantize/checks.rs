@@ -3,6 +3,7 @@
 use super::metadata::UsedImatrix;
 use super::plan::Source;
 use super::{Job, PlannedOutput, PlannedTensor};
+use crate::arch::draft::is_draft;
 use crate::arch::{Architecture, TensorId, role};
 use crate::format::gguf::{Value, keys};
 use crate::input::Input;
@@ -25,7 +26,8 @@ pub(super) fn unusable(input: &Input<'_>) -> Vec<Problem> {
     }
     let catalog = input.catalog();
     let tokens = metadata.get(TOKENS).and_then(Value::as_array);
-    // Both ends of the model have one row per token.
+    // Both ends of the model have one row per token, unless it predicts some tokens of another model.
+    let tokens = tokens.filter(|_| !architecture.is_some_and(is_draft));
     let embedding = catalog.embedding().map(|entry| entry.id);
     let output = catalog.output().map(|linear| linear.tensor);
     let ends = embedding

@@ -103,6 +103,27 @@ impl Model {
         model
     }
 
+    /// A checkpoint on disk, with all weights in bf16 in one file.
+    pub(super) fn read(dir: &Path) -> Model {
+        let config = std::fs::read(dir.join("config.json")).unwrap();
+        let mut model = Model {
+            config: serde_json::from_slice(&config).unwrap(),
+            tensors: BTreeMap::new(),
+        };
+        let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
+        let (length, rest) = bytes.split_at(8);
+        let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+        let header: serde_json::Map<String, Value> = serde_json::from_slice(header).unwrap();
+        for (name, tensor) in header {
+            assert_eq!(tensor["dtype"], "BF16");
+            let at = |i: usize| tensor["data_offsets"][i].as_u64().unwrap() as usize;
+            let shape = serde_json::from_value(tensor["shape"].clone()).unwrap();
+            let bytes = data[at(0)..at(1)].to_vec();
+            model.tensors.insert(name, ("BF16", shape, bytes));
+        }
+        model
+    }
+
     /// Adds a tensor; its n-th weight is n, rounded to bf16.
     pub(super) fn add(&mut self, name: &str, shape: &[u64]) {
         let count: u64 = shape.iter().product();

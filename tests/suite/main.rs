@@ -15,6 +15,7 @@ mod config;
 mod convert;
 mod convert_golden;
 mod diff;
+mod drafts;
 mod engine;
 mod evaluate;
 mod evaluate_failures;

@@ -14,10 +14,15 @@ const PATCH: u64 = 2;
 
 /// A Gemma 3 with an encoder of one layer; of the text model, there is one norm.
 fn gemma3() -> Model {
+    gemma3_for(TEXT)
+}
+
+/// The same for a text model with embeddings of `text` numbers.
+pub(super) fn gemma3_for(text: u64) -> Model {
     let mut model = Model {
         config: json!({
             "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3",
-            "text_config": { "model_type": "gemma3_text", "hidden_size": TEXT },
+            "text_config": { "model_type": "gemma3_text", "hidden_size": text },
             "vision_config": { "model_type": "siglip_vision_model", "hidden_size": WIDTH, "intermediate_size": FFN,
                 "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 128, "patch_size": PATCH },
         }),
@@ -43,10 +48,10 @@ fn gemma3() -> Model {
     model.add(&positions, &[(128 / PATCH) * (128 / PATCH), WIDTH]);
     model.add(
         "multi_modal_projector.mm_input_projection_weight",
-        &[WIDTH, TEXT],
+        &[WIDTH, text],
     );
     model.add("multi_modal_projector.mm_soft_emb_norm.weight", &[WIDTH]);
-    model.add("language_model.model.norm.weight", &[TEXT]);
+    model.add("language_model.model.norm.weight", &[text]);
     model
 }
 
@@ -57,7 +62,7 @@ fn write(model: &Model, preprocessor: Value) -> TempDir {
     dir
 }
 
-fn means() -> Value {
+pub(super) fn means() -> Value {
     json!({ "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25] })
 }
 

@@ -1,7 +1,9 @@
 //! A checkpoint's config.json as read by the reference: with the defaults of transformers' classes.
 
 use super::projector::{self, Parts, Projector};
-use super::{bert, deepseek, deepseek4, defaults, gemma, gemma3n, hy4, lfm2, nemotron_h, wrapper};
+use super::{
+    bert, deepseek, deepseek4, defaults, draft, gemma, gemma3n, hy4, lfm2, nemotron_h, wrapper,
+};
 use quantier_gguf::json::kind;
 use serde_json::{Map, Value};
 
@@ -83,6 +85,7 @@ impl Config {
         hy4::complete(class.as_deref(), &mut fields)?;
         gemma3n::complete(class.as_deref(), &mut fields);
         bert::complete(class.as_deref(), &mut fields)?;
+        draft::complete(class.as_deref(), &mut fields);
         let inner = fields.get(TIED).and_then(Value::as_bool);
         let mut config = Config {
             fields,
@@ -162,6 +165,11 @@ impl Config {
     /// A field, if present and not null.
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.fields.get(name).filter(|value| !value.is_null())
+    }
+
+    /// True if there is such a field, even if it is null.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.fields.contains_key(name)
     }
 
     /// The first present field of several alternative names; None if its value is null.

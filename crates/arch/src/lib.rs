@@ -30,6 +30,7 @@ mod defaults;
 mod delta;
 mod dots1;
 mod dots3;
+pub mod draft;
 mod ernie;
 mod exaone;
 mod experts;
@@ -311,6 +312,10 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &llama::LLAMA_EMBED,
     &t5::T5,
     &t5::T5_ENCODER,
+    &draft::EAGLE3,
+    &draft::DFLASH,
+    &draft::DSPARK,
+    &draft::GEMMA4_DSPARK,
 ];
 
 /// Choice of an architecture by other fields than the class.
@@ -335,6 +340,12 @@ impl Architecture {
     pub fn of(config: &Config) -> Result<&'static Architecture, String> {
         let class = config.class();
         let class = class.ok_or("field 'architectures' is missing or empty")?;
+        if [&llama::LLAMA, &draft::EAGLE3]
+            .iter()
+            .any(|architecture| architecture.classes.contains(&class))
+        {
+            return draft::of_llama(config);
+        }
         if let Some((_, choice)) = CHOICES.iter().find(|(name, _)| *name == class) {
             return choice(config);
         }

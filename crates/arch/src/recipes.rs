@@ -55,6 +55,8 @@ pub enum Place {
     BeforeExperts,
     /// Between repacked experts and all other tensors.
     BehindExperts,
+    /// After all other tensors.
+    Last,
 }
 
 /// A tensor that becomes a field of the config, which parameters and sizes can use.
@@ -206,6 +208,9 @@ pub enum Op {
     /// A batch norm as one factor or one summand per channel. The inputs are its weight, bias, mean
     /// and variance; the only operation of an output.
     BatchNorm(BatchNorm),
+    /// The tokens of a draft's target that its rows stand for, from the distances to the rows' indices, in 64
+    /// bits. The only operation of an output.
+    TargetTokens,
     /// Adds 1 to every weight.
     AddOne,
     /// Adds this to every weight.

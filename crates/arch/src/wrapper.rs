@@ -115,8 +115,14 @@ const PIECES: &[(&str, &str)] = &[
     ("model.connector.", VISION),
 ];
 
+/// A module of DFlash 2, in names that hold a piece of another part's.
+const SELECTOR: &str = "candidate_selector.";
+
 /// Prefixes in ERNIE and LFM2 Audio that correspond to `model.`.
 const MODELS: [&str; 2] = ["ernie.", "lfm."];
+
+/// The only layer of EAGLE-3's drafts, and its name in Llama.
+const MIDLAYER: [&str; 2] = ["midlayer.", "model.layers.0."];
 
 /// Prefixes of encoders within models that also have a head.
 const ENCODERS: [&str; 3] = ["distilbert.", "roberta.", "bert."];
@@ -135,7 +141,8 @@ impl Part<'_> {
     pub fn of(name: &str) -> Part<'_> {
         let begins = BEGINNINGS.iter().find(|(start, _)| name.starts_with(start));
         let has = || PIECES.iter().find(|(piece, _)| name.contains(piece));
-        if let Some((_, part)) = begins.or_else(has) {
+        let other = begins.or_else(has).filter(|_| !name.contains(SELECTOR));
+        if let Some((_, part)) = other {
             return Part::Other(part);
         }
         const BIAS: &str = "e_score_correction_bias";
@@ -155,6 +162,10 @@ impl Part<'_> {
             {
                 name = format!("{norm}{new}").into();
             }
+        }
+        let [midlayer, first] = MIDLAYER;
+        if let Some(own) = name.strip_prefix(midlayer) {
+            name = format!("{first}{own}").into();
         }
         for model in MODELS {
             if name.contains(model) {
@@ -236,6 +247,14 @@ mod tests {
             ("vision_tower.encoder.norm.weight", Part::Other(VISION)),
             ("multi_modal_projector.linear_1.weight", Part::Other(VISION)),
             ("mlp1.0.weight", Part::Other(VISION)),
+            (
+                "candidate_selector.successor_codebook",
+                text("candidate_selector.successor_codebook"),
+            ),
+            (
+                "midlayer.mlp.up_proj.weight",
+                text("model.layers.0.mlp.up_proj.weight"),
+            ),
             ("thinker.audio_tower.conv1.weight", Part::Other(AUDIO)),
         ] {
             assert_eq!(Part::of(name), part, "{name}");

@@ -7,7 +7,7 @@ use quantier_gguf::gguf::shard_siblings;
 use quantier_gguf::index::Format;
 
 /// Small files that a conversion reads if present.
-const SMALL: [&str; 23] = [
+const SMALL: [&str; 25] = [
     "config.json",
     "hf_quant_config.json",
     "generation_config.json",
@@ -30,6 +30,8 @@ const SMALL: [&str; 23] = [
     "arcade100k.tiktoken",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "README.md",
 ];
 /// Directory of named chat templates.

@@ -46,6 +46,9 @@ pub struct Frontier {
     /// The written or planned files, by rising size.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<File>,
+    /// The projector beside the files; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub projector: Option<Projector>,
     /// The stages of the run with their costs, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Stage>,
@@ -211,6 +214,15 @@ pub struct Text {
     pub name: String,
     /// Number of used tokens.
     pub tokens: u64,
+}
+
+/// The file of a model's encoders of images and of audio, which llama.cpp takes as `--mmproj`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Projector {
+    /// File name.
+    pub name: String,
+    /// Size of the file in bytes.
+    pub bytes: u64,
 }
 
 /// Method of predicting nats.

@@ -304,6 +304,7 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
             median_error: Some(0.014),
         }),
         files,
+        projector: None,
         stages: [
             ("importance matrix and scores", 312.4, 3),
             ("choice", 0.4, 3),

@@ -205,6 +205,11 @@ impl Place {
             );
         }
         models::shortened_checkpoint(&at("small/checkpoint"), 1);
+        let draft = crate::drafts::eagle3().write();
+        fs::create_dir(at("small/eagle3")).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(draft.path().join(file), at("small/eagle3").join(file)).unwrap();
+        }
         // The repository's testdata/ with one layer of the reference model.
         fs::create_dir(at("testdata")).unwrap();
         for entry in fs::read_dir(root().join("testdata")).unwrap() {
@@ -266,6 +271,8 @@ impl Place {
                 env!("CARGO_BIN_EXE_quantier").into(),
             ),
             ("Qwen3-4B", small("checkpoint")),
+            ("Qwen3-4B_eagle3", small("eagle3")),
+            ("gemma-3-4b-it", small("checkpoint")),
             ("my-adapter", root().join("testdata/adapter")),
             ("calibration.txt", small(text)),
             ("held-out.txt", small("evaluation.txt")),

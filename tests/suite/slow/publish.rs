@@ -1,5 +1,7 @@
 //! Tests of `quantier publish` and `quantier make --variants --publish`.
 
+use crate::convert::Model;
+use crate::projector;
 use crate::support::models;
 use crate::support::program::{json, listing, quantier, stderr, succeeds};
 use quantier_core::rng::Rng;
@@ -430,6 +432,151 @@ fn make_fails_early(dir: &Path) {
     let error = stderr(dir, &args, 1);
     assert!(error.contains("--force"), "{error}");
     fs::remove_dir_all(dir.join("out/publish")).unwrap();
+}
+
+/// A directory with two texts, and two layers of the small model with an encoder of images, as `seeing`.
+fn seeing() -> TempDir {
+    const HIDDEN: u64 = 256;
+    let dir = place();
+    let model = dir.path().join("seeing");
+    models::shortened_checkpoint(&model, 2);
+    let text = Model::read(&model);
+    let mut both = projector::gemma3_for(HIDDEN);
+    both.tensors
+        .retain(|name, _| !name.starts_with("language_model."));
+    both.tensors.extend(text.tensors);
+    both.config["text_config"] = text.config;
+    for (name, bytes) in [
+        ("config.json", both.config.to_string().into_bytes()),
+        ("model.safetensors", both.safetensors(|_| true)),
+        (
+            "preprocessor_config.json",
+            projector::means().to_string().into_bytes(),
+        ),
+    ] {
+        fs::write(model.join(name), bytes).unwrap();
+    }
+    dir
+}
+
+/// The name of the only projector in a directory.
+fn projector_in(dir: &Path) -> Option<String> {
+    let names = listing(dir).into_iter();
+    let mut names = names.map(|(path, _)| path.file_name().unwrap().to_str().unwrap().to_owned());
+    names.find(|name| name.contains("mmproj"))
+}
+
+#[test]
+fn projector_lies_beside_the_files() {
+    let dir = seeing();
+    let make = |rest: &str| {
+        let args = format!(
+            "make seeing {SMALL} -f texts/cal.txt --eval texts/eval.txt --name See -o out {rest}"
+        );
+        quantier(&args).current_dir(dir.path()).assert().success()
+    };
+    make("--bpw 5 --publish --repo me/See-GGUF");
+    let (out, hub) = (dir.path().join("out"), dir.path().join("out/publish"));
+    const NAME: &str = "mmproj-See-F16.gguf";
+    succeeds(
+        dir.path(),
+        "convert seeing --mmproj --outtype f16 -o vision.gguf",
+    );
+    let converted = fs::read(dir.path().join("vision.gguf")).unwrap();
+    assert!(fs::read(out.join(NAME)).unwrap() == converted);
+    assert!(fs::read(hub.join(NAME)).unwrap() == converted);
+    assert!(checked_sums(&hub).contains_key(NAME));
+
+    let frontier = fs::read_to_string(hub.join("frontier.json")).unwrap();
+    let frontier: Frontier = serde_json::from_str(&frontier).unwrap();
+    let written = frontier.projector.unwrap();
+    assert_eq!(
+        (&*written.name, written.bytes),
+        (NAME, converted.len() as u64)
+    );
+    let card = fs::read_to_string(hub.join("README.md")).unwrap();
+    assert_eq!(front_matter(&card)["pipeline_tag"], "image-text-to-text");
+    assert!(
+        card.contains(&format!("[{NAME}]({NAME})")) && card.contains("reads images"),
+        "{card}"
+    );
+    let stem = frontier.files[0].name.trim_end_matches(".gguf");
+    let modelfile = fs::read_to_string(hub.join(format!("{stem}.Modelfile"))).unwrap();
+    let from = format!("FROM ./{stem}.gguf\nFROM ./{NAME}\n");
+    assert!(modelfile.contains(&from), "{modelfile}");
+
+    // It is not written again.
+    let time = || out.join(NAME).metadata().unwrap().modified().unwrap();
+    let before = time();
+    make("--bpw 5");
+    assert_eq!(time(), before);
+    fs::remove_file(out.join(NAME)).unwrap();
+    make("--bpw 5");
+    assert!(fs::read(out.join(NAME)).unwrap() == converted);
+
+    // The room that it takes is missing for the model.
+    let planned = |rest: &str| {
+        let args = format!(
+            "make seeing {SMALL} -f texts/cal.txt --eval texts/eval.txt --fit 11MiB --ctx 256 -o other --dry-run --json"
+        );
+        let told = json(dir.path(), &format!("{args} {rest}"));
+        let bytes = told["files"][0][1].as_u64().unwrap();
+        (bytes, told["projector_bytes"].as_u64().unwrap())
+    };
+    let ((with, bytes), (without, none)) = (planned(""), planned("--no-mmproj"));
+    assert_eq!((bytes, none), (converted.len() as u64, 0));
+    let given = planned("--mmproj vision.gguf");
+    assert_eq!(given, (with, bytes));
+    let difference = without - with;
+    assert!(
+        (bytes / 2..2 * bytes).contains(&difference),
+        "{difference} for {bytes}"
+    );
+}
+
+#[test]
+fn models_without_a_usable_projector_are_complete() {
+    let dir = seeing();
+    let config = dir.path().join("seeing/config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    let other = text.replace(
+        "Gemma3ForConditionalGeneration",
+        "OtherForConditionalGeneration",
+    );
+    fs::write(&config, other).unwrap();
+    let make = |rest: &str| {
+        let args = format!(
+            "make seeing {SMALL} -f texts/cal.txt --eval texts/eval.txt --bpw 5 -o out {rest}"
+        );
+        let run = quantier(&args).current_dir(dir.path()).assert().success();
+        String::from_utf8(run.get_output().stderr.clone()).unwrap()
+    };
+    let told = make("--publish");
+    assert!(
+        told.contains("class 'OtherForConditionalGeneration' is not supported")
+            && told.contains("complete without it"),
+        "{told}"
+    );
+    let hub = dir.path().join("out/publish");
+    assert_eq!(projector_in(&hub), None);
+    assert!(!make("--no-mmproj").contains("not supported"));
+
+    // A file of another program, or of another name.
+    fs::write(&config, &text).unwrap();
+    succeeds(
+        dir.path(),
+        "convert seeing --mmproj --outtype f16 -o vision.gguf",
+    );
+    succeeds(dir.path(), "publish out -o hub --mmproj vision.gguf");
+    let hub = dir.path().join("hub");
+    assert_eq!(projector_in(&hub).as_deref(), Some("mmproj-vision.gguf"));
+    assert!(checked_sums(&hub).contains_key("mmproj-vision.gguf"));
+    let error = stderr(dir.path(), "publish out -o other --mmproj m.gguf", 1);
+    assert!(error.contains("not a projector"), "{error}");
+    let settings = dir.path().join("seeing/preprocessor_config.json");
+    fs::remove_file(settings).unwrap();
+    let told = make("");
+    assert!(told.contains("'image_mean' is neither in"), "{told}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ pub enum Budget {
     Like(FileType),
     /// The best file for a memory and a context.
     Fit {
-        /// Bytes for weights, KV cache and compute buffers together.
+        /// Bytes for weights, projector, KV cache and compute buffers together.
         memory: u64,
         /// Tokens of context.
         ctx: u64,
@@ -40,6 +40,8 @@ pub struct Surroundings {
     pub header_bytes: u64,
     /// Bytes of all tensors under the preset of [`Budget::Like`].
     pub preset_bytes: Option<u64>,
+    /// Bytes of the projector, which the model runs with; 0 without one.
+    pub projector_bytes: u64,
     /// Memory of the running model, for [`Budget::Fit`].
     pub memory: Option<Memory>,
 }
@@ -268,7 +270,8 @@ impl Budget {
                     .as_ref()
                     .ok_or_else(|| unknown("what the model needs to run is not known"))?;
                 let needs = model.kv_cache(ctx).saturating_add(model.compute(ctx));
-                (memory, needs.saturating_add(around.header_bytes), false)
+                let files = around.header_bytes.saturating_add(around.projector_bytes);
+                (memory, needs.saturating_add(files), false)
             }
         };
         let range = || {
@@ -278,7 +281,13 @@ impl Budget {
                 (0, _) => String::new(),
                 (_, true) => format!(", {overhead} bytes of metadata included"),
                 (_, false) => {
-                    format!(", {overhead} bytes of KV cache, compute buffers and metadata included")
+                    let projector = match around.projector_bytes {
+                        0 => "",
+                        _ => "projector, ",
+                    };
+                    format!(
+                        ", {overhead} bytes of {projector}KV cache, compute buffers and metadata included"
+                    )
                 }
             };
             format!("recipes take {from} to {to}{of_it}")
@@ -484,6 +493,7 @@ mod tests {
         let around = Surroundings {
             header_bytes: 50,
             preset_bytes: Some(700),
+            projector_bytes: 30,
             memory: Some(Memory {
                 layers: vec![LayerCache {
                     kv_heads: 1,
@@ -502,7 +512,7 @@ mod tests {
             (Budget::Like(FileType::Q4_K_M), 700),
             (
                 Budget::Fit {
-                    memory: needs + 50 + 720,
+                    memory: needs + 50 + 30 + 720,
                     ctx: 10,
                 },
                 720,

@@ -365,20 +365,27 @@ impl Projector {
     /// The projector of a checkpoint, by its class.
     ///
     /// # Errors
-    /// A missing or unsupported class.
+    /// As [`Projector::refusal`], with the supported classes.
     pub fn of(outer: &Map<String, Json>) -> std::result::Result<&'static Projector, String> {
+        Projector::find(outer).map_err(|refusal| {
+            let all = PROJECTORS.iter();
+            let known: Vec<_> = all.flat_map(|p| p.architecture.classes).copied().collect();
+            format!("{refusal}; supported are {}", known.join(", "))
+        })
+    }
+
+    /// The reason why a checkpoint's projector cannot be converted: a missing or unsupported class, by its
+    /// name. None for supported classes.
+    pub fn refusal(outer: &Map<String, Json>) -> Option<String> {
+        Projector::find(outer).err()
+    }
+
+    fn find(outer: &Map<String, Json>) -> std::result::Result<&'static Projector, String> {
         let class = class(outer);
         let class = class.ok_or("field 'architectures' is missing or empty")?;
         let mut all = PROJECTORS.iter().copied();
         let found = all.find(|projector| projector.architecture.classes.contains(&&*class));
-        found.ok_or_else(|| {
-            let all = PROJECTORS.iter();
-            let known: Vec<_> = all.flat_map(|p| p.architecture.classes).copied().collect();
-            format!(
-                "the projector of class '{class}' is not supported; supported are {}",
-                known.join(", ")
-            )
-        })
+        found.ok_or_else(|| format!("the projector of class '{class}' is not supported"))
     }
 }
 
