@@ -5,6 +5,7 @@ use crate::format::types::GgmlType;
 use crate::model;
 use crate::plan::file_type::FileType;
 use crate::plan::frontier::{Budget, Constraints};
+use crate::report::data::Distance;
 use crate::quant::Codec;
 use crate::rounding::Rounding;
 use crate::sensitivity::{Measure, Settings};
@@ -97,6 +98,8 @@ pub struct NamedBudget {
     pub name: String,
     /// The budget.
     pub budget: Budget,
+    /// The measure of a divergence as the budget; None for other budgets.
+    pub distance: Option<Distance>,
 }
 
 /// Computation of the sensitivities.
