@@ -109,7 +109,10 @@ pub fn run(args: &Args, opened: &[Opened<'_>]) -> anyhow::Result<ExitCode> {
             path.display()
         );
     }
-    let texts: Vec<Vec<u32>> = parts.iter().flat_map(|part| part.tokens.texts.clone()).collect();
+    let texts: Vec<Vec<u32>> = parts
+        .iter()
+        .flat_map(|part| part.tokens.texts.clone())
+        .collect();
     ensure!(
         texts.len() >= MIN_CHUNKS,
         "there are {} texts, and {MIN_CHUNKS} are needed; empty lines separate texts or, in a file without any, line \
@@ -159,7 +162,10 @@ fn pairs<'a>(compared: &[Compared<'a>]) -> Vec<Pair<'a>> {
             counted: "texts",
         })
     };
-    paths_pairs(compared.len()).into_iter().filter_map(pair).collect()
+    paths_pairs(compared.len())
+        .into_iter()
+        .filter_map(pair)
+        .collect()
 }
 
 fn as_json(
@@ -213,7 +219,9 @@ fn print(compared: &[Compared<'_>], pairs: &[Pair<'_>]) -> anyhow::Result<()> {
         } = &model.statistics;
         say!("{}", model.path.display())?;
         say!("====== Cosine distance of embeddings from the base, {texts} texts ======")?;
-        let uncertainty = mean.uncertainty.map_or(String::new(), |u| format!(" ± {u:.8}"));
+        let uncertainty = mean
+            .uncertainty
+            .map_or(String::new(), |u| format!(" ± {u:.8}"));
         say!("Mean    distance: {:>12.8}{uncertainty}", mean.value)?;
         say!("Maximum distance: {:>12.8}", spread.maximum)?;
         for (percent, value) in &spread.percentiles {
@@ -229,7 +237,10 @@ fn print(compared: &[Compared<'_>], pairs: &[Pair<'_>]) -> anyhow::Result<()> {
                 say!("Rank correlation of the similarities of all pairs: {rank:.6}")?;
             }
             let (shared, count) = (agreement.shared_neighbours, agreement.neighbours);
-            say!("Shared among the {count} nearest neighbours:          {}", percent(shared))?;
+            say!(
+                "Shared among the {count} nearest neighbours:          {}",
+                percent(shared)
+            )?;
             say!("\n{}", neighbour_changes(shared))?;
         }
         say!("")?;

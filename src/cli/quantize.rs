@@ -1,7 +1,7 @@
 //! `quantier quantize`: llama-quantize's command line.
 
-use super::hub::{self, Need};
 use super::embeddings;
+use super::hub::{self, Need};
 use super::measure::{open, read_text};
 use super::messages::{note, warning};
 use super::terminal::Bar;

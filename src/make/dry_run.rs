@@ -187,6 +187,8 @@ impl Job<'_> {
         let texts = &model.texts;
         let chunks = texts.scored_chunks(self.options.scoring.chunks);
         let chunks = chunks.and_then(|most| texts.spread_chunks(most));
-        chunks.map_or(0, |chunks| chunks.iter().map(Vec::len).sum::<usize>() as u64)
+        chunks.map_or(0, |chunks| {
+            chunks.iter().map(Vec::len).sum::<usize>() as u64
+        })
     }
 }

@@ -174,7 +174,7 @@ impl<'m> Job<'m> {
     }
 
     /// False for an embedding model, which predicts no tokens.
-    pub(super) fn has_output(&self) -> bool {
+    pub fn has_output(&self) -> bool {
         self.model().is_none_or(|model| model.engine.has_output())
     }
 

@@ -157,7 +157,11 @@ impl Prover<'_> {
         proven: &mut Proven,
     ) -> Result<bool> {
         for _ in 0..targets::ROUNDS {
-            let measured: Vec<f64> = proven.files.iter().map(|d| d.measured.mean.value()).collect();
+            let measured: Vec<f64> = proven
+                .files
+                .iter()
+                .map(|d| d.measured.mean.value())
+                .collect();
             let before = files::paths(allocation);
             let changed = targets::correct(allocation, &measured, settled);
             if changed.is_empty() {

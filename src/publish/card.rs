@@ -157,7 +157,9 @@ fn file_values(data: &Frontier, published: &Published<'_>, relative: bool) -> Va
         let (value, error) = figure(m.mean.value(), m.uncertainty);
         error.map_or(value.clone(), |error| format!("{value} ± {error}"))
     });
-    let divergence = measured.map(|m| m.mean.value()).or((!relative).then_some(predicted));
+    let divergence = measured
+        .map(|m| m.mean.value())
+        .or((!relative).then_some(predicted));
     let purpose = divergence.and_then(|nats| PURPOSES.iter().find(|(most, _)| nats <= *most));
     context! {
         name => file.name,

@@ -336,7 +336,10 @@ impl SequentialRounder for Pass<'_> {
 
     fn save(&self, done: usize, get: Get<'_>) -> Result<()> {
         // Texts of an embedding model differ in length, and a snapshot does not hold them.
-        let resume = self.with.resume.filter(|_| model::are_even(self.with.chunks));
+        let resume = self
+            .with
+            .resume
+            .filter(|_| model::are_even(self.with.chunks));
         let Some(resume) = resume.filter(|resume| resume.due()) else {
             return Ok(());
         };

@@ -179,10 +179,9 @@ impl<'s> Scoring<'s> {
         let (engine, chunks) = (self.run.engine, self.run.chunks.len());
         let of_layer = || scores::of_layer(samples, self.sampling, self.candidates, self.progress);
         let sums = engine.pool().install(of_layer)?;
-        sums.into_iter()
-            .try_for_each(|(name, sums)| {
-                add(nats, &name, sums, self.means_of.count(self.positions))
-            })?;
+        sums.into_iter().try_for_each(|(name, sums)| {
+            add(nats, &name, sums, self.means_of.count(self.positions))
+        })?;
         if let Some(recorder) = recorder {
             let most = most_rows(engine);
             let record = || record(recorder, engine.catalog(), samples, chunks, most);

@@ -287,7 +287,10 @@ impl Candidate<'_> {
         let in_chunks: Vec<f64> = all.iter().map(|sums| sums.in_chunks).collect();
         let chunks = samples.pieces.len() * draws;
         let ratios = drawn.correlation.ratios(&squares, &in_chunks, chunks);
-        let scales: Vec<f64> = ratios.iter().map(|ratio| ratio / (2 * draws) as f64).collect();
+        let scales: Vec<f64> = ratios
+            .iter()
+            .map(|ratio| ratio / (2 * draws) as f64)
+            .collect();
         Ok(self.costs_of_sums(&all, drawn.products, &scales))
     }
 

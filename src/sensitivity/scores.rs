@@ -498,7 +498,9 @@ impl Candidate<'_> {
             correlation => correlation,
         };
         let ratios = correlation.ratios(&estimates, &sums, sequences).into_iter();
-        let scales: Vec<f64> = ratios.map(|ratio| ratio / (2 * draws.max(1)) as f64).collect();
+        let scales: Vec<f64> = ratios
+            .map(|ratio| ratio / (2 * draws.max(1)) as f64)
+            .collect();
         let errors = squares.iter().zip(&scales);
         let errors = errors.map(|(square, scale)| square.error() * scale);
         let error = errors.sum::<f64>() / types.max(1) as f64;

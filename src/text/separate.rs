@@ -34,7 +34,10 @@ mod tests {
     #[test]
     fn empty_lines_or_lines_separate_texts() {
         assert_eq!(separate("one\ntwo\r\nthree\n"), ["one", "two", "three"]);
-        assert_eq!(separate("one\nline\n\n \ntwo\n\x0c\nthree"), ["one\nline", "two", "three"]);
+        assert_eq!(
+            separate("one\nline\n\n \ntwo\n\x0c\nthree"),
+            ["one\nline", "two", "three"]
+        );
         assert_eq!(separate("\n\none\n\n"), ["one"]);
         assert_eq!(separate("\none\ntwo\n\n"), ["one", "two"]);
         assert!(separate(" \n\n").is_empty() && separate("").is_empty());

@@ -31,10 +31,7 @@ const BERT_DECODER: Decoder = Decoder {
     norm: Norm::Layer,
     rope: Rope::None,
     activation: Activation::Gelu,
-    stream_norms: [
-        &["attn_output_norm", "attn_norm_2"],
-        &["layer_output_norm"],
-    ],
+    stream_norms: [&["attn_output_norm", "attn_norm_2"], &["layer_output_norm"]],
     needs: Needs {
         optional: &["token_types", "cls", "cls.output"],
         biases: &["token_embd_norm", "attn_output_norm", "layer_output_norm"],

@@ -1,9 +1,9 @@
 //! Hyperparameters of a model's decoder, read from its metadata and checked.
 
 use crate::{
-    Activation, Alibi, Architecture, Cap, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Ranking,
-    Pooling, Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, SharedKv, Streams,
-    Tempering, UnitHeads, Unrotated, Window, Wkv, Xielu, YarnKeys,
+    Activation, Alibi, Architecture, Cap, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Pooling,
+    Ranking, Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, SharedKv,
+    Streams, Tempering, UnitHeads, Unrotated, Window, Wkv, Xielu, YarnKeys,
 };
 use quantier_gguf::gguf::{Metadata, Value, keys};
 use std::ops::Range;

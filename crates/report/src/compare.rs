@@ -132,9 +132,7 @@ impl Frontier {
             let mut versus = file.versus.iter();
             versus.find(|versus| versus.preset == preset.name)
         });
-        let phrases: Vec<String> = versus
-            .map(|versus| versus.phrase(self.distance))
-            .collect();
+        let phrases: Vec<String> = versus.map(|versus| versus.phrase(self.distance)).collect();
         if !phrases.is_empty() {
             text += &format!(" The file is {}.", phrases.join(", and "));
         }

@@ -5,7 +5,8 @@ use super::data::{Distance, File, Frontier, Measured, Score, Text};
 use super::fit_chart::fit_chart;
 use super::heat_map::{colour, heat_map};
 use super::numbers::{
-    Unit, capital, change, clean, count, duration, figure, nats, percent, shorten, size, type_name, weights,
+    Unit, capital, change, clean, count, duration, figure, nats, percent, shorten, size, type_name,
+    weights,
 };
 use super::size_chart::size_chart;
 use super::svg::{COLOURS, Place, style};
@@ -176,7 +177,9 @@ fn or_dash(value: Option<f64>, show: fn(f64) -> String) -> String {
 
 /// Mean divergence and standard error.
 fn kld(measured: Option<&Measured>) -> (String, Option<String>) {
-    measured.map_or((NONE.into(), None), |m| figure(m.mean.value(), m.uncertainty))
+    measured.map_or((NONE.into(), None), |m| {
+        figure(m.mean.value(), m.uncertainty)
+    })
 }
 
 fn file_row(data: &Frontier, file: &File, comparison: Option<&Comparison>) -> Value {

@@ -79,7 +79,12 @@ fn marks(data: &Frontier) -> Vec<Mark> {
                 let same = measured.same_top.map_or(String::new(), |top| {
                     format!(", same top token {}", percent(top))
                 });
-                add(name, measured.mean.value(), true, &format!("measured{same}"));
+                add(
+                    name,
+                    measured.mean.value(),
+                    true,
+                    &format!("measured{same}"),
+                );
             }
             None => add(name, predicted, false, after),
         }
@@ -239,13 +244,13 @@ fn title(svg: &mut Svg, data: &Frontier) {
         Anchor::Start,
         &format!("{name}: quality at every size"),
     );
-    let tokens = data
-        .evaluation
-        .as_ref()
-        .map(|e| {
-            let counted = data.distance.terms().counted;
-            format!(", measured on {} {counted}", super::numbers::count(e.tokens))
-        });
+    let tokens = data.evaluation.as_ref().map(|e| {
+        let counted = data.distance.terms().counted;
+        format!(
+            ", measured on {} {counted}",
+            super::numbers::count(e.tokens)
+        )
+    });
     let note = format!(
         "Mean {} from the {} model ({}){}. Lower is better.",
         data.distance.terms().name,

@@ -1,6 +1,6 @@
 //! The whole report on synthetic models.
 
-use super::data::{DataError, Frontier, Measured, Point, Preset};
+use super::data::{DataError, Frontier, Mean, Measured, Point, Preset};
 use super::fit_chart::fit_chart;
 use super::heat_map::heat_map;
 use super::sample::{eight_billion, experts, frontier, hostile, refmodel, unmeasured};

@@ -278,7 +278,10 @@ impl<'j> Probing<'j> {
             .iter()
             .map(|probe| probe.errors.clone())
             .collect();
-        let nats: Vec<f64> = measured.iter().map(|(_, d)| d.measured.mean.value()).collect();
+        let nats: Vec<f64> = measured
+            .iter()
+            .map(|(_, d)| d.measured.mean.value())
+            .collect();
         let probes = self.probes.iter().zip(measured);
         Some(Correction {
             parts: self.parts.clone(),

@@ -43,7 +43,9 @@ pub fn embeddings(
     };
     let pooler = engine.pooler().map_err(failed)?;
     let all: Vec<_> = texts.iter().map(|text| 0..text.len()).collect();
-    let hidden = engine.run_each(texts, &all, None, progress).map_err(failed)?;
+    let hidden = engine
+        .run_each(texts, &all, None, progress)
+        .map_err(failed)?;
     let one = |text: usize| {
         let rows = hidden.take(text).map_err(failed)?;
         pooler.embed(&rows).ok_or_else(|| Error::Embedding {
@@ -51,7 +53,9 @@ pub fn embeddings(
             text,
         })
     };
-    engine.pool().install(|| (0..texts.len()).map(one).collect())
+    engine
+        .pool()
+        .install(|| (0..texts.len()).map(one).collect())
 }
 
 /// 1 - cos of two models' embeddings of the same texts, by text.
@@ -59,10 +63,16 @@ pub fn embeddings(
 /// # Errors
 /// Embeddings of other lengths, or another number of them. `names` are those of the models.
 pub fn distances(base: &[Embedding], other: &[Embedding], names: [&str; 2]) -> Result<Vec<f64>> {
-    let shape = |texts: &[Embedding]| texts.first().map_or([0, 0], |rows| [texts.len(), rows.columns()]);
+    let shape = |texts: &[Embedding]| {
+        texts
+            .first()
+            .map_or([0, 0], |rows| [texts.len(), rows.columns()])
+    };
     let pairs = base.iter().zip(other);
     let are_alike = shape(base) == shape(other)
-        && pairs.clone().all(|(a, b)| (a.len(), a.columns()) == (b.len(), b.columns()));
+        && pairs
+            .clone()
+            .all(|(a, b)| (a.len(), a.columns()) == (b.len(), b.columns()));
     if !are_alike {
         let [base, other] = names.map(str::to_owned);
         return Err(Error::Embeddings { base, other });
@@ -127,11 +137,13 @@ impl Agreement {
         let [a, b] = [base, other].map(|all| similarities(&all[..texts]));
         let above = |all: &[f64]| -> Vec<f64> {
             let rows = all.chunks_exact(texts).enumerate();
-            rows.flat_map(|(row, all)| all[row + 1..].to_vec()).collect()
+            rows.flat_map(|(row, all)| all[row + 1..].to_vec())
+                .collect()
         };
         let neighbours = NEIGHBOURS.min(texts - 1);
         let shared = (0..texts).map(|text| {
-            let [a, b] = [&a, &b].map(|all| nearest(&all[text * texts..][..texts], text, neighbours));
+            let [a, b] =
+                [&a, &b].map(|all| nearest(&all[text * texts..][..texts], text, neighbours));
             a.iter().filter(|other| b.contains(other)).count()
         });
         Some(Agreement {

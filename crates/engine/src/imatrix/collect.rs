@@ -168,7 +168,8 @@ pub fn collect(
         return Err(model::Error::Model(what.into()).into());
     }
     if !engine.has_output() && (options.process_output || options.score) {
-        let what = "an embedding model predicts no tokens: it has no output matrix and no perplexity";
+        let what =
+            "an embedding model predicts no tokens: it has no output matrix and no perplexity";
         return Err(model::Error::Model(what.into()).into());
     }
     if options.covariance.is_some() && engine.hyper.loops > 1 {

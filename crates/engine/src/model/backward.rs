@@ -20,8 +20,8 @@ use super::ops::rope::Angles;
 use super::rows::Rows;
 use super::states::{Slots, States};
 use super::{
-    Engine, Error, Head, LOGIT_ROWS, LinearInput, OutputGradient, Parameter, Pooler, Result, Routed,
-    Tap, are_even,
+    Engine, Error, Head, LOGIT_ROWS, LinearInput, OutputGradient, Parameter, Pooler, Result,
+    Routed, Tap, are_even,
 };
 use quantier_arch::{Catalog, LinearId, TensorId};
 use quantier_core::progress::{Progress, Unit};

@@ -147,8 +147,7 @@ impl Pooler {
                 Rows::new(row.repeat(count), row.len())
             }
         };
-        self.input
-            .derivative(hidden, of_tokens, &of_chunk(0, None))
+        self.input.derivative(hidden, of_tokens, &of_chunk(0, None))
     }
 
     /// Gradients of the last layer's output for random signs of the embedding's numbers, one for each draw. With
@@ -266,7 +265,9 @@ mod tests {
         };
         let squares = pooler.probes(&hidden, 0, &labels).into_iter().map(|probe| {
             let product = probe.numbers().iter().zip(&change);
-            let product: f64 = product.map(|(g, change)| f64::from(1e-2 * g * change)).sum();
+            let product: f64 = product
+                .map(|(g, change)| f64::from(1e-2 * g * change))
+                .sum();
             product.powi(2)
         });
         let found = squares.sum::<f64>() / (2 * DRAWS) as f64;

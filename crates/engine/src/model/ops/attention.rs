@@ -618,7 +618,12 @@ mod tests {
     #[test]
     fn queries_of_encoders_see_both_sides() {
         let (positions, length) = (150, 6);
-        for (window, alibi) in [(None, None), (Some(9), None), (Some(128), None), (None, Some(8.0))] {
+        for (window, alibi) in [
+            (None, None),
+            (Some(9), None),
+            (Some(128), None),
+            (None, Some(8.0)),
+        ] {
             let scores = |is_causal: bool, window: Option<usize>| Scores {
                 scale: 1.3,
                 is_causal,
@@ -647,7 +652,13 @@ mod tests {
                 let side = window.map_or(positions, |window| window / 2);
                 let seen = query - side.min(query)..(query + side + 1).min(positions);
                 let weight = |key: usize| {
-                    let dot: f64 = all.query.row(query).iter().zip(all.key.row(key)).map(|(a, b)| f64::from(a * b)).sum();
+                    let dot: f64 = all
+                        .query
+                        .row(query)
+                        .iter()
+                        .zip(all.key.row(key))
+                        .map(|(a, b)| f64::from(a * b))
+                        .sum();
                     (dot * 1.3 - slope * query.abs_diff(key) as f64).exp()
                 };
                 let weights: Vec<f64> = seen.clone().map(weight).collect();
@@ -656,7 +667,10 @@ mod tests {
                     let values = seen.clone().map(|key| f64::from(all.value.row(key)[i]));
                     let want: f64 = weights.iter().zip(values).map(|(w, v)| w / sum * v).sum();
                     let got = f64::from(got.row(query)[i]);
-                    assert!((got - want).abs() < 2e-6, "{window:?} {query}: {got} {want}");
+                    assert!(
+                        (got - want).abs() < 2e-6,
+                        "{window:?} {query}: {got} {want}"
+                    );
                 }
             }
         }
