@@ -9,6 +9,7 @@
 
 #include "sums.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
@@ -57,7 +58,7 @@ int main(int argc, char ** argv) {
     params.embeddings = true;
     params.cb_eval = collect;
     if (argc > 3) {
-        params.pooling_type = (llama_pooling_type) atoi(argv[3]);
+        params.pooling_type = (enum llama_pooling_type) atoi(argv[3]);
     }
     llama_context * context = llama_init_from_model(model, params);
     if (!context) {

@@ -110,7 +110,6 @@ impl Job<'_> {
             JobEngine::Outside(outside) => Some(&outside.texts),
             JobEngine::None | JobEngine::Native(_) => None,
         };
-        let tokens = |bytes: &[u8]| (bytes.len() / size_of::<u32>()) as u64;
         let is_calibrated = self.options.imatrix.is_none() || self.options.rounding.has_feedback();
         let budgets = self.options.files().map_or(&[][..], |files| &files.budgets);
         let bytes = |name: &str| {

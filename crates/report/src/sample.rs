@@ -264,6 +264,7 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
     }
     Frontier {
         format: FORMAT,
+        distance: Distance::KlDivergence,
         generator: "quantier 0.1.0".into(),
         model: Model {
             name: shape.name.into(),
