@@ -13,15 +13,16 @@ HERE = Path(__file__).resolve().parent
 # squares relative to its tensor's mean; that of the mean cosine distance of a quantized file.
 DISTANCE, SUMS, MEAN = 1e-6, 0.002, 0.02
 # The reference uses a table of GELU in f16.
-OF_TABLE = {"distance": 2e-5, "sums": 0.01}
+OF_TABLE = {"distance": 2e-6, "sums": 0.005}
 GELU = ("bert", "distilbert", "roberta", "xlm-roberta", "nomic-bert-moe", "jina-bert", "modernbert", "embeddinggemma")
 SILU = ("modernbert-classifier",)
-# llama.cpp's numbers of poolings.
-CLS, MEAN_POOLING = 2, 1
+# A token of a mixture whose experts are nearly tied may go to others, as GELU is another: of this share of tokens, and of embeddings,
+# differences do not count.
+TIED = {"nomic-bert-moe": 0.001}
 # Case -> pooling in place of the file's: that in front of a reranker's classifier.
 CASES = {name: None for name in (
     "bert", "bert-txt", "bert-mlm", "distilbert", "roberta", "xlm-roberta", "xlm-roberta-json", "nomic-bert", "nomic-bert-moe",
-    "jina-bert", "jina-bert-code", "jina-bert-words", "modernbert", "modernbert-classifier", "neobert", "neobert-mlm", "eurobert",
+    "jina-bert", "jina-bert-code", "modernbert", "modernbert-classifier", "neobert", "neobert-mlm", "eurobert",
     "embeddinggemma", "embeddinggemma-dense", "llama-embed", "qwen3-embedding")}
 
 
@@ -104,7 +105,8 @@ class EmbeddingCase:
         worst, where, counts = 0.0, "", True
         for name, (squares, own) in expected.items():
             difference = float(np.abs(found[f"{name}.in_sum2"] - squares).max() / squares.mean())
-            counts &= found[f"{name}.counts"].astype(int).tolist() == own
+            off = np.abs(found[f"{name}.counts"].astype(int) - np.array(own))
+            counts &= bool(off.sum() <= TIED.get(self.name, 0) * sum(own))
             if not difference <= worst:
                 worst, where = difference, name
         return worst, where, counts
@@ -115,8 +117,8 @@ class EmbeddingCase:
         tokens, ours = self.ours()
         counts = [len(rows) for rows in ours]
         theirs, sums = self.theirs(self.f32, tokens, counts)
-        distance = lambda a, b: float(np.max(np.sum((a - b) ** 2, axis=1) / 2))
-        worst = max(distance(a, b) for a, b in zip(ours, theirs))
+        distances = np.sum((np.concatenate(ours) - np.concatenate(theirs)) ** 2, axis=1) / 2
+        worst = float(np.quantile(distances, 1 - TIED.get(self.name, 0)))
         quantized, _ = self.theirs(self.dequantized, tokens, counts)
         mean = lambda a, b: float(np.mean(np.sum((a - b) ** 2, axis=1) / 2))
         expected = np.mean([mean(a, b) for a, b in zip(theirs, quantized)])

@@ -21,9 +21,9 @@ use quantier_gguf::gguf::{Array, Value};
 use quantier_tokenizer::VocabKind;
 use serde_json::{Map, Value as Json};
 
-/// An encoder without causal attention.
+/// An encoder. Its files say that attention is not causal.
 pub(super) const ENCODER: Decoder = Decoder {
-    is_causal: false,
+    predicts_tokens: false,
     ..Decoder::LLAMA
 };
 

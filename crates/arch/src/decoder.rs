@@ -4,8 +4,10 @@
 /// The decoder of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Decoder {
-    /// True if a token sees no later ones; false for encoders, which make embeddings of texts.
-    pub is_causal: bool,
+    /// True if the model predicts tokens; false for encoders, which make embeddings of texts.
+    pub predicts_tokens: bool,
+    /// True if attention is never causal, whatever the metadata says.
+    pub sees_both_sides: bool,
     /// Kind of norm.
     pub norm: Norm,
     /// True if the epsilon key in the metadata decides the kind of norm.
@@ -702,7 +704,8 @@ impl Decoder {
 
     /// Llama's decoder; the others are given by their differences.
     pub(crate) const LLAMA: Decoder = Decoder {
-        is_causal: true,
+        predicts_tokens: true,
+        sees_both_sides: false,
         norm: Norm::Rms,
         norm_by_epsilon: false,
         rope: Rope::Pairs,

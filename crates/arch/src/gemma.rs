@@ -122,7 +122,8 @@ pub(super) static GEMMA_EMBEDDING: Architecture = Architecture {
         BUFFERS,
     ],
     decoder: Decoder {
-        is_causal: false,
+        predicts_tokens: false,
+        sees_both_sides: true,
         needs: Needs {
             optional: &["dense_2", "dense_3"],
             ..Needs::WEIGHTS

@@ -753,7 +753,7 @@ impl Keys<'_> {
 
     /// Pooling of an embedding model: of an encoder, and of a decoder whose metadata has one. A reranker's
     /// embedding is the vector that its classifier reads.
-    fn pooling(&self, of_decoder: bool, is_causal: bool) -> Result<Option<Pooling>> {
+    fn pooling(&self, predicts_tokens: bool, is_causal: bool) -> Result<Option<Pooling>> {
         const KEY: &str = "pooling_type";
         const CLASSIFIER: &str = "classifier.pooling_type";
         const RANK: usize = 4;
@@ -776,7 +776,7 @@ impl Keys<'_> {
             };
             return Ok(Some(listed(CLASSIFIER)?.unwrap_or(otherwise)));
         }
-        let own = Some(Pooling::Tokens).filter(|_| !of_decoder);
+        let own = Some(Pooling::Tokens).filter(|_| !predicts_tokens);
         Ok(listed(KEY)?.or(own))
     }
 
@@ -1416,8 +1416,8 @@ impl Hyper {
                 "models of architecture '{name}' cannot be run here yet: {reason} ({CONVERTED})"
             ));
         }
-        let is_causal = decoder.is_causal && keys.flag("attention.causal")? != Some(false);
-        let pooling = keys.pooling(decoder.is_causal, is_causal)?;
+        let is_causal = !decoder.sees_both_sides && keys.flag("attention.causal")? != Some(false);
+        let pooling = keys.pooling(decoder.predicts_tokens, is_causal)?;
         if !is_causal && pooling.is_none() {
             return Err(format!(
                 "this model also sees what comes after a token, and predicts no next one: it cannot be run here \

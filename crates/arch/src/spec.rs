@@ -93,7 +93,7 @@ impl ModelSpec {
             layers,
             embedding: EMBEDDING,
             positions: there(POSITIONS),
-            token_types: there(TOKEN_TYPES).filter(|_| !hyper.decoder.is_causal),
+            token_types: there(TOKEN_TYPES).filter(|_| !hyper.decoder.predicts_tokens),
             dense: DenseSpec::all(hyper, catalog),
             embedding_norm: match hyper.decoder.normalized_embeddings {
                 true => Some(NormSpec::weightless(hyper)),
@@ -1197,7 +1197,7 @@ impl NormSpec {
     /// A norm, if present: layer norms without weights always are in decoders, and never in encoders.
     fn new(hyper: &Hyper, catalog: &Catalog, stem: String, len: usize) -> Option<NormSpec> {
         let kind = hyper.decoder.norm;
-        let may_be_bare = kind == Norm::Layer && hyper.decoder.is_causal;
+        let may_be_bare = kind == Norm::Layer && hyper.decoder.predicts_tokens;
         let there = may_be_bare || catalog.weight_of(&stem).is_some();
         there.then_some(NormSpec {
             stem,
