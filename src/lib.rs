@@ -106,7 +106,7 @@
 //!     engine: &Engine<'_>,
 //!     text: &str,
 //! ) -> Result<(), Box<dyn std::error::Error>> {
-//!     let budgets = vec![NamedBudget { name: "--bpw 4.25".into(), budget: Budget::Bpw(4.25), distance: None }];
+//!     let budgets = vec![NamedBudget { name: "--bpw 4.25".into(), budget: Budget::Bpw(4.25) }];
 //!     let goal = Goal::Files(Files { budgets, ..Files::default() });
 //!     let options = Options { directory: "out".into(), goal, ..Options::default() };
 //!     let texts = Texts::hold_out(vec![Text::plain("text.txt", text.into())]);

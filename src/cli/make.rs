@@ -22,7 +22,6 @@ use quantier::text::{Kind, Set, conversations, joined};
 use quantier::tune;
 use quantier_allocate::frontier::{Budget, Constraints};
 use quantier_engine::model;
-use quantier_report::data::Distance;
 use quantier_round::Rounding;
 use quantier_tokenizer::Tokenizer;
 use std::path::{Path, PathBuf};
@@ -366,11 +365,6 @@ impl Args {
                         Ok(budget) => budgets.push(NamedBudget {
                             name: format!("--{option} {text}"),
                             budget,
-                            distance: match option {
-                                "kld" => Some(Distance::KlDivergence),
-                                "cosine" => Some(Distance::Cosine),
-                                _ => None,
-                            },
                         }),
                         Err(fault) => wrong_usage("make", format!("--{option}: {fault}")),
                     }
@@ -380,7 +374,7 @@ impl Args {
         add("bpw", &self.bpw, &Budget::bpw);
         add("size", &self.size, &Budget::size);
         add("kld", &self.kld, &Budget::kld);
-        add("cosine", &self.cosine, &Budget::kld);
+        add("cosine", &self.cosine, &Budget::cosine);
         add("like", &self.like, &Budget::like);
         add("fit", &self.fit, &|text| Budget::fit(text, ctx));
         if budgets.is_empty() && self.variants.is_none() {

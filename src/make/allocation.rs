@@ -156,7 +156,7 @@ impl Allocation {
             };
             let solution = budget.solve(&self.problem, &self.frontier, &around);
             let target = match budget {
-                Budget::Kld(nats) => Some(nats),
+                Budget::Kld(most) | Budget::Cosine(most) => Some(most),
                 _ => None,
             };
             match solution {

@@ -17,7 +17,6 @@ use crate::hessian::{self, Needs};
 use crate::input::Input;
 use crate::model::Engine;
 use crate::plan::frontier::Budget;
-use crate::report::data::Distance;
 use crate::resume::KeyBuilder;
 use crate::rounding::{InputStatistics, OutputFactor, Rounding};
 use crate::sensitivity::{self, Measure, Scores, Settings};
@@ -116,7 +115,7 @@ impl<'m> Job<'m> {
         let budgets = options.files().map_or(&[][..], |files| &files.budgets);
         let nats = budgets
             .iter()
-            .find(|budget| matches!(budget.budget, Budget::Kld(_)));
+            .find(|budget| matches!(budget.budget, Budget::Kld(_) | Budget::Cosine(_)));
         if let (Some(budget), Measure::Imatrix, false) =
             (nats, options.scoring.settings.measure, is_outside)
         {
@@ -125,10 +124,9 @@ impl<'m> Job<'m> {
         match is_embedding(input, model) {
             true => refuse_for_embeddings(&options, is_outside)?,
             false => {
-                let mut cosine = budgets
-                    .iter()
-                    .filter(|budget| budget.distance == Some(Distance::Cosine));
-                if let Some(budget) = cosine.next() {
+                let mut cosine = budgets.iter();
+                let cosine = cosine.find(|budget| matches!(budget.budget, Budget::Cosine(_)));
+                if let Some(budget) = cosine {
                     return Err(Error::NoEmbeddings(budget.name.clone()));
                 }
             }
@@ -258,10 +256,8 @@ fn is_embedding(input: &Input<'_>, model: Option<Runnable<'_>>) -> bool {
 fn refuse_for_embeddings(options: &Options, is_outside: bool) -> Result<()> {
     const NO_TOKENS: &str = "it predicts no tokens, whose probabilities that would compare";
     let files = options.files();
-    let measures = |distance| {
-        let mut budgets = files.iter().flat_map(|files| &files.budgets);
-        budgets.any(|budget| budget.distance == Some(distance))
-    };
+    let mut budgets = files.iter().flat_map(|files| &files.budgets);
+    let is_kld = budgets.any(|budget| matches!(budget.budget, Budget::Kld(_)));
     let all = [
         (
             is_outside,
@@ -274,7 +270,7 @@ fn refuse_for_embeddings(options: &Options, is_outside: bool) -> Result<()> {
             NO_TOKENS,
         ),
         (
-            measures(Distance::KlDivergence),
+            is_kld,
             "--kld",
             "it predicts no tokens; give a cosine distance (--cosine)",
         ),

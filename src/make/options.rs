@@ -6,7 +6,6 @@ use crate::model;
 use crate::plan::file_type::FileType;
 use crate::plan::frontier::{Budget, Constraints};
 use crate::quant::Codec;
-use crate::report::data::Distance;
 use crate::rounding::Rounding;
 use crate::sensitivity::{Measure, Settings};
 use crate::tune;
@@ -98,8 +97,6 @@ pub struct NamedBudget {
     pub name: String,
     /// The budget.
     pub budget: Budget,
-    /// The measure of a divergence as the budget; None for other budgets.
-    pub distance: Option<Distance>,
 }
 
 /// Computation of the sensitivities.
