@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import parity_embeddings
 
 # Tolerances: perplexity, sums relative to their tensor's mean, KL divergence; all as fractions.
 PPL, SUMS, KLD = 0.0005, 0.002, 0.02
@@ -73,6 +74,8 @@ CASES |= {name: (name, 512, 4) for name in ("gemma4", "gemma4-causal", "gemma4-e
 CASES |= {"gemma4-moe": ("gemma4-moe", 256, 4)}
 # Llama 4 cuts texts into parts of 8192 tokens.
 CASES |= {"llama4": ("llama4", 8704, 1)}
+
+CASES |= parity_embeddings.CASES
 
 # Only the reference's table of GELU is in f16.
 EXACT = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
@@ -205,7 +208,7 @@ def tensors(path):
 
 def arguments():
     parser = argparse.ArgumentParser()
-    for name in ("reference", "ours", "text", "work"):
+    for name in ("reference", "ours", "embed", "text", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--python", required=True)
     parser.add_argument("names", nargs="*")
@@ -219,7 +222,8 @@ def main():
     count = {True: 0, False: 0}
     for name in options.names or CASES:
         try:
-            good, figures = Case(options, name).line()
+            kind = parity_embeddings.EmbeddingCase if name in parity_embeddings.CASES else Case
+            good, figures = kind(options, name).line()
         except (RuntimeError, OSError, KeyError, ValueError) as error:
             good, figures = False, str(error)
         count[good] += 1

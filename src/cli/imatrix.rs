@@ -1,5 +1,6 @@
 //! `quantier imatrix`.
 
+use super::embeddings;
 use super::measure::{Common, Opened, open, read_text, runnable, source};
 use super::messages::{note, warning};
 use super::terminal::Bar;
@@ -272,16 +273,68 @@ fn format(args: &Args) -> Format {
 /// The chunks of all texts.
 struct Chunks {
     tokens: Vec<u32>,
+    /// The end of each text of an embedding model; None for chunks of equal length.
+    ends: Option<Vec<usize>>,
     bos: Option<u32>,
     /// The texts with chunks in the requested range.
     datasets: Vec<String>,
 }
 
 impl Chunks {
-    fn read(args: &Args, opened: &Opened<'_>) -> anyhow::Result<Chunks> {
-        let n_ctx = args.common.ctx_size;
+    /// The texts of an embedding model.
+    fn separate(args: &Args, opened: &Opened<'_>) -> anyhow::Result<Chunks> {
+        ensure!(
+            args.chat.is_empty(),
+            "--chat is for models that predict tokens; give plain texts (-f) to an embedding model"
+        );
+        ensure!(
+            !args.process_output,
+            "--process-output: an embedding model has no output matrix"
+        );
         let mut chunks = Chunks {
             tokens: Vec::new(),
+            ends: None,
+            bos: None,
+            datasets: Vec::new(),
+        };
+        let mut ends = Vec::new();
+        let longest = opened.longest_text(args.common.ctx_size);
+        for path in &args.file {
+            let texts = embeddings::separate(opened, path, longest)?.texts;
+            let texts = texts.iter().skip(args.chunk);
+            let before = ends.len();
+            for text in texts.take(args.common.chunks.unwrap_or(usize::MAX)) {
+                chunks.tokens.extend_from_slice(text);
+                ends.push(chunks.tokens.len());
+            }
+            if ends.len() > before {
+                chunks.datasets.push(path.display().to_string());
+            }
+        }
+        ensure!(
+            !ends.is_empty(),
+            "there are no texts; empty lines separate texts or, in a file without any, line breaks"
+        );
+        chunks.ends = Some(ends);
+        Ok(chunks)
+    }
+
+    /// The chunks for the engine.
+    fn windows(&self, n_ctx: usize) -> anyhow::Result<Windows<'_>> {
+        Ok(match &self.ends {
+            Some(ends) => Windows::of_texts(&self.tokens, ends)?,
+            None => Windows::of_chunks(&self.tokens, n_ctx, self.bos)?,
+        })
+    }
+
+    fn read(args: &Args, opened: &Opened<'_>) -> anyhow::Result<Chunks> {
+        let n_ctx = args.common.ctx_size;
+        if !opened.engine.has_output() {
+            return Chunks::separate(args, opened);
+        }
+        let mut chunks = Chunks {
+            tokens: Vec::new(),
+            ends: None,
             bos: opened.chunk_bos(),
             datasets: Vec::new(),
         };
@@ -342,7 +395,7 @@ fn collected<'a>(
 ) -> anyhow::Result<Report<'a>> {
     let mut opened = open(path, input, &args.common.running.options())?;
     let chunks = Chunks::read(args, &opened)?;
-    let windows = Windows::of_chunks(&chunks.tokens, args.common.ctx_size, chunks.bos)?;
+    let windows = chunks.windows(args.common.ctx_size)?;
     let (format, mut inputs) = (format(args), input.paths());
     inputs.extend(args.file.iter().chain(&args.chat).map(PathBuf::as_path));
     // Fail on an unwritable output now rather than after the run.
@@ -371,7 +424,7 @@ fn collected<'a>(
     let options = Options {
         process_output: args.process_output,
         all_experts: args.all_experts,
-        score: !args.no_ppl,
+        score: !args.no_ppl && opened.engine.has_output(),
         interim: (args.save_frequency > 0).then_some((args.save_frequency, &interim)),
         first_chunk: args.chunk,
         resume: resume.as_ref(),

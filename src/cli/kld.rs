@@ -1,6 +1,7 @@
 //! `quantier kld`.
 
 use super::corpus::{Corpus, LogitsFile, Request};
+use super::embeddings;
 use super::measure::{Common, Opened, Scored, open_all, runnables, sources};
 use super::messages::warning;
 use super::terminal::Bar;
@@ -25,6 +26,9 @@ use std::process::ExitCode;
 
 /// Measure the KL divergence of quantized models from their base, in nats, and related statistics
 ///
+/// Of an embedding model, which predicts no tokens, it measures the cosine distance of the embeddings of the texts
+/// (separated by empty lines or, in a file without any, by line breaks), and the agreement on which texts are similar.
+///
 /// The base runs once for all models, without a logits file in between: all logits are full f32. A
 /// logits file of llama-perplexity can replace the base; it holds 16 bits per log-probability and
 /// cuts off below e^-16 of the most probable token.
@@ -46,24 +50,24 @@ use std::process::ExitCode;
 pub struct Args {
     /// The base model (not with --logits) and the models to compare with it
     #[arg(value_name = "MODEL", required = true)]
-    models: Vec<PathBuf>,
+    pub(super) models: Vec<PathBuf>,
     /// An evaluation text, UTF-8; repeatable, with one line per text
     #[arg(short, long, value_name = "TEXT", required_unless_present_any = ["logits", "chat"])]
-    file: Vec<PathBuf>,
+    pub(super) file: Vec<PathBuf>,
     #[command(flatten)]
-    scored: Scored,
+    pub(super) scored: Scored,
     /// Read the base's log-probabilities and the tokens from a file written by --save-logits or
     /// llama-perplexity --kl-divergence-base
     #[arg(long, value_name = "FILE", aliases = ["kl-divergence-base"], conflicts_with_all = ["save_logits", "chat"])]
-    logits: Option<PathBuf>,
+    pub(super) logits: Option<PathBuf>,
     /// Also write the base's log-probabilities, for --logits or llama-perplexity --kl-divergence
     #[arg(long, value_name = "FILE", aliases = ["save-all-logits"], conflicts_with = "chat")]
-    save_logits: Option<PathBuf>,
+    pub(super) save_logits: Option<PathBuf>,
     /// Also draw the distribution of the divergence, and its mean by position in the context
     #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
+    pub(super) svg: Option<PathBuf>,
     #[command(flatten)]
-    common: Common,
+    pub(super) common: Common,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -74,6 +78,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let sources = sources(&args.models)?;
     let inputs = runnables(&sources)?;
     let mut opened = open_all(&args.models, &inputs, &args.common.running.options())?;
+    if !opened[0].engine.has_output() {
+        return embeddings::run(args, &opened);
+    }
+    for (path, other) in args.models.iter().zip(&opened) {
+        other.ensure_output(path, "it cannot be compared with one that predicts tokens")?;
+    }
     let template = args.scored.template(&opened[0]);
     let template = template.with_context(|| args.models[0].display().to_string())?;
     let request = Request {
@@ -469,14 +479,16 @@ impl Places<'_> {
 }
 
 /// Two models on the same rows.
-struct Pair<'a> {
-    models: [&'a Path; 2],
-    paired: Paired,
-    rows: usize,
+pub(super) struct Pair<'a> {
+    pub(super) models: [&'a Path; 2],
+    pub(super) paired: Paired,
+    pub(super) rows: usize,
+    /// What rows are: tokens of a text, or texts.
+    pub(super) counted: &'static str,
 }
 
 impl Pair<'_> {
-    fn json(&self) -> serde_json::Value {
+    pub(super) fn json(&self) -> serde_json::Value {
         let Pair { models, paired, .. } = self;
         json!({ "first": models[0], "second": models[1], "paired": paired })
     }
@@ -488,6 +500,7 @@ impl fmt::Display for Pair<'_> {
             models,
             paired,
             rows,
+            counted,
         } = self;
         let [first, second] = models.map(Path::display);
         write!(f, "{first} - {second}: {:+.6}", paired.difference)?;
@@ -499,7 +512,7 @@ impl fmt::Display for Pair<'_> {
             (Verdict::Second, _) => write!(f, ", {second} is closer to the base"),
             (Verdict::Unclear, None) => write!(f, ", too few chunks for a verdict"),
             (Verdict::Unclear, Some(_)) => {
-                write!(f, ", unclear with {rows} rows")?;
+                write!(f, ", unclear with {rows} {counted}")?;
                 match paired.rows_needed {
                     Some(needed) => write!(f, "; about {needed} would decide"),
                     None => Ok(()),
@@ -513,24 +526,28 @@ impl fmt::Display for Pair<'_> {
 fn pairs<'a>(corpus: &Corpus, compared: &[Compared<'a>]) -> Vec<Pair<'a>> {
     let sequences = corpus.sequences.all().iter();
     let chunks: Vec<usize> = sequences.map(|sequence| sequence.targets().len()).collect();
-    let firsts = match compared.len() {
+    let pair = |[first, second]: [usize; 2]| {
+        let [first, second] = [&compared[first], &compared[second]];
+        Some(Pair {
+            models: [first.path, second.path],
+            paired: Paired::of(&first.rows, &second.rows, &chunks)?,
+            rows: first.rows.len(),
+            counted: "rows",
+        })
+    };
+    let pairs = paths_pairs(compared.len()).into_iter();
+    pairs.filter_map(pair).collect()
+}
+
+/// The pairs of some models that are listed: all of a few models, otherwise the first with each of the others.
+pub(super) fn paths_pairs(models: usize) -> Vec<[usize; 2]> {
+    let firsts = match models {
         0 => 0,
         n if n <= ALL_PAIRS => n - 1,
         _ => 1,
     };
-    let mut pairs = Vec::new();
-    for (at, first) in compared[..firsts].iter().enumerate() {
-        for second in &compared[at + 1..] {
-            let rows = first.rows.len();
-            let paired = Paired::of(&first.rows, &second.rows, &chunks);
-            pairs.extend(paired.map(|paired| Pair {
-                models: [first.path, second.path],
-                paired,
-                rows,
-            }));
-        }
-    }
-    pairs
+    let of_first = |first: usize| (first + 1..models).map(move |second| [first, second]);
+    (0..firsts).flat_map(of_first).collect()
 }
 
 /// Prints one line per text or model.

@@ -257,6 +257,10 @@ pub struct Args {
     /// The smallest file with a KL divergence of at most NATS
     #[arg(long, value_name = "NATS")]
     kld: Vec<String>,
+    /// The smallest file of an embedding model with a cosine distance of at most DISTANCE from the original's
+    /// embeddings
+    #[arg(long, value_name = "DISTANCE")]
+    cosine: Vec<String>,
     /// A file of the size of one of llama.cpp's presets
     #[arg(long, value_name = "PRESET")]
     like: Vec<String>,
@@ -379,12 +383,13 @@ impl Args {
         add("bpw", &self.bpw, &Budget::bpw);
         add("size", &self.size, &Budget::size);
         add("kld", &self.kld, &Budget::kld);
+        add("cosine", &self.cosine, &Budget::cosine);
         add("like", &self.like, &Budget::like);
         add("fit", &self.fit, &|text| Budget::fit(text, ctx));
         if budgets.is_empty() && self.variants.is_none() {
             wrong_usage(
                 "make",
-                "state a budget (--bpw, --size, --like, --kld or --fit) or a number of sizes (--variants)",
+                "state a budget (--bpw, --size, --like, --kld, --cosine or --fit) or a number of sizes (--variants)",
             );
         }
         Files {
@@ -575,7 +580,9 @@ fn with_job<T>(
         note!("types are chosen by the weighted error of the weights alone. {WEIGHTED}");
     }
     let needs_template = !args.chat.is_empty() || !args.eval_chat.is_empty();
-    let template = opened.as_ref().filter(|_| needs_template || is_built_in);
+    // Embedding models take no conversations.
+    let template = opened.as_ref().filter(|opened| opened.engine.has_output());
+    let template = template.filter(|_| needs_template || is_built_in);
     let template = match template.map(Opened::chat_template) {
         Some(found) if needs_template => {
             Some(found.with_context(|| args.model.display().to_string())?)
@@ -638,6 +645,12 @@ fn run_job(
         warning!(
             "{shared} with the calibration text: its divergence is lower than on text of other origin; take such passages out \
              of one of them"
+        );
+    }
+    if publication.is_some() && !job.has_output() {
+        bail!(
+            "--publish: cards and Modelfiles are those of models that predict tokens; upload the directory of an embedding \
+             model itself"
         );
     }
     if args.plan_only {

@@ -177,6 +177,25 @@ impl Opened<'_> {
         (tokens as u64 > context).then_some(context)
     }
 
+    /// Fails for an embedding model, with the consequence.
+    pub fn ensure_output(&self, path: &Path, consequence: &str) -> anyhow::Result<()> {
+        ensure!(
+            self.engine.has_output(),
+            "{}: the model makes embeddings of texts and predicts no tokens: {consequence}. `quantier kld BASE MODEL -f \
+             TEXT` measures the cosine distance of its embeddings",
+            path.display()
+        );
+        Ok(())
+    }
+
+    /// The most tokens of a text for an embedding model: `size`, or the model's context if it is shorter.
+    pub fn longest_text(&self, size: usize) -> usize {
+        self.engine
+            .hyper
+            .context
+            .map_or(size, |context| size.min(context))
+    }
+
     /// The BOS token for every chunk, if the vocabulary has one.
     pub fn chunk_bos(&self) -> Option<u32> {
         self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())

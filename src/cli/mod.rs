@@ -8,6 +8,7 @@ mod config_keys;
 mod convert;
 mod corpus;
 mod diff;
+mod embeddings;
 mod hub;
 mod imatrix;
 mod inspect;

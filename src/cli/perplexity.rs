@@ -66,6 +66,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let source = source(path)?;
     let input = runnable(&source)?;
     let opened = open(path, &input, &common.running.options())?;
+    opened.ensure_output(path, "it has no perplexity")?;
     let template = args.scored.template(&opened);
     let template = template.with_context(|| path.display().to_string())?;
     let request = Request {

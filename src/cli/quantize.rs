@@ -1,5 +1,6 @@
 //! `quantier quantize`: llama-quantize's command line.
 
+use super::embeddings;
 use super::hub::{self, Need};
 use super::measure::{open, read_text};
 use super::messages::{note, warning};
@@ -279,7 +280,13 @@ impl Sequential {
         };
         let opened = open(&job.input, input, &options)?;
         let mut chunks = Vec::new();
+        let longest = opened.longest_text(self.ctx_size);
         for path in &self.texts {
+            if !opened.engine.has_output() {
+                let texts = embeddings::separate(&opened, path, longest)?.texts;
+                chunks.extend(texts.into_iter().take(self.chunks.unwrap_or(usize::MAX)));
+                continue;
+            }
             let tokens = opened.tokenizer.encode(&read_text(path)?, true, false);
             let windows = Windows::of_text(&tokens, self.ctx_size, self.chunks, opened.chunk_bos());
             let windows = windows.with_context(|| path.display().to_string())?;

@@ -80,6 +80,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let sources = sources(&args.models)?;
     let inputs = runnables(&sources)?;
     let opened = open_all(&args.models, &inputs, &args.running.options())?;
+    for (path, model) in args.models.iter().zip(&opened) {
+        model.ensure_output(path, "it answers no questions")?;
+    }
     let groups = read(args, &opened[0])?;
     for (path, other) in args.models.iter().zip(&opened).skip(1) {
         check(other, &opened[0], &groups).with_context(|| path.display().to_string())?;

@@ -151,6 +151,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let inputs = [runnable(&sources[0])?, runnable(&sources[1])?];
     let options = args.common.running.options();
     let base = open(&args.base, &inputs[0], &options)?;
+    base.ensure_output(
+        &args.base,
+        "tuning trains by the KL divergence of predicted tokens, and cannot be done",
+    )?;
     let file = open(&args.file, &inputs[1], &options)?;
     let model = |path: &Path, at: usize, engine| Model {
         name: path.display().to_string(),

@@ -159,7 +159,7 @@ impl Allocation {
             };
             let solution = budget.solve(&self.problem, &self.frontier, &around);
             let target = match budget {
-                Budget::Kld(nats) => Some(nats),
+                Budget::Kld(most) | Budget::Cosine(most) => Some(most),
                 _ => None,
             };
             match solution {
@@ -380,7 +380,10 @@ fn memory(input: &Input<'_>, model: &Model<'_>) -> Memory {
         window: attention.window.map(|w| w as u64),
     };
     let with_attention = || hyper.attention.iter().flatten();
-    let has_cache = |attention: &&AttentionNumbers| !matches!(attention.cache, Cache::Shared(_));
+    // Without causal attention, a text passes at once.
+    let has_cache = |attention: &&AttentionNumbers| {
+        hyper.is_causal && !matches!(attention.cache, Cache::Shared(_))
+    };
     let queries = with_attention().map(|attention| attention.heads * attention.key_length);
     let catalog = input.catalog();
     let up = catalog.linears().iter().filter(|l| l.role == Role::FfnUp);

@@ -127,7 +127,7 @@ impl<'j> Calibration<'j> {
                 let needs = hessian_needs(model)?;
                 let key = KeyBuilder::new("make: covariance").with_model(job.input)?;
                 let key = shown_to_all(job, key)
-                    .with("tokens", model.texts.calibration_bytes())
+                    .with("tokens", &model.texts.calibration_bytes())
                     .with("experts apart", &[needs.experts_apart.into()]);
                 let job = hessian::Job {
                     directory: job.work().path("covariance"),
@@ -267,7 +267,7 @@ impl Stage for Calibration<'_> {
             collect::Error::is_final,
             |resume| {
                 let options = collect::Options {
-                    process_output: true,
+                    process_output: self.model.engine.has_output(),
                     all_experts: self.job.options.all_experts,
                     resume: Some(resume),
                     covariance: missing.map(|missing| &missing.job),
@@ -322,7 +322,7 @@ pub(super) fn expected(job: &Job<'_>) -> Imatrix {
     let linears = catalog.linears().iter();
     let collected = linears.filter(|linear| {
         let is_run = job.input.is_run(&catalog.weight(linear.id).name);
-        is_run && catalog.in_imatrix(linear.id, true)
+        is_run && catalog.in_imatrix(linear.id, job.has_output())
     });
     let entries = collected.map(|linear| {
         let weight = catalog.weight(linear.id);

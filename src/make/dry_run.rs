@@ -112,7 +112,6 @@ impl Job<'_> {
             JobEngine::Outside(outside) => Some(&outside.texts),
             JobEngine::None | JobEngine::Native(_) => None,
         };
-        let tokens = |bytes: &[u8]| (bytes.len() / size_of::<u32>()) as u64;
         let is_calibrated = self.options.imatrix.is_none() || self.options.rounding.has_feedback();
         let budgets = self.options.files().map_or(&[][..], |files| &files.budgets);
         let bytes = |name: &str| {
@@ -147,13 +146,13 @@ impl Job<'_> {
                 .sum(),
             calibration_tokens: texts
                 .filter(|_| is_calibrated)
-                .map(|texts| tokens(texts.calibration_bytes()))
+                .map(|texts| texts.lengths()[0])
                 .or(outside.map(|texts| texts.calibration_tokens))
                 .unwrap_or(0),
             scoring_tokens: self.scoring_tokens(),
             evaluation_tokens: texts
                 .filter(|_| self.options.files().is_some())
-                .map(|texts| tokens(texts.evaluation_bytes()))
+                .map(|texts| texts.lengths()[1])
                 .or(outside.map(|texts| texts.evaluation_tokens()))
                 .unwrap_or(0),
             flops_per_second: machine.flops_per_second,
@@ -190,7 +189,11 @@ impl Job<'_> {
         if self.settings().measure == Measure::Imatrix {
             return 0;
         }
-        let chunks = model.texts.spread_chunks(self.options.scoring.chunks);
-        chunks.map_or(0, |chunks| (chunks.len() * self.context) as u64)
+        let texts = &model.texts;
+        let chunks = texts.scored_chunks(self.options.scoring.chunks);
+        let chunks = chunks.and_then(|most| texts.spread_chunks(most));
+        chunks.map_or(0, |chunks| {
+            chunks.iter().map(Vec::len).sum::<usize>() as u64
+        })
     }
 }

@@ -59,6 +59,19 @@ pub enum Error {
         "{0} is a budget in nats, but sensitivities are weighted errors, not nats: choose a size"
     )]
     NoNats(String),
+    /// An option that does not apply to an embedding model, with the reason.
+    #[error("{option} does not apply to an embedding model: {reason}")]
+    Embedding {
+        /// The option.
+        option: &'static str,
+        /// The reason.
+        reason: &'static str,
+    },
+    /// A cosine distance as the budget of a model that predicts tokens.
+    #[error(
+        "{0}: cosine distances are those of embeddings, and this model predicts tokens; give a KL divergence (--kld)"
+    )]
+    NoEmbeddings(String),
     /// A budget that no recipe satisfies.
     #[error(transparent)]
     Budget(#[from] BudgetError),

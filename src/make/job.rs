@@ -8,6 +8,7 @@ use super::projector::Projector;
 use super::texts::Used;
 use super::workdir::WorkDir;
 use super::{Error, Result, texts};
+use crate::arch::hyper::Hyper;
 use crate::chat::encoder::Encoder;
 use crate::format::gguf::Value;
 use crate::format::imatrix::Imatrix;
@@ -117,17 +118,27 @@ impl<'m> Job<'m> {
         let budgets = options.files().map_or(&[][..], |files| &files.budgets);
         let nats = budgets
             .iter()
-            .find(|budget| matches!(budget.budget, Budget::Kld(_)));
+            .find(|budget| matches!(budget.budget, Budget::Kld(_) | Budget::Cosine(_)));
         if let (Some(budget), Measure::Imatrix, false) =
             (nats, options.scoring.settings.measure, is_outside)
         {
             return Err(Error::NoNats(budget.name.clone()));
         }
+        match is_embedding(input, model) {
+            true => refuse_for_embeddings(&options, is_outside)?,
+            false => {
+                let mut cosine = budgets.iter();
+                let cosine = cosine.find(|budget| matches!(budget.budget, Budget::Cosine(_)));
+                if let Some(budget) = cosine {
+                    return Err(Error::NoEmbeddings(budget.name.clone()));
+                }
+            }
+        }
         let engine = match runner {
             Runner::None => JobEngine::None,
             Runner::Native(model) => JobEngine::Native(Model {
                 engine: model.engine,
-                texts: texts::Cut::new(model.encoder, texts)?,
+                texts: texts::Cut::new(model, texts)?,
             }),
             Runner::LlamaCpp(programs) => {
                 JobEngine::Outside(Box::new(Outside::new(programs, input, &options, texts)?))
@@ -150,6 +161,23 @@ impl<'m> Job<'m> {
             JobEngine::Native(model) => Some(model),
             JobEngine::None | JobEngine::Outside(_) => None,
         }
+    }
+
+    /// A note on texts of an embedding model that were cut.
+    pub(super) fn shortened(&self) -> Option<String> {
+        let texts = &self.model()?.texts;
+        let cut = texts.shortened;
+        (cut > 0).then(|| {
+            format!(
+                "{cut} texts are longer than {} tokens, and were cut",
+                texts.longest
+            )
+        })
+    }
+
+    /// False for an embedding model, which predicts no tokens.
+    pub fn has_output(&self) -> bool {
+        self.model().is_none_or(|model| model.engine.has_output())
     }
 
     /// The calibration texts with their numbers of tokens; none if no model is run.
@@ -175,8 +203,8 @@ impl<'m> Job<'m> {
         match &self.engine {
             JobEngine::None => None,
             JobEngine::Native(model) => Some(
-                key.with("tokens", model.texts.evaluation_bytes())
-                    .with("calibration", model.texts.calibration_bytes()),
+                key.with("tokens", &model.texts.evaluation_bytes())
+                    .with("calibration", &model.texts.calibration_bytes()),
             ),
             JobEngine::Outside(outside) => Some(outside.with_texts(key)),
         }
@@ -220,6 +248,53 @@ impl<'m> Job<'m> {
     }
 }
 
+/// True for an embedding model, which predicts no tokens.
+fn is_embedding(input: &Input<'_>, model: Option<Runnable<'_>>) -> bool {
+    match model {
+        Some(model) => !model.engine.has_output(),
+        None => Hyper::new(input.metadata()).is_ok_and(|hyper| hyper.pooling.is_some()),
+    }
+}
+
+/// Refuses what does not apply to embedding models.
+fn refuse_for_embeddings(options: &Options, is_outside: bool) -> Result<()> {
+    const NO_TOKENS: &str = "it predicts no tokens, whose probabilities that would compare";
+    let files = options.files();
+    let mut budgets = files.iter().flat_map(|files| &files.budgets);
+    let is_kld = budgets.any(|budget| matches!(budget.budget, Budget::Kld(_)));
+    let all = [
+        (
+            is_outside,
+            "--engine llama.cpp=DIR",
+            "llama-perplexity and llama-imatrix run models that predict tokens",
+        ),
+        (
+            options.scoring.settings.measure == Measure::Sweep,
+            "--score sweep",
+            NO_TOKENS,
+        ),
+        (
+            is_kld,
+            "--kld",
+            "it predicts no tokens; give a cosine distance (--cosine)",
+        ),
+        (
+            files.is_some_and(|files| files.refine > 0),
+            "--refine",
+            NO_TOKENS,
+        ),
+        (
+            files.is_some_and(|files| files.tune.is_some()),
+            "--tune",
+            "tuning trains by the KL divergence of predicted tokens",
+        ),
+    ];
+    match all.into_iter().find(|(is_given, ..)| *is_given) {
+        Some((_, option, reason)) => Err(Error::Embedding { option, reason }),
+        None => Ok(()),
+    }
+}
+
 /// Refuses a model with quantized matrices as a base, unless their types are those that checkpoints
 /// are published in.
 fn refuse_quantized(input: &Input<'_>, options: &Options) -> Result<()> {
@@ -242,8 +317,8 @@ fn refuse_quantized(input: &Input<'_>, options: &Options) -> Result<()> {
 /// Requirements of the input Hessians for a model and its calibration text.
 pub(super) fn hessian_needs(model: &Model<'_>) -> Result<Needs> {
     let calibration = model.texts.calibration()?;
-    let text = [calibration.chunks(), calibration.n_ctx()];
-    Ok(Needs::of(model.engine, true, text))
+    let text = [calibration.chunks(), calibration.mean_length()];
+    Ok(Needs::of(model.engine, model.engine.has_output(), text))
 }
 
 /// A key of statistics, with the experts that see each token.
@@ -258,7 +333,7 @@ pub(super) fn shown_to_all(job: &Job<'_>, key: KeyBuilder) -> KeyBuilder {
 pub(super) fn imatrix_key(job: &Job<'_>, model: &Model<'_>) -> Result<Key> {
     let key = KeyBuilder::new("make: imatrix")
         .with_model(job.input)?
-        .with("tokens", model.texts.calibration_bytes());
+        .with("tokens", &model.texts.calibration_bytes());
     let key = shown_to_all(job, key);
     // Files written before the block was run lack its linears.
     let key = match model.engine.has_nextn() {
@@ -273,10 +348,11 @@ pub(super) fn imatrix_key(job: &Job<'_>, model: &Model<'_>) -> Result<Key> {
 pub fn rounding_bytes(engine: &Engine<'_>, context: usize) -> u64 {
     // Enough chunks to fill the samples.
     let text = [hessian::HELD_OUT * hessian::SAMPLE, context];
-    let needs = Needs::of(engine, true, text);
+    let has_output = engine.has_output();
+    let needs = Needs::of(engine, has_output, text);
     let catalog = engine.catalog();
     let linears = catalog.linears().iter();
-    let linears = linears.filter(|linear| catalog.in_hessians(linear.id, true));
+    let linears = linears.filter(|linear| catalog.in_hessians(linear.id, has_output));
     let widest = linears
         .map(|linear| catalog.weight(linear.id).row_len())
         .max();

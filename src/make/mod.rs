@@ -174,6 +174,7 @@ impl Job<'_> {
                 .iter()
                 .flat_map(|ready| outside::notes(ready.outside)),
         );
+        notes.extend(self.shortened());
         let unreached = |coverage: &Coverage| calibration::unreached(self, coverage);
         notes.extend(coverage.as_ref().and_then(unreached));
         notes.extend(allocation.notes.iter().cloned());

@@ -114,8 +114,8 @@ impl Numbers {
         all *= hyper.loops as f64;
         let most = |of: fn(&Layer) -> f64| layers.values().map(of).fold(0.0, f64::max);
         let calibration = model.texts.calibration()?;
-        let context = calibration.n_ctx();
-        let output = catalog.output();
+        let context = calibration.mean_length();
+        let output = catalog.output().filter(|_| engine.has_output());
         let output = output.map(|linear| input.tensor(linear.tensor).info.shape.elements());
         let feedback = match options.rounding.has_feedback() {
             true => Some(FeedbackNumbers::new(input, model, options.rounding)?),
@@ -152,9 +152,9 @@ impl Numbers {
             attention: 2.0 * (context * queries) as f64 + hyper.state_operations() as f64,
             experts_used: hyper.experts_used(),
             model_bytes: input.tensors.iter().map(|t| t.info.bytes()).sum(),
-            calibration: (calibration.chunks() * context) as f64,
+            calibration: calibration.tokens().len() as f64,
             sequential_chunks: sequential_chunks.clamp(1, calibration.chunks()),
-            evaluation: (model.texts.evaluation()?.chunks() * context) as f64,
+            evaluation: model.texts.evaluation()?.tokens().len() as f64,
             limit: options
                 .engine
                 .max_memory
@@ -242,11 +242,11 @@ impl FeedbackNumbers {
         rounding: crate::rounding::Rounding,
     ) -> Result<FeedbackNumbers> {
         let calibration = model.texts.calibration()?;
-        let (chunks, context) = (calibration.chunks(), calibration.n_ctx());
+        let (chunks, context) = (calibration.chunks(), calibration.mean_length());
         let catalog = input.catalog();
         let linears = catalog.linears().iter().filter(|linear| {
             let weight = catalog.weight(linear.id);
-            input_of(model.engine, weight, true).is_some()
+            input_of(model.engine, weight, model.engine.has_output()).is_some()
         });
         let linears = linears.map(|linear| (catalog.weight(linear.id), linear));
         let linears: Vec<_> = linears.collect();

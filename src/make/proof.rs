@@ -11,11 +11,13 @@ use super::stage::{Session, Stage};
 use super::texts::Used;
 use super::workdir::WorkDir;
 use crate::convert;
+use crate::evaluate::embeddings::{Agreement, Distances, distances, embeddings};
 use crate::evaluate::measure::{Base, Measured, compare};
 use crate::evaluate::paired::sums_of_chunks;
 use crate::evaluate::score::Comparison as RowComparison;
 use crate::evaluate::sequences::Sequences;
 use crate::evaluate::statistics::Statistics;
+use crate::evaluate::windows::Windows;
 use crate::format::snapshot::Key;
 use crate::input::{Input, Source};
 use crate::model::Engine;
@@ -231,7 +233,7 @@ impl Meter for EngineMeter<'_> {
     }
 
     fn key(&self, key: KeyBuilder) -> KeyBuilder {
-        key.with("tokens", self.model.texts.evaluation_bytes())
+        key.with("tokens", &self.model.texts.evaluation_bytes())
     }
 
     fn engine(&self) -> Option<&EngineMeter<'_>> {
@@ -244,6 +246,9 @@ impl Meter for EngineMeter<'_> {
 
     fn measure(&self, session: &Session<'_>, subjects: &[&Subject]) -> Result<Vec<Divergence>> {
         let windows = self.model.texts.evaluation()?;
+        if !self.job.has_output() {
+            return self.measure_embeddings(session, subjects, &windows);
+        }
         let sequences = Sequences::from(&windows);
         let base = Measured::new(
             "the base".into(),
@@ -293,6 +298,31 @@ impl EngineMeter<'_> {
         self.numbers.with_memory(cost, memory)
     }
 
+    /// Measures the cosine distances of some files of an embedding model, one after another.
+    fn measure_embeddings(
+        &self,
+        session: &Session<'_>,
+        subjects: &[&Subject],
+        windows: &Windows<'_>,
+    ) -> Result<Vec<Divergence>> {
+        let (texts, progress) = (windows.inputs(), session.progress);
+        let base = embeddings("the base", self.model.engine, &texts, progress)?;
+        let mut all = Vec::new();
+        for subject in subjects {
+            let source = Source::open(&subject.path)?;
+            let input = source.reader(&convert::Job::default())?;
+            let engine = Engine::new(&input, &self.job.options.engine)?;
+            let name = subject.path.display().to_string();
+            let own = embeddings(&name, &engine, &texts, progress)?;
+            let distances = distances(&base, &own, ["the base", &name])?;
+            if let Some(divergence) = of_distances(distances, Agreement::of(&base, &own)) {
+                subject.store(session.work, &divergence)?;
+                all.push(divergence);
+            }
+        }
+        Ok(all)
+    }
+
     /// Measures some files on some chunks of the evaluation text: rows by file, base and files in passes of
     /// several files each.
     pub(super) fn rows(
@@ -340,6 +370,29 @@ impl EngineMeter<'_> {
     }
 }
 
+/// The divergence of a file of an embedding model, from the cosine distances of all texts. None without texts.
+fn of_distances(distances: Vec<f64>, agreement: Option<Agreement>) -> Option<Divergence> {
+    let found = Distances::of(&distances)?;
+    let mut percentiles = found.spread.percentiles.iter();
+    let median = percentiles.find(|(percent, _)| *percent == 50.0);
+    let measured = report::data::Measured {
+        mean: report::data::Mean::CosineDistance(found.mean.value),
+        uncertainty: found.mean.uncertainty,
+        median: median.map(|(_, value)| *value),
+        p999: None,
+        same_top: None,
+        ppl: None,
+        ppl_base: None,
+        rank_correlation: agreement.and_then(|agreement| agreement.rank_correlation),
+        shared_neighbours: agreement.map(|agreement| agreement.shared_neighbours),
+    };
+    Some(Divergence {
+        measured,
+        rows: found.texts as u64,
+        chunks: distances,
+    })
+}
+
 /// The divergence of a file from its rows, in parts of whole chunks. None without rows.
 pub(super) fn divergence(parts: &[&[RowComparison]], chunks: usize) -> Option<Divergence> {
     let statistics = Statistics::of(parts)?;
@@ -356,13 +409,15 @@ pub(super) fn divergence(parts: &[&[RowComparison]], chunks: usize) -> Option<Di
             .map(|(_, value)| *value)
     };
     let measured = report::data::Measured {
-        kld: statistics.kld.value,
+        mean: report::data::Mean::Kld(statistics.kld.value),
         uncertainty: statistics.kld.uncertainty,
         median: percentile(50.0),
         p999: percentile(99.9),
         same_top: Some(statistics.same_top.value),
         ppl: Some(statistics.perplexity.value),
         ppl_base: Some(statistics.perplexity_base.value),
+        rank_correlation: None,
+        shared_neighbours: None,
     };
     Some(Divergence {
         measured,

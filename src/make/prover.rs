@@ -19,6 +19,7 @@ use super::refinement::Refinement;
 use super::stage::Walk;
 use super::tuning::TuneStage;
 use super::{Result, targets};
+use crate::report::data::Mean;
 
 /// The model in the engine of this program.
 #[derive(Clone, Copy)]
@@ -78,9 +79,13 @@ impl Prover<'_> {
         }
         notes.extend(allocation.adjusted.notes());
         for (file, divergence) in allocation.files.iter().zip(&proven.files) {
-            let kld = divergence.measured.kld;
+            let kld = divergence.measured.mean.value();
             if file.target.is_some_and(|target| kld > target) {
-                notes.push(format!("{}: measured {kld:.6} nats", file.budget));
+                let unit = match divergence.measured.mean {
+                    Mean::Kld(_) => " nats",
+                    Mean::CosineDistance(_) => "",
+                };
+                notes.push(format!("{}: measured {kld:.6}{unit}", file.budget));
             }
         }
         Ok(Some(proven))
@@ -152,7 +157,11 @@ impl Prover<'_> {
         proven: &mut Proven,
     ) -> Result<bool> {
         for _ in 0..targets::ROUNDS {
-            let measured: Vec<f64> = proven.files.iter().map(|d| d.measured.kld).collect();
+            let measured: Vec<f64> = proven
+                .files
+                .iter()
+                .map(|d| d.measured.mean.value())
+                .collect();
             let before = files::paths(allocation);
             let changed = targets::correct(allocation, &measured, settled);
             if changed.is_empty() {

@@ -40,6 +40,10 @@ fn predicted(job: &Job<'_>, scores: &Scores, allocation: &Allocation) -> data::F
         format: data::FORMAT,
         generator: format!("quantier {}", env!("CARGO_PKG_VERSION")),
         model: model(job.input, allocation),
+        distance: match job.has_output() {
+            true => data::Distance::KlDivergence,
+            false => data::Distance::Cosine,
+        },
         scoring: data::Scoring {
             texts: used(&job.calibration_tokens()),
             sequences: scores.sequences as u64,
@@ -47,6 +51,7 @@ fn predicted(job: &Job<'_>, scores: &Scores, allocation: &Allocation) -> data::F
             draws: settings.draws as u32,
             seed: settings.seed,
             score: match scores.measure {
+                Measure::Divergence if !job.has_output() => data::Score::PerText,
                 Measure::Divergence => data::Score::PerToken,
                 Measure::Sweep => data::Score::Sweep,
                 Measure::Imatrix => data::Score::WeightedError,
@@ -353,12 +358,12 @@ fn measured(report: &mut data::Frontier, proven: &Proven) {
     let pairs: Vec<_> = report
         .files
         .iter()
-        .filter_map(|f| Some((f.predicted, f.measured.as_ref()?.kld)))
+        .filter_map(|f| Some((f.predicted, f.measured.as_ref()?.mean.value())))
         .collect();
     report.fit = fit(&pairs);
     // Presets are rounded otherwise, so that the fit of the files says nothing about them.
     let presets = report.presets.iter();
-    let pairs = presets.filter_map(|p| Some((p.predicted?, p.measured.as_ref()?.kld)));
+    let pairs = presets.filter_map(|p| Some((p.predicted?, p.measured.as_ref()?.mean.value())));
     report.preset_fit = factor(&pairs.collect::<Vec<_>>());
     if let Some(fit) = report.fit {
         for file in &mut report.files {

@@ -63,7 +63,8 @@ impl<'j> ScoringStage<'j> {
     ) -> Result<ScoringStage<'j>> {
         let chunks = match job.model() {
             Some(model) if job.settings().measure != Measure::Imatrix => {
-                model.texts.spread_chunks(job.options.scoring.chunks)?
+                let texts = &model.texts;
+                texts.spread_chunks(texts.scored_chunks(job.options.scoring.chunks)?)?
             }
             _ => Vec::new(),
         };

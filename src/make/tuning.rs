@@ -49,7 +49,7 @@ pub(super) fn key(job: &Job<'_>, file: &Key) -> Option<Key> {
     let key = KeyBuilder::new("make: tuning")
         .with("file", file)
         .with("options", format!("{options:?}").as_bytes())
-        .with("calibration", model.texts.calibration_bytes());
+        .with("calibration", &model.texts.calibration_bytes());
     Some(key.key())
 }
 

@@ -186,10 +186,12 @@ fn file_values(data: &Frontier, published: &Published<'_>, relative: bool) -> Va
         .unwrap_or_else(|| data.corrected(file.predicted));
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| NONE.into());
     let kld = measured.map(|m| {
-        let (value, error) = figure(m.kld, m.uncertainty);
+        let (value, error) = figure(m.mean.value(), m.uncertainty);
         error.map_or(value.clone(), |error| format!("{value} ± {error}"))
     });
-    let divergence = measured.map(|m| m.kld).or((!relative).then_some(predicted));
+    let divergence = measured
+        .map(|m| m.mean.value())
+        .or((!relative).then_some(predicted));
     let purpose = divergence.and_then(|nats| PURPOSES.iter().find(|(most, _)| nats <= *most));
     context! {
         name => file.name,
@@ -235,12 +237,12 @@ fn dominated(data: &Frontier) -> Vec<Value> {
     let mut all = Vec::new();
     let usual = |preset: &&Preset| FileType::of_name(&preset.name).is_some_and(FileType::is_usual);
     for preset in data.presets.iter().filter(usual) {
-        let Some(theirs) = preset.measured.as_ref().map(|m| m.kld) else {
+        let Some(theirs) = preset.measured.as_ref().map(|m| m.mean.value()) else {
             continue;
         };
         let fitting = data.files.iter().filter(|file| file.bytes <= preset.bytes);
         let better = fitting
-            .filter_map(|file| Some((file, file.measured.as_ref()?.kld)))
+            .filter_map(|file| Some((file, file.measured.as_ref()?.mean.value())))
             .filter(|(_, kld)| *kld <= theirs);
         let Some((file, kld)) = better.min_by(|a, b| a.1.total_cmp(&b.1)) else {
             continue;

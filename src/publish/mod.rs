@@ -23,7 +23,7 @@ use crate::convert::ProjectorFile;
 use crate::format;
 use crate::format::gguf::{Files, Metadata, Model, Value, keys};
 use crate::progress::{Progress, Unit};
-use crate::report::data::{DataError, File, Frontier, Projector};
+use crate::report::data::{DataError, Distance, File, Frontier, Projector};
 use crate::report::page::page;
 use crate::report::size_chart::size_chart;
 use crate::report::svg::Place as Shown;
@@ -102,6 +102,13 @@ pub enum Error {
     /// Another process writes the same output.
     #[error("{}: another process is writing it; wait for it, or choose another output", .0.display())]
     Taken(PathBuf),
+    /// Files of an embedding model.
+    #[error(
+        "{}: files of an embedding model; cards and Modelfiles are those of models that predict tokens. Upload the \
+         directory itself, with report.html",
+        .0.display()
+    )]
+    Embeddings(PathBuf),
     /// An invalid template of the card.
     #[error("the card's template: {0}")]
     Template(String),
@@ -136,6 +143,9 @@ pub fn check(job: &Job) -> Result<()> {
 pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
     check(job)?;
     let mut data = read(&job.directory)?;
+    if data.distance == Distance::Cosine {
+        return Err(Error::Embeddings(job.directory.clone()));
+    }
     let paths: Vec<PathBuf> = data
         .files
         .iter()

@@ -1,6 +1,7 @@
-//! Second-order divergence of every candidate, from one backward pass over some chunks of text.
+//! Second-order divergence of every candidate, from one backward pass over some chunks of text. For an embedding
+//! model, the divergence is the mean cosine distance of its texts' embeddings.
 
-use super::sampled::Sampling;
+use super::sampled::{Correlation, Sampling};
 use super::saved::{self, Costs, Nats};
 use super::scores::{self, Candidate};
 use super::{Error, Result, Run, Settings};
@@ -93,7 +94,28 @@ pub(super) struct Scoring<'s> {
     pub(super) sample: Vec<Vec<u32>>,
     /// Number of sampled positions.
     pub(super) positions: usize,
+    /// What costs are a mean of: sampled positions, or texts of an embedding model.
+    means_of: Means,
     sampling: Sampling,
+}
+
+/// What costs are a mean of.
+#[derive(Clone, Copy)]
+enum Means {
+    /// Positions.
+    Positions,
+    /// This number of texts.
+    Texts(usize),
+}
+
+impl Means {
+    /// The divisor of sums over `positions`.
+    fn count(self, positions: usize) -> usize {
+        match self {
+            Means::Positions => positions,
+            Means::Texts(texts) => texts,
+        }
+    }
 }
 
 impl<'s> Scoring<'s> {
@@ -102,10 +124,19 @@ impl<'s> Scoring<'s> {
         candidates: &'s Candidates<'s>,
         progress: &'s dyn Progress,
     ) -> Scoring<'s> {
-        let sample = sample(run.chunks, run.settings);
+        let has_output = run.engine.has_output();
+        let sample = match has_output {
+            true => sample(run.chunks, run.settings),
+            false => run.chunks.iter().map(|text| all_of(text)).collect(),
+        };
         let positions: usize = sample.iter().map(Vec::len).sum();
+        let is_whole = positions == run.chunks.iter().map(Vec::len).sum::<usize>();
         let sampling = Sampling {
-            is_whole: positions == run.chunks.iter().map(Vec::len).sum::<usize>(),
+            correlation: match (has_output, is_whole) {
+                (false, _) => Correlation::Sums,
+                (true, true) => Correlation::Ratio,
+                (true, false) => Correlation::Ignored,
+            },
             rows: run.settings.rows,
             seed: run.settings.seed,
         };
@@ -115,14 +146,19 @@ impl<'s> Scoring<'s> {
             progress,
             sample,
             positions,
+            means_of: match has_output {
+                true => Means::Positions,
+                false => Means::Texts(run.chunks.len()),
+            },
             sampling,
         }
     }
 
-    /// Scores the output matrix.
+    /// Scores the output matrix; an embedding model has none.
     pub(super) fn output(&self, trace: &Trace<'_>, nats: &mut Nats) -> Result<()> {
         let engine = self.run.engine;
-        let Some(candidate) = self.candidates.get(engine.output_name()) else {
+        let candidate = self.candidates.get(engine.output_name());
+        let Some(candidate) = candidate.filter(|_| engine.has_output()) else {
             return Ok(());
         };
         self.progress.at("output");
@@ -143,8 +179,9 @@ impl<'s> Scoring<'s> {
         let (engine, chunks) = (self.run.engine, self.run.chunks.len());
         let of_layer = || scores::of_layer(samples, self.sampling, self.candidates, self.progress);
         let sums = engine.pool().install(of_layer)?;
-        sums.into_iter()
-            .try_for_each(|(name, sums)| add(nats, &name, sums, self.positions))?;
+        sums.into_iter().try_for_each(|(name, sums)| {
+            add(nats, &name, sums, self.means_of.count(self.positions))
+        })?;
         if let Some(recorder) = recorder {
             let most = most_rows(engine);
             let record = || record(recorder, engine.catalog(), samples, chunks, most);
@@ -175,7 +212,7 @@ impl<'s> Scoring<'s> {
             let tokens = table.chunks.iter().map(|e| e.tokens.len()).sum();
             let of_table = || candidate.of_embedding(&table.chunks, self.sampling, self.progress);
             let sums = engine.pool().install(of_table)?;
-            add(nats, &table.name, sums, tokens)?;
+            add(nats, &table.name, sums, self.means_of.count(tokens))?;
         }
         Ok(())
     }
@@ -200,7 +237,8 @@ fn keep(
     nats: &Nats,
     recorder: Option<&Recorder<'_>>,
 ) -> Result<()> {
-    let Some(resume) = resume.filter(|resume| resume.due()) else {
+    let due = resume.filter(|resume| resume.due());
+    let Some((resume, shape)) = due.zip(backward.shape()) else {
         return Ok(());
     };
     let gradients = |slot: usize| backward.gradient(slot);
@@ -208,7 +246,7 @@ fn keep(
     Ok(resume.save(
         backward.done(),
         &saved::pack(nats, &files),
-        backward.shape(),
+        shape,
         &gradients,
     )?)
 }
@@ -283,11 +321,16 @@ fn record(
     Ok(recorder.layer_done()?)
 }
 
+/// All positions of a text.
+fn all_of(text: &[u32]) -> Vec<u32> {
+    (0..text.len() as u32).collect()
+}
+
 /// Random sampled positions of each chunk, ascending; the same number in all chunks.
 pub(super) fn sample(chunks: &[Vec<u32>], settings: &Settings) -> Vec<Vec<u32>> {
     let each = settings.positions.div_ceil(chunks.len().max(1));
     let one = |(chunk, tokens): (usize, &Vec<u32>)| {
-        let mut all: Vec<u32> = (0..tokens.len() as u32).collect();
+        let mut all = all_of(tokens);
         if settings.positions > 0 && each < all.len() {
             let key = |p: &u32| mixed(mixed(settings.seed ^ chunk as u64) ^ u64::from(*p));
             all.sort_unstable_by_key(key);

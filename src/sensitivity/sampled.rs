@@ -42,14 +42,44 @@ const EXPERTS: usize = 4;
 /// Fewest rows of an expert.
 const EXPERT_ROWS: usize = 8;
 
+/// Treatment of errors at different positions of a chunk, which add up in the square of their sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Correlation {
+    /// Ignored: squares of single positions, of which a sample is known.
+    Ignored,
+    /// Squares of single positions, times a ratio of squared sums to squares that all types share.
+    Ratio,
+    /// Squared sums themselves: an embedding depends on all positions of its text at once.
+    Sums,
+}
+
 /// Selection of rows and positions.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sampling {
-    /// True if the positions are all those of each chunk.
-    pub(super) is_whole: bool,
+    /// Treatment of errors at different positions of a chunk.
+    pub(super) correlation: Correlation,
     /// Number of rows of each matrix; 0 for all.
     pub(super) rows: usize,
     pub(super) seed: u64,
+}
+
+impl Correlation {
+    /// The factor of each type's squares of single positions, given their squared sums over a number of chunks
+    /// times draws.
+    pub(super) fn ratios(self, squares: &[f64], of_chunks: &[f64], chunks: usize) -> Vec<f64> {
+        match self {
+            Correlation::Ignored => vec![1.0; squares.len()],
+            Correlation::Ratio => vec![ratio_of_sums(squares, of_chunks, chunks); squares.len()],
+            Correlation::Sums => {
+                let pairs = squares.iter().zip(of_chunks);
+                let ratio = |(squares, sums): (&f64, &f64)| match *squares > 0.0 {
+                    true => sums / squares,
+                    false => 1.0,
+                };
+                pairs.map(ratio).collect()
+            }
+        }
+    }
 }
 
 impl Sampling {
@@ -89,8 +119,7 @@ pub(super) struct Drawn {
     rows: RowSample,
     /// As in [`Survey`].
     products: f64,
-    /// True if the positions are all those of each chunk.
-    is_whole: bool,
+    correlation: Correlation,
 }
 
 impl Survey {
@@ -98,7 +127,7 @@ impl Survey {
         Drawn {
             rows: RowSample::proportional(self.matrix, &self.costs, rows, sampling.seed),
             products: self.products,
-            is_whole: sampling.is_whole,
+            correlation: sampling.correlation,
         }
     }
 }
@@ -254,15 +283,15 @@ impl Candidate<'_> {
             Ok(sums)
         };
         let all = self.sums_of_types(drawn, progress, prepare, score)?;
-        let ratio = match drawn.is_whole {
-            true => {
-                let squares: Vec<f64> = all.iter().map(|sums| sums.squares.sum).collect();
-                let in_chunks: Vec<f64> = all.iter().map(|sums| sums.in_chunks).collect();
-                ratio_of_sums(&squares, &in_chunks, samples.pieces.len() * draws)
-            }
-            false => 1.0,
-        };
-        Ok(self.costs_of_sums(&all, drawn.products, ratio / (2 * draws) as f64))
+        let squares: Vec<f64> = all.iter().map(|sums| sums.squares.sum).collect();
+        let in_chunks: Vec<f64> = all.iter().map(|sums| sums.in_chunks).collect();
+        let chunks = samples.pieces.len() * draws;
+        let ratios = drawn.correlation.ratios(&squares, &in_chunks, chunks);
+        let scales: Vec<f64> = ratios
+            .iter()
+            .map(|ratio| ratio / (2 * draws) as f64)
+            .collect();
+        Ok(self.costs_of_sums(&all, drawn.products, &scales))
     }
 
     /// Sums over the drawn rows for each type: `score` of the type's changes of a band, and of that
@@ -297,9 +326,9 @@ impl Candidate<'_> {
         Ok(all)
     }
 
-    /// Costs from the sums over some rows, times `scale`.
-    fn costs_of_sums(&self, sums: &[TypeSums], products: f64, scale: f64) -> Costs {
-        let nats = sums.iter().map(|sums| {
+    /// Costs from the sums over some rows, times the scale of each type.
+    fn costs_of_sums(&self, sums: &[TypeSums], products: f64, scales: &[f64]) -> Costs {
+        let nats = sums.iter().zip(scales).map(|(sums, scale)| {
             let squares = sums.squares.sum;
             // Negative products of rows cannot exceed the squares.
             (squares + sums.shrinkage() * products).max(squares / 2.0) * scale
@@ -307,7 +336,8 @@ impl Candidate<'_> {
         let errors: Vec<f64> = sums.iter().flat_map(|sums| sums.errors).collect();
         let error = sums
             .iter()
-            .map(|sums| sums.squares.error() * scale)
+            .zip(scales)
+            .map(|(sums, scale)| sums.squares.error() * scale)
             .sum::<f64>();
         Costs {
             error: error / sums.len().max(1) as f64,
@@ -475,7 +505,7 @@ impl Candidate<'_> {
                 Ok(sums)
             };
         let all = self.sums_of_types(drawn, progress, prepare, score)?;
-        Ok(self.costs_of_sums(&all, drawn.products, 0.5))
+        Ok(self.costs_of_sums(&all, drawn.products, &vec![0.5; all.len()]))
     }
 
     /// Surveys the rows of the output matrix.

@@ -12,7 +12,7 @@
 //! matrices, a sample of the rows is enough (see `sampled`).
 
 use super::rows::{Row, RowSample, RowSum};
-use super::sampled::Sampling;
+use super::sampled::{Correlation, Sampling};
 use super::saved::{Costs, Nats};
 use super::{OutputRows, Result};
 use crate::format::types::GgmlType;
@@ -203,13 +203,13 @@ impl Candidate<'_> {
                 return Ok(costs);
             }
         }
-        self.of_all_rows(samples, sampling.is_whole, progress)
+        self.of_all_rows(samples, sampling.correlation, progress)
     }
 
     fn of_all_rows(
         &self,
         samples: &LinearSamples,
-        is_whole: bool,
+        correlation: Correlation,
         progress: &dyn Progress,
     ) -> Result<Costs> {
         let (n, m) = (samples.columns, samples.width);
@@ -256,7 +256,7 @@ impl Candidate<'_> {
             .chunks(draws * positions)
             .map(|u| u.iter().map(|u| u * u).sum())
             .collect();
-        if is_whole {
+        if correlation != Correlation::Ignored {
             let of_type = |u: &[f64]| -> f64 {
                 let (mut left, mut sum) = (u, 0.0);
                 for piece in &samples.pieces {
@@ -270,8 +270,9 @@ impl Candidate<'_> {
                 sum
             };
             let sums: Vec<f64> = u.chunks(draws * positions).map(of_type).collect();
-            let ratio = ratio_of_sums(&squares, &sums, samples.pieces.len() * draws);
-            squares.iter_mut().for_each(|square| *square *= ratio);
+            let ratios = correlation.ratios(&squares, &sums, samples.pieces.len() * draws);
+            let pairs = squares.iter_mut().zip(ratios);
+            pairs.for_each(|(square, ratio)| *square *= ratio);
         }
         squares
             .iter_mut()
@@ -491,11 +492,20 @@ impl Candidate<'_> {
         let of_type = |u: &[f64]| u.iter().map(|u| u * u).sum::<f64>();
         let sums: Vec<f64> = in_sequences.chunks(sequences.max(1)).map(of_type).collect();
         let estimates: Vec<f64> = squares.iter().map(|square| square.sum).collect();
-        let ratio = ratio_of_sums(&estimates, &sums, sequences);
-        let scale = ratio / (2 * draws.max(1)) as f64;
-        let errors = squares.iter().map(|square| square.error() * scale);
+        let correlation = match sampling.correlation {
+            // Every token of a chunk reads a row: all positions are known, also where others are sampled.
+            Correlation::Ignored => Correlation::Ratio,
+            correlation => correlation,
+        };
+        let ratios = correlation.ratios(&estimates, &sums, sequences).into_iter();
+        let scales: Vec<f64> = ratios
+            .map(|ratio| ratio / (2 * draws.max(1)) as f64)
+            .collect();
+        let errors = squares.iter().zip(&scales);
+        let errors = errors.map(|(square, scale)| square.error() * scale);
         let error = errors.sum::<f64>() / types.max(1) as f64;
-        let nats = estimates.iter().map(|sum| sum * scale).collect();
+        let nats = estimates.iter().zip(&scales);
+        let nats = nats.map(|(sum, scale)| sum * scale).collect();
         Ok(Costs {
             error,
             // An embedding has no input errors.

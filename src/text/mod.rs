@@ -14,10 +14,12 @@
 
 mod held_out;
 pub(crate) mod passages;
+mod separate;
 
 pub(crate) use held_out::HELD_OUT;
 pub use held_out::{Kind, Text};
 pub use passages::Shared;
+pub(crate) use separate::separate;
 
 /// Separator of documents in a file: a line with a form feed.
 const SEPARATOR: &str = "\n\x0c\n";

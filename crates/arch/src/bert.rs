@@ -1,5 +1,4 @@
-//! Encoders for embeddings, and rerankers: BERT and its relatives. Their attention is not causal. Conversion
-//! only; they cannot be run.
+//! Encoders for embeddings, and rerankers: BERT and its relatives. Their attention is not causal.
 //!
 //! ```text
 //! BERT, DistilBERT, RoBERTa, XLM-RoBERTa   norms behind the blocks, learned positions
@@ -9,7 +8,9 @@
 //! ```
 
 use super::config::{Config, Result, wrong_kind};
-use super::decoder::{Decoder, Needs, Norm, Rope};
+use super::decoder::{
+    Activation, Alibi, Decoder, Listed, Needs, Norm, Rope, Router, Setting, Window,
+};
 use super::llama::{self, BUFFERS, GATED_FFN, NORMS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING};
 use super::recipes::Op::{Reshape, Transpose};
@@ -20,18 +21,17 @@ use quantier_gguf::gguf::{Array, Value};
 use quantier_tokenizer::VocabKind;
 use serde_json::{Map, Value as Json};
 
-const NOT_CAUSAL: &str =
-    "it is an embedding model, which also sees what comes after a token, and predicts no next one";
-
-/// An encoder without causal attention.
+/// An encoder. Its files say that attention is not causal.
 pub(super) const ENCODER: Decoder = Decoder {
-    refused: Some(NOT_CAUSAL),
+    predicts_tokens: false,
     ..Decoder::LLAMA
 };
 
 const BERT_DECODER: Decoder = Decoder {
     norm: Norm::Layer,
     rope: Rope::None,
+    activation: Activation::Gelu,
+    stream_norms: [&["attn_output_norm", "attn_norm_2"], &["layer_output_norm"]],
     needs: Needs {
         optional: &["token_types", "cls", "cls.output"],
         biases: &["token_embd_norm", "attn_output_norm", "layer_output_norm"],
@@ -112,10 +112,13 @@ pub(super) static NOMIC_BERT: Architecture = Architecture {
     ],
     tensors: &[EMBEDDINGS, NOMIC, NOMIC_GATED, HEADS, BUFFERS],
     generated: nothing_generated,
-    decoder: Decoder {
-        rope: Rope::Halves,
-        ..BERT_DECODER
-    },
+    decoder: NOMIC_DECODER,
+};
+
+const NOMIC_DECODER: Decoder = Decoder {
+    rope: Rope::Halves,
+    activation: Activation::Silu,
+    ..BERT_DECODER
 };
 
 pub(super) static NOMIC_BERT_MOE: Architecture = Architecture {
@@ -131,6 +134,14 @@ pub(super) static NOMIC_BERT_MOE: Architecture = Architecture {
         NOMIC_EXPERTS,
     ],
     tensors: &[EMBEDDINGS, NOMIC, NOMIC_MOE, HEADS, BUFFERS],
+    decoder: Decoder {
+        activation: Activation::Gelu,
+        router: Router {
+            normalized: Setting::Always(false),
+            ..Router::SOFTMAX
+        },
+        ..NOMIC_DECODER
+    },
     ..NOMIC_BERT
 };
 
@@ -142,6 +153,7 @@ pub(super) static JINA_BERT: Architecture = Architecture {
     tensors: &[EMBEDDINGS, JINA, LAYERS, CLASSIFIERS, HEADS, BUFFERS],
     generated: nothing_generated,
     decoder: Decoder {
+        alibi: Alibi::Always(8.0),
         needs: Needs {
             optional: &[
                 "cls",
@@ -184,6 +196,14 @@ pub(super) static MODERN_BERT: Architecture = Architecture {
     decoder: Decoder {
         rope: Rope::Halves,
         norm: Norm::Layer,
+        activation: Activation::Gelu,
+        names_activation: true,
+        window: Window::Listed(Listed {
+            period: 3,
+            first: true,
+            rope_base: Some(10_000.0),
+            ..Listed::THREE_OF_FOUR
+        }),
         needs: Needs {
             optional: &["attn_norm", "cls", "cls.output", "cls.norm"],
             ..Needs::WEIGHTS

@@ -31,9 +31,12 @@ pub struct Config {
     nextn: u32,
 }
 
-/// Pooling of a sentence-transformers model, numbered as in GGUF.
+/// Pooling of a sentence-transformers model, numbered as in GGUF: from the activations of a text's tokens to its
+/// embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {
+    /// None: an embedding for each token.
+    Tokens = 0,
     /// Mean of all tokens.
     Mean = 1,
     /// First token.

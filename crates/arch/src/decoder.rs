@@ -4,6 +4,10 @@
 /// The decoder of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Decoder {
+    /// True if the model predicts tokens; false for encoders, which make embeddings of texts.
+    pub predicts_tokens: bool,
+    /// True if attention is never causal, whatever the metadata says.
+    pub sees_both_sides: bool,
     /// Kind of norm.
     pub norm: Norm,
     /// True if the epsilon key in the metadata decides the kind of norm.
@@ -14,6 +18,8 @@ pub struct Decoder {
     pub sections: Sections,
     /// Activation of the feed-forward network.
     pub activation: Activation,
+    /// True if the metadata may name another activation.
+    pub names_activation: bool,
     /// True if the activation limits of the metadata apply before the activation.
     pub limits_in_front: bool,
     /// Activation limit of every feed-forward network without one in the metadata.
@@ -68,6 +74,10 @@ pub struct Decoder {
     /// Names of the norms after attention and after the feed-forward network. Of several, a model
     /// has one; a norm before a block is none of them.
     pub post_norms: [&'static [&'static str]; 2],
+    /// Names of the norms of the stream after attention and after the feed-forward network, as in the
+    /// original Transformer (Vaswani et al. 2017). Before a second one, the stream before the block is
+    /// added again. A model may lack all but the first.
+    pub stream_norms: [&'static [&'static str]; 2],
     /// Scales of models whose metadata has none.
     pub scales: Scales,
     /// True if layers without KV heads have one matrix in place of attention.
@@ -694,12 +704,15 @@ impl Decoder {
 
     /// Llama's decoder; the others are given by their differences.
     pub(crate) const LLAMA: Decoder = Decoder {
+        predicts_tokens: true,
+        sees_both_sides: false,
         norm: Norm::Rms,
         norm_by_epsilon: false,
         rope: Rope::Pairs,
         sections: Sections::None,
         layout: Layout::Sequential("ffn_norm"),
         activation: Activation::Silu,
+        names_activation: false,
         limits_in_front: false,
         limit: None,
         gate: Activation::Sigmoid,
@@ -725,6 +738,7 @@ impl Decoder {
         norms_rotated: false,
         post_norm_epsilon: None,
         post_norms: [&["post_attention_norm"], &["post_ffw_norm"]],
+        stream_norms: [&[], &[]],
         scales: Scales::NONE,
         linear_layers: false,
         multiplied_logits: false,

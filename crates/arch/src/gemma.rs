@@ -7,7 +7,7 @@ use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING};
 use super::recipes::Op::{AddOne, First};
 use super::recipes::Size::{Any, Head, Hidden, Vocabulary};
 use super::recipes::When;
-use super::{Architecture, Config, Keys, Parameter, Recipe, bert, nothing_generated};
+use super::{Architecture, Config, Keys, Parameter, Recipe, nothing_generated};
 use quantier_gguf::gguf::Value;
 use quantier_tokenizer::VocabKind;
 
@@ -122,7 +122,8 @@ pub(super) static GEMMA_EMBEDDING: Architecture = Architecture {
         BUFFERS,
     ],
     decoder: Decoder {
-        refused: bert::ENCODER.refused,
+        predicts_tokens: false,
+        sees_both_sides: true,
         needs: Needs {
             optional: &["dense_2", "dense_3"],
             ..Needs::WEIGHTS

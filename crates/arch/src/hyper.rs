@@ -1,9 +1,9 @@
 //! Hyperparameters of a model's decoder, read from its metadata and checked.
 
 use crate::{
-    Activation, Alibi, Architecture, Cap, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Ranking,
-    Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, SharedKv, Streams,
-    Tempering, UnitHeads, Unrotated, Window, Wkv, Xielu, YarnKeys,
+    Activation, Alibi, Architecture, Cap, Decoder, DeltaHeads, Gating, Mamba2Layers, Norm, Pooling,
+    Ranking, Recurrence, Rope, Router, ScoreDivisor, ScoreYarn, Sections, Setting, SharedKv,
+    Streams, Tempering, UnitHeads, Unrotated, Window, Wkv, Xielu, YarnKeys,
 };
 use quantier_gguf::gguf::{Metadata, Value, keys};
 use std::ops::Range;
@@ -22,6 +22,12 @@ pub struct Hyper {
     pub architecture: String,
     /// The architecture's decoder.
     pub decoder: Decoder,
+    /// True if a token sees no later ones.
+    pub is_causal: bool,
+    /// Pooling of an embedding model; None for a model that predicts tokens.
+    pub pooling: Option<Pooling>,
+    /// The context length of training, in tokens; None if the metadata names none.
+    pub context: Option<usize>,
     /// Number of layers, without multi-token prediction blocks.
     pub layers: usize,
     /// Number of passes of a token through all layers.
@@ -745,8 +751,52 @@ impl Keys<'_> {
             .collect())
     }
 
+    /// Pooling of an embedding model: of an encoder, and of a decoder whose metadata has one. A reranker's
+    /// embedding is the vector that its classifier reads.
+    fn pooling(&self, predicts_tokens: bool, is_causal: bool) -> Result<Option<Pooling>> {
+        const KEY: &str = "pooling_type";
+        const CLASSIFIER: &str = "classifier.pooling_type";
+        const RANK: usize = 4;
+        let listed = |key: &str| -> Result<Option<Pooling>> {
+            Ok(match self.optional(key)? {
+                None | Some(0) => None,
+                Some(1) => Some(Pooling::Mean),
+                Some(2) => Some(Pooling::Cls),
+                Some(3) => Some(Pooling::Last),
+                Some(number) => {
+                    return Err(self.bad(key, format!("is {number}; 0 to 4 are known")));
+                }
+            })
+        };
+        if self.optional(KEY)? == Some(RANK) {
+            let otherwise = match (is_causal, self.architecture) {
+                (true, _) => Pooling::Last,
+                (false, "modern-bert") => Pooling::Mean,
+                (false, _) => Pooling::Cls,
+            };
+            return Ok(Some(listed(CLASSIFIER)?.unwrap_or(otherwise)));
+        }
+        let own = Some(Pooling::Tokens).filter(|_| !predicts_tokens);
+        Ok(listed(KEY)?.or(own))
+    }
+
+    /// The activation that the metadata names, or `by_default`.
+    fn named_activation(&self, by_default: Activation) -> Result<Activation> {
+        const KEY: &str = "hidden_activation";
+        match self.get(KEY).and_then(Value::as_str) {
+            Some("silu" | "swish" | "swiglu") => Ok(Activation::Silu),
+            Some("reglu") => Ok(Activation::Relu),
+            Some("relu") => Err(self.bad(KEY, "is relu; only activations with a gate can be run")),
+            _ => Ok(by_default),
+        }
+    }
+
     /// Activation of the feed-forward network, per layer.
-    fn activations(&self, by_default: Activation, layers: usize) -> Result<Vec<Activation>> {
+    fn activations(&self, decoder: &Decoder, layers: usize) -> Result<Vec<Activation>> {
+        let by_default = match decoder.names_activation {
+            true => self.named_activation(decoder.activation)?,
+            false => decoder.activation,
+        };
         if !matches!(by_default, Activation::Xielu(_)) {
             return Ok(vec![by_default; layers]);
         }
@@ -1366,7 +1416,9 @@ impl Hyper {
                 "models of architecture '{name}' cannot be run here yet: {reason} ({CONVERTED})"
             ));
         }
-        if keys.flag("attention.causal")? == Some(false) {
+        let is_causal = !decoder.sees_both_sides && keys.flag("attention.causal")? != Some(false);
+        let pooling = keys.pooling(decoder.predicts_tokens, is_causal)?;
+        if !is_causal && pooling.is_none() {
             return Err(format!(
                 "this model also sees what comes after a token, and predicts no next one: it cannot be run here \
                  ({CONVERTED})"
@@ -1467,6 +1519,12 @@ impl Hyper {
             }
         };
         let latent = keys.latent(key_length)?;
+        let is_plain = latent.is_none() && !decoder.expands_latents && decoder.recurrence.is_none();
+        if !is_causal && !is_plain {
+            return Err(format!(
+                "models of architecture '{name}' cannot be run here yet without causal attention ({CONVERTED})"
+            ));
+        }
         let expanded = match decoder.expands_latents {
             true => Some(keys.expanded(key_length, value_length)?),
             false => None,
@@ -1785,6 +1843,9 @@ impl Hyper {
         let hyper = Hyper {
             architecture: name.to_owned(),
             decoder,
+            is_causal,
+            pooling,
+            context: Some(context).filter(|context| *context > 0),
             layers,
             loops,
             loop_norm: loops > 1 && !keys.flag("skip_loop_final_norm")?.unwrap_or(false),
@@ -1794,7 +1855,7 @@ impl Hyper {
             streams,
             nextn,
             is_linear,
-            activations: keys.activations(decoder.activation, layers)?,
+            activations: keys.activations(&decoder, layers)?,
             parallel: keys.flag("use_parallel_residual")?.unwrap_or(false),
             recurrent,
             halved_every: keys

@@ -18,6 +18,10 @@ use std::f32::consts::FRAC_1_SQRT_2;
 
 /// The position table of models that add positions to their embeddings.
 const POSITIONS: &str = "position_embd.weight";
+/// The table of token types; all tokens of a text have the first.
+const TOKEN_TYPES: &str = "token_types.weight";
+/// The matrices after the pooling of an embedding model, without `.weight`.
+const DENSE: [&str; 2] = ["dense_2", "dense_3"];
 /// The norm after the embeddings.
 const EMBEDDING_NORM: &str = "token_embd_norm.weight";
 /// Divisors of RoPE angles for every context, for short and for long ones.
@@ -36,6 +40,10 @@ pub struct ModelSpec {
     pub embedding: &'static str,
     /// The table of learned positions, added to token embeddings.
     pub positions: Option<&'static str>,
+    /// The table of token types, whose first row is added to token embeddings.
+    pub token_types: Option<&'static str>,
+    /// The matrices after the pooling of an embedding model.
+    pub dense: Vec<DenseSpec>,
     /// The norm after the embeddings.
     pub embedding_norm: Option<NormSpec>,
     /// Per-layer embeddings, inputs of every layer.
@@ -85,6 +93,8 @@ impl ModelSpec {
             layers,
             embedding: EMBEDDING,
             positions: there(POSITIONS),
+            token_types: there(TOKEN_TYPES).filter(|_| !hyper.decoder.predicts_tokens),
+            dense: DenseSpec::all(hyper, catalog),
             embedding_norm: match hyper.decoder.normalized_embeddings {
                 true => Some(NormSpec::weightless(hyper)),
                 false => there(EMBEDDING_NORM)
@@ -112,6 +122,43 @@ impl ModelSpec {
     /// or not.
     pub fn rope_factors(&self, long: bool) -> Option<&'static str> {
         self.rope_factors[usize::from(long)]
+    }
+}
+
+/// A matrix after the pooling of an embedding model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DenseSpec {
+    /// The tensor of the matrix: `[rows, columns]`.
+    pub weight: String,
+    /// The tensor of the bias: one number per row.
+    pub bias: Option<String>,
+    /// Length of its output.
+    pub rows: usize,
+    /// Length of its input.
+    pub columns: usize,
+}
+
+impl DenseSpec {
+    /// The matrices in order; none for a model that predicts tokens.
+    fn all(hyper: &Hyper, catalog: &Catalog) -> Vec<DenseSpec> {
+        let mut columns = hyper.hidden;
+        let dense = |stem: &&str| {
+            let weight = format!("{stem}.weight");
+            let rows = catalog.tensor(catalog.tensor_named(&weight)?).dims[1] as usize;
+            let bias = format!("{stem}.bias");
+            let spec = DenseSpec {
+                weight,
+                bias: catalog.tensor_named(&bias).map(|_| bias),
+                rows,
+                columns,
+            };
+            columns = rows;
+            Some(spec)
+        };
+        match hyper.pooling {
+            Some(_) => DENSE.iter().filter_map(dense).collect(),
+            None => Vec::new(),
+        }
     }
 }
 
@@ -258,7 +305,7 @@ pub struct LayerSpec {
     pub scalar: Option<String>,
 }
 
-/// `residual(stream) + residual_scale * post_norm(sum of branches(stream))`.
+/// `stream_norms(residual(stream) + residual_scale * post_norm(sum of branches(stream)))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockSpec {
     /// Parallel branches; their outputs are added.
@@ -269,6 +316,8 @@ pub struct BlockSpec {
     pub residual_scale: f32,
     /// The residual.
     pub residual: Residual,
+    /// Norms of the stream after the block; between two, the stream before the block is added again.
+    pub stream_norms: Vec<NormSpec>,
     /// The opening of a section, before the block.
     pub opening: Option<OpeningSpec>,
     /// The closing of a section, after the block.
@@ -513,6 +562,8 @@ pub struct AttentionSpec {
     pub score_scale: f32,
     /// Scaling of queries with their position.
     pub temperature: Option<Temperature>,
+    /// True if a query sees no later keys. Otherwise a window is half before and half behind it.
+    pub is_causal: bool,
     /// Soft cap of scores.
     pub score_cap: Option<f32>,
     /// Maximum ALiBi bias: factor of each head's slope (Press et al. 2022).
@@ -1020,7 +1071,9 @@ impl LayerSpec {
         };
         let recurrent = hyper.recurrent.get(number).copied().flatten();
         // In these layers the name stands for another norm.
-        let is_second = !matches!(recurrent, Some(Recurrent::Lightning(_) | Recurrent::Wkv(_)));
+        let [norms_behind_attention, norms_behind_ffn] = hyper.decoder.stream_norms;
+        let is_second = !matches!(recurrent, Some(Recurrent::Lightning(_) | Recurrent::Wkv(_)))
+            && norms_behind_attention.is_empty();
         let attention_norm = match known.has("attn_norm_2") && is_second {
             true => "attn_norm_2",
             false => "attn_norm",
@@ -1037,6 +1090,7 @@ impl LayerSpec {
                 let block = known.block(branches, known.first_other(after_attention, norm));
                 BlockSpec {
                     residual_scale: block.residual_scale * hyper.value_scale,
+                    stream_norms: known.stream_norms(norms_behind_attention),
                     ..block
                 }
             });
@@ -1047,7 +1101,10 @@ impl LayerSpec {
             let ffn = ffn.clone().map(|mixer| known.ffn_branches(norm, mixer));
             let ffn = ffn.map(|mut branches| {
                 branches.extend(experts);
-                known.block(branches, known.first_other(after_ffn, norm))
+                BlockSpec {
+                    stream_norms: known.stream_norms(norms_behind_ffn),
+                    ..known.block(branches, known.first_other(after_ffn, norm))
+                }
             });
             attention.into_iter().chain(ffn).collect()
         };
@@ -1137,10 +1194,11 @@ impl NormSpec {
         }
     }
 
-    /// A norm, if present: layer norms without weights always are.
+    /// A norm, if present: layer norms without weights always are in decoders, and never in encoders.
     fn new(hyper: &Hyper, catalog: &Catalog, stem: String, len: usize) -> Option<NormSpec> {
         let kind = hyper.decoder.norm;
-        let there = kind == Norm::Layer || catalog.weight_of(&stem).is_some();
+        let may_be_bare = kind == Norm::Layer && hyper.decoder.predicts_tokens;
+        let there = may_be_bare || catalog.weight_of(&stem).is_some();
         there.then_some(NormSpec {
             stem,
             kind,
@@ -1324,9 +1382,16 @@ impl Known<'_> {
                 true => Residual::Normalized(self.hyper.residual_scale),
                 false => Residual::Stream,
             },
+            stream_norms: Vec::new(),
             opening: None,
             closing: None,
         }
+    }
+
+    /// Norms of the stream after a block; the first is required, as loading reports.
+    fn stream_norms(&self, names: &[&str]) -> Vec<NormSpec> {
+        let norms = names.iter().map(|name| self.norm(name, self.hyper.hidden));
+        norms.flatten().collect()
     }
 
     fn norm(&self, name: &str, len: usize) -> Option<NormSpec> {
@@ -1450,6 +1515,7 @@ impl Known<'_> {
                     hyper.temperature.filter(|_| numbers.rotation.is_none())
                 }
             },
+            is_causal: hyper.is_causal,
             score_cap: hyper.score_cap,
             max_alibi_bias: hyper.max_alibi_bias,
             clamp: hyper.clamp,

@@ -1,6 +1,5 @@
 //! T5 and its relatives: an encoder, and a decoder that reads it. Conversion only; they cannot be run.
 
-use super::bert::ENCODER;
 use super::decoder::{Decoder, Needs, Rope};
 use super::recipes::Size::{Any, Field, Product};
 use super::recipes::{Recipe, Size, When};
@@ -48,7 +47,7 @@ pub(super) static T5_ENCODER: Architecture = Architecture {
     parameters: &[SIZES, ATTENTION, EPSILON, FILE_TYPE],
     tensors: &[EMBEDDINGS, ENCODER_LAYERS],
     decoder: Decoder {
-        refused: ENCODER.refused,
+        refused: Some("its attention adds learned biases by distance"),
         output_norm: "enc.output_norm",
         ..T5.decoder
     },

@@ -1,7 +1,7 @@
 //! Comparison with llama.cpp's presets, and tensors ranked by nats saved per byte.
 
-use super::data::{Choice, File, Frontier, Preset, Tensor, Verdict, Versus};
-use super::numbers::{figure, shorten, top_changes};
+use super::data::{Choice, Distance, File, Frontier, Preset, Tensor, Verdict, Versus};
+use super::numbers::{figure, neighbour_changes, shorten, top_changes};
 
 /// Tolerances for equal size: a file counts as of a preset's size if it is at most this much
 /// smaller (headers differ by that) or larger.
@@ -53,10 +53,10 @@ impl Frontier {
     /// Compares a measured file with the measured presets of its size; predictions make no claim. None
     /// if the file is smaller or larger than all of them.
     pub fn comparison<'a>(&'a self, file: &File) -> Option<Comparison<'a>> {
-        let ours = file.measured.as_ref()?.kld;
+        let ours = file.measured.as_ref()?.mean.value();
         let measured = self.presets.iter();
         let measured = measured
-            .filter_map(|preset| Some((preset, preset.measured.as_ref()?.kld)))
+            .filter_map(|preset| Some((preset, preset.measured.as_ref()?.mean.value())))
             .filter(|(_, nats)| nats.is_finite() && *nats > 0.0);
         let mut presets: Vec<(&Preset, f64)> = measured.collect();
         presets.sort_by(|a, b| a.0.bytes.cmp(&b.0.bytes).then(a.1.total_cmp(&b.1)));
@@ -96,29 +96,35 @@ impl Frontier {
 
 impl Versus {
     /// A phrase: `closer to the original than Q4_K_M by 0.0175 ± 0.0003 nats`.
-    pub fn phrase(&self) -> String {
+    pub fn phrase(&self, distance: Distance) -> String {
+        let unit = distance.terms().unit;
         let (value, error) = figure(self.difference.abs(), self.uncertainty);
         let error = error.map_or(String::new(), |error| format!(" ± {error}"));
         let preset = shorten(&self.preset, 24);
         match self.verdict {
             Verdict::Closer => {
-                format!("closer to the original than {preset} by {value}{error} nats")
+                format!("closer to the original than {preset} by {value}{error}{unit}")
             }
             Verdict::Farther => {
-                format!("farther from the original than {preset} by {value}{error} nats")
+                format!("farther from the original than {preset} by {value}{error}{unit}")
             }
             Verdict::Unclear => {
-                format!("indistinguishable from {preset} (a difference of {value}{error} nats)")
+                format!("indistinguishable from {preset} (a difference of {value}{error}{unit})")
             }
         }
     }
 }
 
 impl Frontier {
-    /// What was found about a file, in plain words: how often the most probable token differs from the original's,
-    /// and whether the file is closer to it than the presets that it is compared with. None without a measurement.
+    /// What was found about a file, in plain words: how often the most probable token differs from the original's or,
+    /// of an embedding model, how many of the nearest neighbours; and whether the file is closer to it than the presets that it is compared with. None without a measurement.
     pub fn finding(&self, file: &File) -> Option<String> {
-        let mut text = top_changes(file.measured.as_ref()?.same_top?);
+        let measured = file.measured.as_ref()?;
+        let mut text = match (measured.same_top, measured.shared_neighbours) {
+            (Some(same), _) => top_changes(same),
+            (None, Some(shared)) => neighbour_changes(shared),
+            (None, None) => return None,
+        };
         let comparison = self.comparison(file);
         let presets = comparison.map(|c| [Some(c.preset), c.next]);
         let presets = presets.into_iter().flatten().flatten();
@@ -126,7 +132,7 @@ impl Frontier {
             let mut versus = file.versus.iter();
             versus.find(|versus| versus.preset == preset.name)
         });
-        let phrases: Vec<String> = versus.map(Versus::phrase).collect();
+        let phrases: Vec<String> = versus.map(|versus| versus.phrase(self.distance)).collect();
         if !phrases.is_empty() {
             text += &format!(" The file is {}.", phrases.join(", and "));
         }
@@ -268,7 +274,7 @@ mod tests {
                  {preset} by 0.01750 ± 0.00031 nats."
             )
         );
-        let phrase = versus(Verdict::Unclear).phrase();
+        let phrase = versus(Verdict::Unclear).phrase(Distance::KlDivergence);
         assert!(phrase.starts_with("indistinguishable from "), "{phrase}");
         data.files[0].versus.clear();
         let alone = data.finding(&data.files[0]).unwrap();

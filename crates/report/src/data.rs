@@ -1,8 +1,8 @@
 //! Contents of `frontier.json`: model, scores, frontier and measurements.
 //!
 //! `docs/frontier-json.md` documents the fields in a table. Conventions: sizes in bytes, times in
-//! seconds, KL divergences in nats per scored token, types by their ggml name (`q4_K`). Values that
-//! were not measured are absent, never 0. All numbers are finite.
+//! seconds, KL divergences in nats per scored token, types by their ggml name (`q4_K`). For an embedding
+//! model, all divergences are cosine distances instead ([`Distance`]). Values that were not measured are absent, never 0. All numbers are finite.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -19,6 +19,9 @@ pub struct Frontier {
     pub generator: String,
     /// The model.
     pub model: Model,
+    /// The measure of all divergences, predicted and measured; absent for KL divergences.
+    #[serde(default, skip_serializing_if = "Distance::is_kl_divergence")]
+    pub distance: Distance,
     /// Computation of the sensitivities.
     pub scoring: Scoring,
     /// Evaluation of the files; absent if there was none.
@@ -229,6 +232,9 @@ pub struct Projector {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Score {
+    /// The square of the sum over a text, half its mean over texts: (sum of g . dW x)^2, g the gradient of the
+    /// embedding's product with random signs.
+    PerText,
     /// Squares per token: half the mean of (g . dW x)^2 over tokens, g the gradient of the
     /// log-likelihood of a sampled label.
     PerToken,
@@ -247,6 +253,7 @@ impl Score {
     /// Label in reports.
     pub fn label(self) -> &'static str {
         match self {
+            Score::PerText => "second order, squares per text",
             Score::PerToken => "second order, squares per token",
             Score::PerSequence => "second order, squares per sequence",
             Score::WeightedError => "importance-weighted error of the weights",
@@ -333,11 +340,97 @@ pub struct Point {
     pub nats: f64,
 }
 
+/// The measure of a model's distance from its base.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Distance {
+    /// KL divergence of the next token's distribution, in nats per token.
+    #[default]
+    KlDivergence,
+    /// Cosine distance, 1 - cos, of a text's embeddings: for models that predict no tokens.
+    Cosine,
+}
+
+/// Words for a measure in charts, tables and pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// Its name.
+    pub name: &'static str,
+    /// Its name in headings of columns.
+    pub short: &'static str,
+    /// Its unit behind a number, with a space.
+    pub unit: &'static str,
+    /// Its unit as a noun.
+    pub noun: &'static str,
+    /// Label of its axis.
+    pub axis: &'static str,
+    /// What means are over.
+    pub counted: &'static str,
+    /// A note below tables.
+    pub note: &'static str,
+    /// Its definition.
+    pub definition: &'static str,
+}
+
+impl Distance {
+    fn is_kl_divergence(&self) -> bool {
+        *self == Distance::KlDivergence
+    }
+
+    /// Its words.
+    pub fn terms(self) -> &'static Terms {
+        match self {
+            Distance::KlDivergence => &Terms {
+                name: "KL divergence",
+                short: "KLD",
+                unit: " nats",
+                noun: "nats",
+                axis: "mean KL divergence, nats per token (log)",
+                counted: "tokens",
+                note: "KL divergences are in nats per token, with their standard errors.",
+                definition: "Nats: KL divergence of the quantized model’s next-token distribution from the full-precision \
+                             model’s, averaged over tokens; 0 is a perfect copy.",
+            },
+            Distance::Cosine => &Terms {
+                name: "cosine distance",
+                short: "distance",
+                unit: "",
+                noun: "distance",
+                axis: "mean cosine distance of embeddings (log)",
+                counted: "texts",
+                note: "Cosine distances are means over texts, with their standard errors.",
+                definition: "Cosine distance: 1 minus the cosine of the quantized model’s and the full-precision model’s \
+                             embedding of a text, averaged over texts; 0 is a perfect copy.",
+            },
+        }
+    }
+}
+
+/// The mean distance of a file from the base model.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mean {
+    /// KL divergence, nats.
+    Kld(f64),
+    /// Cosine distance of embeddings.
+    CosineDistance(f64),
+}
+
+impl Mean {
+    /// The number.
+    pub fn value(self) -> f64 {
+        match self {
+            Mean::Kld(value) | Mean::CosineDistance(value) => value,
+        }
+    }
+}
+
 /// Quality of a file, measured on held-out text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// Mean KL divergence from the base model, nats.
-    pub kld: f64,
+    /// Mean distance from the base model.
+    #[serde(flatten)]
+    pub mean: Mean,
     /// Standard error of the mean, nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uncertainty: Option<f64>,
@@ -356,6 +449,12 @@ pub struct Measured {
     /// Perplexity of the base model on the same tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ppl_base: Option<f64>,
+    /// Spearman's rank correlation of the similarities of all pairs of texts in both models, for embeddings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank_correlation: Option<f64>,
+    /// Mean fraction (0 to 1) of a text's nearest neighbours that are so in both models, for embeddings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_neighbours: Option<f64>,
 }
 
 /// Which of a file and a preset is closer to the base model.

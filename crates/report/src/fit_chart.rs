@@ -39,7 +39,7 @@ fn mark(name: String, predicted: f64, measured: f64, ours: bool) -> Mark {
 /// Our files, then the presets, as far as both predicted and measured.
 fn marks(data: &Frontier) -> Vec<Mark> {
     let ours = data.files.iter().filter_map(|file| {
-        let measured = file.measured.as_ref()?.kld;
+        let measured = file.measured.as_ref()?.mean.value();
         Some(mark(
             shorten(&file.label, 24),
             file.predicted,
@@ -48,7 +48,7 @@ fn marks(data: &Frontier) -> Vec<Mark> {
         ))
     });
     let theirs = data.presets.iter().filter_map(|preset| {
-        let (predicted, measured) = (preset.predicted?, preset.measured.as_ref()?.kld);
+        let (predicted, measured) = (preset.predicted?, preset.measured.as_ref()?.mean.value());
         Some(mark(shorten(&preset.name, 20), predicted, measured, false))
     });
     ours.chain(theirs)
@@ -66,7 +66,8 @@ pub fn fit_chart(data: &Frontier, place: Place) -> Option<String> {
     let low = values().min_by(f64::total_cmp)? / ROOM;
     let high = values().max_by(f64::total_cmp)? * ROOM;
     let label = format!(
-        "Predicted and measured KL divergence of {}",
+        "Predicted and measured {} of {}",
+        data.distance.terms().name,
         shorten(&data.model.name, 80)
     );
     let mut svg = Svg::new(SIZE, SIZE, &label, place);
@@ -89,9 +90,10 @@ pub fn fit_chart(data: &Frontier, place: Place) -> Option<String> {
         plot.y_tick(&mut svg, value);
     }
     let Point { x, y } = area.middle();
-    let text = "predicted nats (not fitted)";
-    svg.text("q-note", point(x, SIZE - 14.0), Anchor::Middle, text);
-    svg.upright_text("q-note", point(16.0, y), "measured nats");
+    let noun = data.distance.terms().noun;
+    let text = format!("predicted {noun} (not fitted)");
+    svg.text("q-note", point(x, SIZE - 14.0), Anchor::Middle, &text);
+    svg.upright_text("q-note", point(16.0, y), &format!("measured {noun}"));
 
     let mut labels = Labels::new(area);
     let mut draw = |svg: &mut Svg, class: &str, line: [Point; 2]| {

@@ -80,6 +80,25 @@ pub fn top_changes(same_top: f64) -> String {
     }
 }
 
+/// A sentence on how many of the nearest neighbours of a text's embedding change: `4.20% of the nearest neighbours of
+/// a text are others than the original's.`
+pub fn neighbour_changes(shared: f64) -> String {
+    match (1.0 - shared).clamp(0.0, 1.0) {
+        0.0 => "The nearest neighbours of every text are the same.".into(),
+        differs => format!(
+            "{} of the nearest neighbours of a text are others than the original's.",
+            percent(differs)
+        ),
+    }
+}
+
+/// A phrase that begins with a capital letter.
+pub fn capital(phrase: &str) -> String {
+    let mut letters = phrase.chars();
+    let first = letters.next().map(|c| c.to_ascii_uppercase());
+    first.into_iter().chain(letters).collect()
+}
+
 /// Relative change as a percentage with sign: `−48%`, `+2.1%`.
 pub fn change(fraction: f64) -> String {
     let per_cent = fraction * 100.0;

@@ -1,11 +1,12 @@
 //! `report.html`: a self-contained page.
 
 use super::compare::{Comparison, geometric_mean};
-use super::data::{File, Frontier, Measured, Score, Text};
+use super::data::{Distance, File, Frontier, Measured, Score, Text};
 use super::fit_chart::fit_chart;
 use super::heat_map::{colour, heat_map};
 use super::numbers::{
-    Unit, change, clean, count, duration, figure, nats, percent, shorten, size, type_name, weights,
+    Unit, capital, change, clean, count, duration, figure, nats, percent, shorten, size, type_name,
+    weights,
 };
 use super::size_chart::size_chart;
 use super::svg::{COLOURS, Place, style};
@@ -45,10 +46,18 @@ fn values(data: &Frontier) -> Value {
         .iter()
         .map(|file| data.comparison(file))
         .collect();
+    let terms = data.distance.terms();
     let maps: Vec<Value> = mapped(data).map(|file| map(data, file)).collect();
     context! {
         generator => clean(&data.generator),
         title => shorten(&data.model.name, NAME),
+        distance => context! {
+            name => capital(terms.name),
+            short => terms.short,
+            noun => terms.noun,
+            definition => terms.definition,
+            is_cosine => data.distance == Distance::Cosine,
+        },
         facts => facts(data),
         lede => lede(data, &comparisons),
         style => page_style(),
@@ -123,17 +132,16 @@ fn lede(data: &Frontier, comparisons: &[Option<Comparison>]) -> Option<Value> {
         }
         _ => format!("At the sizes of llama.cpp’s presets, {have}"),
     };
-    let of_what = if counted.len() == 1 {
-        "its KL divergence"
-    } else {
-        "their KL divergence"
-    };
+    let terms = data.distance.terms();
+    let whose = if counted.len() == 1 { "its" } else { "their" };
+    let of_what = format!("{whose} {}", terms.name);
+    let unit = terms.counted;
     let how = match (counted.len(), &data.evaluation) {
-        (1, Some(evaluation)) => format!(", measured on {} tokens", count(evaluation.tokens)),
+        (1, Some(evaluation)) => format!(", measured on {} {unit}", count(evaluation.tokens)),
         (1, None) => String::new(),
         (n, Some(evaluation)) => {
             format!(
-                " (geometric mean of {n} comparisons, measured on {} tokens)",
+                " (geometric mean of {n} comparisons, measured on {} {unit})",
                 count(evaluation.tokens)
             )
         }
@@ -145,9 +153,10 @@ fn lede(data: &Frontier, comparisons: &[Option<Comparison>]) -> Option<Value> {
 }
 
 fn size_text(data: &Frontier) -> String {
-    let mut text = String::from(
-        "The curve is the predicted frontier: the recipes with the least KL divergence from the original model at every \
-         size. Lower is better.",
+    let mut text = format!(
+        "The curve is the predicted frontier: the recipes with the least {} from the original model at every size. \
+         Lower is better.",
+        data.distance.terms().name
     );
     if !data.presets.is_empty() {
         text += " Dotted lines connect llama.cpp’s presets to the frontier at the same size.";
@@ -168,7 +177,9 @@ fn or_dash(value: Option<f64>, show: fn(f64) -> String) -> String {
 
 /// Mean divergence and standard error.
 fn kld(measured: Option<&Measured>) -> (String, Option<String>) {
-    measured.map_or((NONE.into(), None), |m| figure(m.kld, m.uncertainty))
+    measured.map_or((NONE.into(), None), |m| {
+        figure(m.mean.value(), m.uncertainty)
+    })
 }
 
 fn file_row(data: &Frontier, file: &File, comparison: Option<&Comparison>) -> Value {
@@ -185,11 +196,13 @@ fn file_row(data: &Frontier, file: &File, comparison: Option<&Comparison>) -> Va
         p999 => or_dash(measured.and_then(|m| m.p999), nats),
         same_top => or_dash(measured.and_then(|m| m.same_top), percent),
         ratio => or_dash(ratio, |ratio| format!("{ratio:.4}")),
-        against => comparison.map(against),
+        rank => or_dash(measured.and_then(|m| m.rank_correlation), |rank| format!("{rank:.4}")),
+        neighbours => or_dash(measured.and_then(|m| m.shared_neighbours), percent),
+        against => comparison.map(|comparison| against(comparison, data.distance)),
     }
 }
 
-fn against(comparison: &Comparison) -> Value {
+fn against(comparison: &Comparison, distance: Distance) -> Value {
     let (saved, verb) = (
         comparison.saved(),
         if comparison.saved() < 0.0 {
@@ -202,7 +215,7 @@ fn against(comparison: &Comparison) -> Value {
         class => if saved < 0.0 { "worse" } else { "better" },
         change => change(comparison.ratio() - 1.0),
         presets => preset_names(comparison),
-        saved => format!("{} nats {verb}", nats(saved.abs())),
+        saved => format!("{}{} {verb}", nats(saved.abs()), distance.terms().unit),
     }
 }
 
@@ -227,8 +240,11 @@ fn findings(data: &Frontier) -> Vec<Value> {
 }
 
 fn files_note(data: &Frontier) -> String {
-    let mut note =
-        String::from("KL divergences are in nats per token, with their standard errors.");
+    let mut note = String::from(data.distance.terms().note);
+    if data.distance == Distance::Cosine {
+        note += " The rank correlation is that of the similarities of all pairs of texts; neighbours are the share of \
+                 each text’s ten nearest that are the same in both models.";
+    }
     if data.fit.is_some() {
         note += " Predictions are fitted to the measurements.";
     }
@@ -277,6 +293,8 @@ fn presets(data: &Frontier) -> Vec<Value> {
             kld_error => kld(measured).1,
             p999 => or_dash(measured.and_then(|m| m.p999), nats),
             same_top => or_dash(measured.and_then(|m| m.same_top), percent),
+            rank => or_dash(measured.and_then(|m| m.rank_correlation), |rank| format!("{rank:.4}")),
+            neighbours => or_dash(measured.and_then(|m| m.shared_neighbours), percent),
             frontier => or_dash(data.nats_at(preset.bytes).map(|p| data.corrected(p)), nats),
         }
     };
@@ -378,8 +396,9 @@ fn gains(data: &Frontier) -> Value {
         }
     };
     let text = format!(
-        "Nats saved per added byte if a tensor gets about 5.5 instead of about 3.4 bits per weight, with all others at \
+        "{} saved per added byte if a tensor gets about 5.5 instead of about 3.4 bits per weight, with all others at \
          full precision: the {} most sensitive of {} tensors. The median tensor saves {} per {}.",
+        capital(data.distance.terms().noun),
         all.len().min(MOST_SENSITIVE),
         all.len(),
         rate(median.nats_per_byte),

@@ -201,13 +201,15 @@ fn choose(tensors: &[Tensor], price: f64) -> Vec<&Choice> {
 fn measure(predicted: f64, rows: f64, seed: u64) -> Measured {
     let kld = 1.04 * predicted.powf(0.985) * (0.97 + 0.06 * noise(seed));
     Measured {
-        kld,
+        mean: Mean::Kld(kld),
         uncertainty: Some(kld * 1.6 / rows.sqrt()),
         median: Some(kld * 0.55),
         p999: Some(9.0 * kld.powf(0.85)),
         same_top: Some(1.0 - 0.9 * kld.sqrt().min(1.0)),
         ppl: Some(8.4 * (0.4 * kld).exp()),
         ppl_base: Some(8.4),
+        rank_correlation: None,
+        shared_neighbours: None,
     }
 }
 
@@ -262,6 +264,7 @@ pub(super) fn frontier(shape: &Shape, budgets: &[f64]) -> Frontier {
     }
     Frontier {
         format: FORMAT,
+        distance: Distance::KlDivergence,
         generator: "quantier 0.1.0".into(),
         model: Model {
             name: shape.name.into(),
@@ -348,13 +351,15 @@ fn presets(shape: &Shape, weights: u64, header: u64) -> Vec<Preset> {
                 bpw: 8.0 * (bytes - header) as f64 / weights as f64,
                 predicted: Some(kld * 0.96),
                 measured: Some(Measured {
-                    kld,
+                    mean: Mean::Kld(kld),
                     uncertainty: Some(uncertainty),
                     median: None,
                     p999: Some(p999),
                     same_top: Some(top),
                     ppl: None,
                     ppl_base: None,
+                    rank_correlation: None,
+                    shared_neighbours: None,
                 }),
             };
         return REAL.into_iter().map(preset).collect();

@@ -3,7 +3,7 @@
 use super::axis::{Axis, drawable, tick};
 use super::data::{self, Frontier};
 use super::labels::Labels;
-use super::numbers::{Unit, nats, percent, shorten, size};
+use super::numbers::{Unit, capital, nats, percent, shorten, size};
 use super::plot::{Legend, Mark, Plot, RADIUS, Symbol};
 use super::svg::{Anchor, Area, Place, Point, Svg, point};
 use std::ops::RangeInclusive;
@@ -45,10 +45,11 @@ fn symbol(ours: bool, measured: bool) -> Symbol {
 fn marks(data: &Frontier) -> Vec<Mark> {
     let tell = |name: &str, bytes: u64, bpw: f64, nats_: f64, how: &str| {
         format!(
-            "{}: {} ({bpw:.2} bpw), {} nats {how}",
+            "{}: {} ({bpw:.2} bpw), {}{} {how}",
             shorten(name, 80),
             size(bytes),
-            nats(nats_)
+            nats(nats_),
+            data.distance.terms().unit
         )
     };
     let after = if data.fit.is_some() {
@@ -78,7 +79,12 @@ fn marks(data: &Frontier) -> Vec<Mark> {
                 let same = measured.same_top.map_or(String::new(), |top| {
                     format!(", same top token {}", percent(top))
                 });
-                add(name, measured.kld, true, &format!("measured{same}"));
+                add(
+                    name,
+                    measured.mean.value(),
+                    true,
+                    &format!("measured{same}"),
+                );
             }
             None => add(name, predicted, false, after),
         }
@@ -89,7 +95,7 @@ fn marks(data: &Frontier) -> Vec<Mark> {
             None => "predicted",
         };
         let (nats, measured, how) = match (&preset.measured, data.predicted(preset)) {
-            (Some(measured), _) => (measured.kld, true, "measured"),
+            (Some(measured), _) => (measured.mean.value(), true, "measured"),
             (None, Some(predicted)) => (predicted, false, after),
             (None, None) => continue,
         };
@@ -175,7 +181,8 @@ pub fn size_chart(data: &Frontier, place: Place) -> String {
     let top = HEAD + if place == Place::Alone { TITLE } else { 0.0 };
     let height = top + PLOT_HEIGHT + FOOT;
     let label = format!(
-        "KL divergence of {} against file size",
+        "{} of {} against file size",
+        capital(data.distance.terms().name),
         shorten(&data.model.name, 80)
     );
     let mut svg = Svg::new(WIDTH, height, &label, place);
@@ -237,12 +244,16 @@ fn title(svg: &mut Svg, data: &Frontier) {
         Anchor::Start,
         &format!("{name}: quality at every size"),
     );
-    let tokens = data
-        .evaluation
-        .as_ref()
-        .map(|e| format!(", measured on {} tokens", super::numbers::count(e.tokens)));
+    let tokens = data.evaluation.as_ref().map(|e| {
+        let counted = data.distance.terms().counted;
+        format!(
+            ", measured on {} {counted}",
+            super::numbers::count(e.tokens)
+        )
+    });
     let note = format!(
-        "Mean KL divergence from the {} model ({}){}. Lower is better.",
+        "Mean {} from the {} model ({}){}. Lower is better.",
+        data.distance.terms().name,
         super::numbers::type_name(&data.model.base_type),
         size(data.model.base_bytes),
         tokens.unwrap_or_default()
@@ -259,7 +270,7 @@ fn axes(svg: &mut Svg, data: &Frontier, plot: &Plot) {
     svg.upright_text(
         "q-note",
         point(20.0, area.middle().y),
-        "mean KL divergence, nats per token (log)",
+        data.distance.terms().axis,
     );
 
     svg.line("q-axis", point(x0, y1), point(x1, y1));

@@ -1,6 +1,6 @@
 //! The whole report on synthetic models.
 
-use super::data::{DataError, Frontier, Measured, Point, Preset};
+use super::data::{DataError, Frontier, Mean, Measured, Point, Preset};
 use super::fit_chart::fit_chart;
 use super::heat_map::heat_map;
 use super::sample::{eight_billion, experts, frontier, hostile, refmodel, unmeasured};
@@ -283,7 +283,7 @@ fn files_are_compared_with_presets_of_their_size() {
     let mut data = sample("small");
     let mut compare = |bytes: u64, kld: f64| {
         data.files[0].bytes = bytes;
-        data.files[0].measured.as_mut().unwrap().kld = kld;
+        data.files[0].measured.as_mut().unwrap().mean = Mean::Kld(kld);
         let found = data.comparison(&data.files[0])?;
         let next = found.next.map(|preset| preset.name.clone());
         Some((found.preset.name.clone(), next, found.theirs, found.ratio()))
@@ -306,7 +306,7 @@ fn files_are_compared_with_presets_of_their_size() {
     assert_eq!(compare(9_000_000, 1e-4), None);
     // A worse file is reported as worse.
     data.files[0].bytes = 4_229_184;
-    data.files[0].measured.as_mut().unwrap().kld = 0.037222;
+    data.files[0].measured.as_mut().unwrap().mean = Mean::Kld(0.037222);
     let page = page(&data);
     assert!(
         page.contains("<span class=\"worse\">+100%</span>") && page.contains("0.0186 nats lost")
@@ -351,13 +351,15 @@ fn implausible_numbers_do_not_panic() {
                 nats: 0.01,
             });
             let measured = Measured {
-                kld: x,
+                mean: Mean::Kld(x),
                 uncertainty: Some(x),
                 median: None,
                 p999: Some(x),
                 same_top: Some(x),
                 ppl: Some(x),
                 ppl_base: Some(x),
+                rank_correlation: Some(x),
+                shared_neighbours: Some(x),
             };
             data.presets.push(Preset {
                 name: "P".into(),

@@ -1,6 +1,6 @@
 //! The report as a table for a terminal.
 
-use super::data::{File, Frontier};
+use super::data::{Distance, File, Frontier};
 use super::numbers::{change, figure, nats, percent, shorten, size, type_name, weights};
 use super::page::preset_names;
 use std::fmt::Write;
@@ -79,6 +79,10 @@ fn columns(data: &Frontier) -> Vec<Column> {
     let measured = |heading, show: &dyn Fn(&super::data::Measured) -> Option<String>| {
         column(heading, &|file| file.measured.as_ref().and_then(show))
     };
+    let [mean, presets] = match data.distance {
+        Distance::KlDivergence => ["mean KLD", "KLD vs. presets of this size"],
+        Distance::Cosine => ["mean distance", "distance vs. presets of this size"],
+    };
     let mut columns = vec![
         Column {
             left: true,
@@ -92,8 +96,8 @@ fn columns(data: &Frontier) -> Vec<Column> {
                     .unwrap_or_else(|| data.corrected(file.predicted)),
             ))
         }),
-        measured("mean KLD", &|m| {
-            let (value, error) = figure(m.kld, m.uncertainty);
+        measured(mean, &|m| {
+            let (value, error) = figure(m.mean.value(), m.uncertainty);
             Some(error.map_or(value.clone(), |error| format!("{value} ± {error}")))
         }),
         measured("99.9%", &|m| m.p999.map(nats)),
@@ -101,9 +105,13 @@ fn columns(data: &Frontier) -> Vec<Column> {
         measured("PPL ratio", &|m| {
             Some(format!("{:.4}", m.ppl? / m.ppl_base?))
         }),
+        measured("rank correlation", &|m| {
+            m.rank_correlation.map(|rank| format!("{rank:.4}"))
+        }),
+        measured("neighbours", &|m| m.shared_neighbours.map(percent)),
         Column {
             left: true,
-            ..column("KLD vs. presets of this size", &|file| against(data, file))
+            ..column(presets, &|file| against(data, file))
         },
     ];
     columns.retain(|column| column.cells.iter().any(|cell| !cell.is_empty()));

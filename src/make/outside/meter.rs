@@ -115,13 +115,15 @@ impl LogitsMeter<'_> {
         }
         let measured = data::Measured {
             // Rounding of codes can lift an equal model slightly below 0.
-            kld: kld[0].max(0.0),
+            mean: data::Mean::Kld(kld[0].max(0.0)),
             uncertainty: Some(kld[1]).filter(|x| x.is_finite()),
             median: stated.median,
             p999: stated.p999,
             same_top: Some(row.same_top / 100.0),
             ppl: Some(row.ppl),
             ppl_base: Some(row.ppl / row.ratio.exp()),
+            rank_correlation: None,
+            shared_neighbours: None,
         };
         Ok(Divergence {
             measured,

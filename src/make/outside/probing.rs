@@ -278,14 +278,17 @@ impl<'j> Probing<'j> {
             .iter()
             .map(|probe| probe.errors.clone())
             .collect();
-        let nats: Vec<f64> = measured.iter().map(|(_, d)| d.measured.kld).collect();
+        let nats: Vec<f64> = measured
+            .iter()
+            .map(|(_, d)| d.measured.mean.value())
+            .collect();
         let probes = self.probes.iter().zip(measured);
         Some(Correction {
             parts: self.parts.clone(),
             fitted: factors::fit(&errors, &nats)?,
             text: [self.meter.logits.chunks, self.meter.logits.rows],
             probes: probes
-                .map(|(probe, (bytes, d))| (probe.name.clone(), *bytes, d.measured.kld))
+                .map(|(probe, (bytes, d))| (probe.name.clone(), *bytes, d.measured.mean.value()))
                 .collect(),
         })
     }

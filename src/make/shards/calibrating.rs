@@ -85,7 +85,7 @@ impl Cut for Summing<'_, '_> {
         let windows = stage.model.texts.calibration()?;
         for (unit, part) in units.zip(parts) {
             let options = collect::Options {
-                process_output: true,
+                process_output: stage.model.engine.has_output(),
                 all_experts: stage.job.options.all_experts,
                 covariance: stage.hessians.as_ref().map(|hessians| &hessians.job),
                 unit: Some(collect::Unit {

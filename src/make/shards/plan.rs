@@ -214,6 +214,11 @@ impl Job<'_> {
                 "the model is not run by the engine of this program",
             ));
         }
+        if !self.has_output() {
+            return Err(Error::NoCuts(
+                "embedding models are small, and their texts differ in length",
+            ));
+        }
         if self.settings().measure != Measure::Divergence {
             return Err(Error::NoCuts(
                 "the sensitivities are not those of --score divergence",

@@ -204,6 +204,13 @@ impl Place {
                 &format!("quantize small/model.gguf small/{preset}.gguf {preset}"),
             );
         }
+        // An embedding model: the same with a pooling.
+        let model = models::shortened(1).set("llama.pooling_type", Value::U32(3));
+        model.write(&at("small/embedding.gguf"));
+        succeeds(
+            dir.path(),
+            "quantize small/embedding.gguf small/embedding-Q4_K_M.gguf Q4_K_M",
+        );
         models::shortened_checkpoint(&at("small/checkpoint"), 1);
         let draft = crate::drafts::eagle3().write();
         fs::create_dir(at("small/eagle3")).unwrap();
@@ -292,6 +299,8 @@ impl Place {
             ("code.txt", small("calibration.txt")),
             ("template.jinja", small("template.jinja")),
             ("model-F16.gguf", model()),
+            ("embedder-F16.gguf", small("embedding.gguf")),
+            ("embedder-Q4_K_M.gguf", small("embedding-Q4_K_M.gguf")),
             ("model-bf16.gguf", model()),
             ("model-BF16.gguf", model()),
             ("old.gguf", model()),

@@ -4,6 +4,8 @@
 #[cfg(unix)]
 mod documented;
 #[cfg(unix)]
+mod embeddings;
+#[cfg(unix)]
 mod feedback;
 #[cfg(unix)]
 mod imatrix;

@@ -13,6 +13,8 @@ pub enum Budget {
     Size(u64),
     /// The smallest file with at most this predicted KL divergence in nats per token.
     Kld(f64),
+    /// The smallest file of an embedding model with at most this predicted cosine distance.
+    Cosine(f64),
     /// At most the tensor bytes of a preset.
     Like(FileType),
     /// The best file for a memory and a context.
@@ -29,7 +31,7 @@ pub enum Budget {
 pub enum Target {
     /// The most bytes of tensors.
     Bytes(u64),
-    /// The most predicted nats per token.
+    /// The most predicted nats per token, or the largest cosine distance.
     Nats(f64),
 }
 
@@ -199,6 +201,14 @@ impl Budget {
         positive(text).map(Budget::Kld)
     }
 
+    /// From a cosine distance such as `0.001`.
+    ///
+    /// # Errors
+    /// A text that is no number above 0.
+    pub fn cosine(text: &str) -> Result<Budget, String> {
+        positive(text).map(Budget::Cosine)
+    }
+
     /// From the name of a preset such as `Q4_K_M`.
     ///
     /// # Errors
@@ -246,15 +256,19 @@ impl Budget {
             missing,
         };
         let (bytes, overhead, is_size) = match *self {
-            Budget::Kld(nats) if nats < largest.nats => {
+            Budget::Kld(most) | Budget::Cosine(most) if most < largest.nats => {
+                let unit = match self {
+                    Budget::Cosine(_) => "",
+                    _ => " nats",
+                };
                 let range = format!(
-                    "{:.6} nats at {}",
+                    "{:.6}{unit} at {}",
                     largest.nats,
                     bytes_and_bpw(problem, largest, 0)
                 );
                 return Err(BudgetError::OutOfReach { budget, range });
             }
-            Budget::Kld(nats) => return Ok(Target::Nats(nats)),
+            Budget::Kld(most) | Budget::Cosine(most) => return Ok(Target::Nats(most)),
             Budget::Bpw(bpw) => ((bpw * problem.weights() as f64 / 8.0) as u64, 0, true),
             Budget::Size(bytes) => (bytes, around.header_bytes, true),
             Budget::Like(_) => (
@@ -336,6 +350,7 @@ impl std::fmt::Display for Budget {
             Budget::Bpw(bpw) => write!(f, "{bpw} bits per weight"),
             Budget::Size(bytes) => write!(f, "a file of {bytes} bytes"),
             Budget::Kld(nats) => write!(f, "a KL divergence of {nats} nats"),
+            Budget::Cosine(distance) => write!(f, "a cosine distance of {distance}"),
             Budget::Like(preset) => write!(f, "the size of {}", preset.name()),
             Budget::Fit { memory, ctx } => write!(f, "memory of {memory} bytes for {ctx} tokens"),
         }
@@ -582,6 +597,10 @@ mod tests {
         ] {
             assert!(target(budget, &around).is_ok(), "{budget}");
         }
+        let message = target(Budget::Cosine(0.001), &around)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("a cosine distance of 0.001"), "{message}");
         let message = target(Budget::Kld(0.001), &around).unwrap_err().to_string();
         assert!(message.contains("0.010000 nats at 1100 bytes"), "{message}");
         assert!(matches!(

@@ -54,6 +54,27 @@ pub enum Error {
         /// The error.
         error: score::Error,
     },
+    /// An embedding without a direction.
+    #[error(
+        "{model}: the embedding of text {text} is zero or not finite; the model is damaged, or its numbers are too large \
+         for f32"
+    )]
+    Embedding {
+        /// The model.
+        model: String,
+        /// The text, counted from 0.
+        text: usize,
+    },
+    /// Embeddings that cannot be compared.
+    #[error(
+        "the embeddings of {base} and {other} differ in number or length; compare models of one family with the same pooling"
+    )]
+    Embeddings {
+        /// The base model.
+        base: String,
+        /// The other model.
+        other: String,
+    },
     /// A logits file could not be read or written.
     #[error(transparent)]
     File(#[from] quantier_gguf::Error),

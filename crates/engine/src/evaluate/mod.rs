@@ -5,10 +5,11 @@
 //! model computes one row of `[n_vocab]` logits per
 //! scored position; [`score`] reduces each row to a few numbers, on any number of threads;
 //! [`statistics`] summarizes them; [`positions`] shows where they lie; [`paired`] compares two models row by row;
-//! [`tasks`] are multiple choices by log-likelihood.
+//! [`tasks`] are multiple choices by log-likelihood; [`embeddings`] compare models that predict no tokens.
 //!
-//! All figures are those of llama-perplexity, with its names.
+//! Figures of tokens are those of llama-perplexity, with its names.
 
+pub mod embeddings;
 pub mod measure;
 pub mod paired;
 pub mod positions;

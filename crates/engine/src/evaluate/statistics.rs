@@ -94,14 +94,15 @@ pub struct Spread {
     pub minimum: f64,
 }
 
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+pub(crate) fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut sorted: Vec<f64> = values.collect();
     sorted.sort_unstable_by(f64::total_cmp);
     sorted
 }
 
 impl Spread {
-    fn of(sorted: &[f64], percents: &[f64]) -> Spread {
+    /// The spread of sorted values, at least one.
+    pub(crate) fn of(sorted: &[f64], percents: &[f64]) -> Spread {
         let percentiles = percents
             .iter()
             .map(|&percent| (percent, percentile(sorted, percent)))

@@ -4,6 +4,8 @@
 //! last chunk is dropped, and every chunk is evaluated separately. If the vocabulary requires a BOS
 //! token, it replaces the first token of each chunk. Positions `n_ctx / 2 .. n_ctx - 1` are scored,
 //! so that each has at least half a chunk of context; each predicts the next token of the text.
+//!
+//! For an embedding model, every text is a chunk, with all of its tokens, and nothing is scored.
 
 use std::ops::Range;
 
@@ -28,6 +30,11 @@ pub enum Error {
         /// Tokens per chunk.
         n_ctx: usize,
     },
+    /// Fewer texts than two, for an embedding model.
+    #[error(
+        "there are {0} texts, and 2 are needed; empty lines separate texts or, in a file without any, line breaks"
+    )]
+    Few(usize),
     /// Chunks without a scored position.
     #[error("a context of {0} tokens leaves nothing to score; it must be at least {MIN_CONTEXT}")]
     Context(usize),
@@ -58,6 +65,9 @@ pub(crate) fn scored(n_ctx: usize) -> usize {
 #[derive(Debug, Clone, Copy)]
 pub struct Windows<'a> {
     tokens: &'a [u32],
+    /// The ends of the texts of an embedding model, ascending; None for chunks of equal length.
+    ends: Option<&'a [usize]>,
+    /// Tokens of a chunk, or of the longest text.
     n_ctx: usize,
     bos: Option<u32>,
 }
@@ -104,7 +114,33 @@ impl<'a> Windows<'a> {
             (..MIN_CONTEXT, _) => Err(Error::Context(n_ctx)),
             (_, 0) => Err(Error::NoChunks),
             (_, tokens) if !tokens.is_multiple_of(n_ctx) => Err(Error::Ragged { tokens, n_ctx }),
-            _ => Ok(Windows { tokens, n_ctx, bos }),
+            _ => Ok(Windows {
+                tokens,
+                ends: None,
+                n_ctx,
+                bos,
+            }),
+        }
+    }
+
+    /// Texts of an embedding model, one behind the other: the end of each in `tokens`.
+    ///
+    /// # Errors
+    /// No texts, an empty one, ends that are not those of the tokens.
+    pub fn of_texts(tokens: &'a [u32], ends: &'a [usize]) -> Result<Windows<'a>, Error> {
+        let starts = std::iter::once(&0).chain(ends);
+        let lengths = starts.zip(ends).map(|(start, end)| end.checked_sub(*start));
+        let lengths: Option<Vec<usize>> = lengths.collect();
+        let lengths = lengths.filter(|lengths| lengths.iter().all(|length| *length > 0));
+        let longest = lengths.and_then(|lengths| lengths.into_iter().max());
+        match longest.filter(|_| ends.last() == Some(&tokens.len())) {
+            Some(n_ctx) => Ok(Windows {
+                tokens,
+                ends: Some(ends),
+                n_ctx,
+                bos: None,
+            }),
+            None => Err(Error::NoChunks),
         }
     }
 
@@ -115,6 +151,7 @@ impl<'a> Windows<'a> {
     /// If the range is empty or exceeds the chunks.
     pub fn range(&self, chunks: Range<usize>) -> Windows<'a> {
         assert!(!chunks.is_empty(), "a range without chunks");
+        assert!(self.ends.is_none(), "texts are run together");
         Windows {
             tokens: &self.tokens[chunks.start * self.n_ctx..chunks.end * self.n_ctx],
             ..*self
@@ -123,12 +160,30 @@ impl<'a> Windows<'a> {
 
     /// Number of chunks, at least 1.
     pub fn chunks(&self) -> usize {
-        self.tokens.len() / self.n_ctx
+        match self.ends {
+            Some(ends) => ends.len(),
+            None => self.tokens.len() / self.n_ctx,
+        }
     }
 
-    /// Tokens per chunk.
+    /// True if all chunks have the same length.
+    pub fn are_even(&self) -> bool {
+        let even = |ends: &[usize]| {
+            (1..)
+                .zip(ends)
+                .all(|(number, end)| *end == number * self.n_ctx)
+        };
+        self.ends.is_none_or(even)
+    }
+
+    /// Tokens per chunk; of texts, those of the longest.
     pub fn n_ctx(&self) -> usize {
         self.n_ctx
+    }
+
+    /// Mean number of tokens of a chunk, rounded down.
+    pub fn mean_length(&self) -> usize {
+        self.tokens.len() / self.chunks()
     }
 
     /// All tokens in use, as in the text: `[chunks * n_ctx]`. Stored in logits files.
@@ -146,6 +201,12 @@ impl<'a> Windows<'a> {
         scored(self.n_ctx)
     }
 
+    /// The tokens of each chunk, as in the text.
+    pub fn all(&self) -> impl Iterator<Item = &'a [u32]> + use<'a> {
+        let windows = *self;
+        (0..windows.chunks()).map(move |chunk| windows.chunk(chunk))
+    }
+
     /// Input of the model for a chunk: `[n_ctx]` tokens, the first replaced by BOS if there is one.
     ///
     /// # Panics
@@ -159,6 +220,11 @@ impl<'a> Windows<'a> {
         input
     }
 
+    /// Inputs of the model for all chunks.
+    pub fn inputs(&self) -> Vec<Vec<u32>> {
+        (0..self.chunks()).map(|chunk| self.input(chunk)).collect()
+    }
+
     /// Labels of a chunk's scored positions: `[scored]` tokens.
     ///
     /// # Panics
@@ -169,7 +235,13 @@ impl<'a> Windows<'a> {
     }
 
     fn chunk(&self, chunk: usize) -> &'a [u32] {
-        &self.tokens[chunk * self.n_ctx..][..self.n_ctx]
+        match self.ends {
+            None => &self.tokens[chunk * self.n_ctx..][..self.n_ctx],
+            Some(ends) => {
+                let start = chunk.checked_sub(1).map_or(0, |before| ends[before]);
+                &self.tokens[start..ends[chunk]]
+            }
+        }
     }
 }
 
@@ -195,6 +267,20 @@ mod tests {
             Windows::of_text(&tokens, 8, None, None).unwrap().input(1)[0],
             18
         );
+    }
+
+    #[test]
+    fn texts_are_chunks_of_their_own_lengths() {
+        let tokens: Vec<u32> = (0..9).collect();
+        let windows = Windows::of_texts(&tokens, &[2, 7, 9]).unwrap();
+        assert_eq!((windows.chunks(), windows.n_ctx()), (3, 5));
+        assert_eq!(windows.input(0), [0, 1]);
+        assert_eq!(windows.input(1), [2, 3, 4, 5, 6]);
+        assert!(!windows.are_even());
+        assert!(Windows::of_texts(&tokens, &[3, 6, 9]).unwrap().are_even());
+        for ends in [&[][..], &[0, 9], &[5, 4, 9], &[3, 3, 9], &[2, 7]] {
+            assert!(Windows::of_texts(&tokens, ends).is_err(), "{ends:?}");
+        }
     }
 
     #[test]

@@ -167,18 +167,25 @@ pub fn collect(
                     experts do not have: it cannot show all experts all tokens";
         return Err(model::Error::Model(what.into()).into());
     }
+    if !engine.has_output() && (options.process_output || options.score) {
+        let what =
+            "an embedding model predicts no tokens: it has no output matrix and no perplexity";
+        return Err(model::Error::Model(what.into()).into());
+    }
     if options.covariance.is_some() && engine.hyper.loops > 1 {
         let what =
             "the layers of this model run several times, and input Hessians are those of one run";
         return Err(model::Error::Model(what.into()).into());
     }
     let text = [all, windows.n_ctx()];
+    // Snapshots hold activations of chunks of equal length.
+    let resume = options.resume.filter(|_| windows.are_even());
     let recorder = options.covariance.map(|job| match &options.unit {
         Some(unit) => Ok(Recorder::of_unit(job, text, unit.chunks.clone(), unit.part)),
         None => Recorder::new(job, text),
     });
     let recorder = recorder.transpose().map_err(Error::Hessian)?;
-    let found = options.resume.and_then(Resume::take);
+    let found = resume.and_then(Resume::take);
     let found =
         found.and_then(|snapshot| Resumed::of(snapshot, windows, group, engine.hyper.runs()));
     // Layers whose Hessians are missing have to be repeated.
@@ -202,7 +209,7 @@ pub fn collect(
         catalog: engine.catalog(),
         process_output: options.process_output,
         all_experts: options.all_experts,
-        resume: options.resume,
+        resume,
         length: windows.n_ctx() * engine.hyper.width(),
         start: 0,
         chunks: Vec::new(),
@@ -379,7 +386,10 @@ impl Collector<'_> {
         let chunks: Vec<_> = (self.start..self.start + self.chunks.len())
             .map(|chunk| windows.input(chunk))
             .collect();
-        let scored = windows.first_scored()..windows.first_scored() + windows.scored();
+        let scored = match engine.has_output() {
+            true => windows.first_scored()..windows.first_scored() + windows.scored(),
+            false => 0..0,
+        };
         let keep = match (options.process_output, options.score) {
             _ if engine.has_nextn() => 0..windows.n_ctx(),
             (true, _) => 0..windows.n_ctx(),

@@ -9,7 +9,8 @@
 //! Backward::tables   the gradients of the rows that tokens look up
 //! ```
 //!
-//! The gradient is that of `L = sum over positions of ln p(label)`, in nats.
+//! The gradient is that of `L = sum over positions of ln p(label)`, in nats; for an embedding model, that of the
+//! embedding's product with random signs (see `pooler`).
 
 use super::head::of_chunk;
 use super::layer::Layer;
@@ -19,7 +20,8 @@ use super::ops::rope::Angles;
 use super::rows::Rows;
 use super::states::{Slots, States};
 use super::{
-    Engine, Error, LOGIT_ROWS, LinearInput, OutputGradient, Parameter, Result, Routed, Tap,
+    Engine, Error, Head, LOGIT_ROWS, LinearInput, OutputGradient, Parameter, Pooler, Result,
+    Routed, Tap, are_even,
 };
 use quantier_arch::{Catalog, LinearId, TensorId};
 use quantier_core::progress::{Progress, Unit};
@@ -27,7 +29,6 @@ use quantier_gguf::snapshot::Snapshot;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::iter::repeat_n;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -38,6 +39,7 @@ pub struct Trace<'c> {
     states: Slots,
     /// The first layer with stored inputs.
     first: usize,
+    /// Tokens of the longest chunk.
     pub(super) positions: usize,
 }
 
@@ -256,8 +258,8 @@ impl Tap for Sampler<'_> {
 }
 
 impl<'a> Engine<'a> {
-    /// Runs chunks of tokens of equal length and stores the input of every layer; beyond the memory
-    /// limit in a temporary file.
+    /// Runs chunks of tokens of equal length, or texts of an embedding model, and stores the input of every
+    /// layer; beyond the memory limit in a temporary file.
     ///
     /// # Errors
     /// Those of [`Engine::run`], and a temporary file that cannot be written.
@@ -295,7 +297,7 @@ impl<'a> Engine<'a> {
         let states = Slots::new(slots, self.layer_budget(positions))?;
         for (row, layer) in layers.clone().enumerate() {
             for chunk in 0..chunks.len() {
-                let rows = self.checked(input(layer, chunk)?, positions)?;
+                let rows = self.checked(input(layer, chunk)?, chunks[chunk].len())?;
                 states.put(row * chunks.len() + chunk, rows)?;
             }
         }
@@ -331,38 +333,26 @@ impl<'a> Engine<'a> {
         'a: 'e,
     {
         let (chunks, positions, layers) = (trace.chunks.len(), trace.positions, self.hyper.runs());
-        let width = self.hyper.stream_width();
         let gradients = self.gradients(trace, labels.draws)?;
-        let head = self.head()?;
+        let end = match self.has_output() {
+            true => End::Head(self.head()?),
+            false => End::Pooler(self.pooler()?),
+        };
         progress.begin((layers + 1) as u64 * chunks as u64, Unit::Steps);
         progress.at("output");
         self.pool.install(|| -> Result<()> {
             (0..chunks).into_par_iter().try_for_each(|chunk| {
-                let hidden = self.stream_of(trace.input(layers, chunk)?);
-                let mut out = vec![Vec::with_capacity(positions * width); labels.draws];
-                for (block, rows) in hidden.chunks(LOGIT_ROWS * width).enumerate() {
-                    if progress.cancelled() {
-                        return Err(Error::Cancelled);
-                    }
-                    let rows = Rows::new(rows.to_vec(), width);
-                    let logits = head.logits(&rows, chunk, None)?;
-                    for (draw, out) in out.iter_mut().enumerate() {
-                        let of_row = |(row, logits): (usize, &[f32])| {
-                            label_gradient(
-                                logits,
-                                labels.random(chunk, block * LOGIT_ROWS + row, draw),
-                            )
-                        };
-                        let gradient = logits.iter().enumerate().flat_map(of_row).collect();
-                        let gradient = Rows::new(gradient, logits.columns());
-                        let gradient = head.output_gradient(&logits, gradient);
-                        let gradient = head.derivative(&rows, &gradient, &of_chunk(chunk, None))?;
-                        out.extend_from_slice(gradient.numbers());
-                    }
+                if progress.cancelled() {
+                    return Err(Error::Cancelled);
                 }
+                let hidden = trace.output(self, chunk)?;
+                let out = match &end {
+                    End::Head(head) => label_gradients(head, &hidden, chunk, &labels, progress)?,
+                    End::Pooler(pooler) => pooler.probes(&hidden, chunk, &labels),
+                };
                 progress.advance(1);
                 out.into_iter().enumerate().try_for_each(|(d, out)| {
-                    let bundle = self.with_carried(Rows::new(out, width));
+                    let bundle = self.with_carried(out);
                     let numbers = bundle.into_rows().into_numbers();
                     gradients.put(chunk * labels.draws + d, numbers)
                 })
@@ -401,7 +391,7 @@ impl<'a> Engine<'a> {
         let shape = [chunks * draws, trace.positions * width];
         let left = layers
             .checked_sub(kept.done())
-            .filter(|_| kept.shape() == shape);
+            .filter(|_| kept.shape() == shape && are_even(trace.chunks));
         let left = left.ok_or_else(|| Error::Model("what was kept is of another run".into()))?;
         let gradient = |slot| Ok(kept.state(slot)?);
         let kept = Kept {
@@ -431,7 +421,8 @@ impl<'a> Engine<'a> {
         progress.advance(((layers - left + 1) * chunks) as u64);
         let gradients = self.gradients(trace, draws)?;
         for slot in 0..chunks * draws {
-            let gradient = self.checked((kept.gradient)(slot)?, trace.positions)?;
+            let positions = trace.chunks[slot / draws].len();
+            let gradient = self.checked((kept.gradient)(slot)?, positions)?;
             gradients.put(slot, gradient)?;
         }
         let angles = self.angles(trace.positions)?;
@@ -477,8 +468,9 @@ impl<'a> Engine<'a> {
 
     /// Storage for the gradients of one layer's output.
     fn gradients(&self, trace: &Trace<'_>, draws: usize) -> Result<States> {
-        let len = trace.positions * self.hyper.width();
-        let lengths = repeat_n(len, trace.chunks.len() * draws);
+        let width = self.hyper.width();
+        let chunks = trace.chunks.iter();
+        let lengths = chunks.flat_map(|chunk| (0..draws).map(|_| chunk.len() * width));
         States::new(lengths, self.layer_budget(trace.positions))
     }
 }
@@ -489,12 +481,14 @@ impl Backward<'_, '_> {
         self.engine.hyper.runs() - self.left
     }
 
-    /// Number of gradients between two layers, and length of each.
-    pub fn shape(&self) -> [usize; 2] {
-        [
-            self.trace.chunks.len() * self.draws,
-            self.trace.positions * self.engine.hyper.width(),
-        ]
+    /// Number of gradients between two layers, and length of each; None if they differ in length.
+    pub fn shape(&self) -> Option<[usize; 2]> {
+        are_even(self.trace.chunks).then(|| {
+            [
+                self.trace.chunks.len() * self.draws,
+                self.trace.positions * self.engine.hyper.width(),
+            ]
+        })
     }
 
     /// One of the gradients between two layers.
@@ -657,6 +651,44 @@ impl Trace<'_> {
     }
 }
 
+/// What makes the model's result of the last layer's output.
+enum End<'e> {
+    Head(Head<'e>),
+    Pooler(Pooler),
+}
+
+/// Draws labels for a chunk from the last layer's output `hidden`, and returns their gradients by it, one for each
+/// draw.
+fn label_gradients(
+    head: &Head<'_>,
+    hidden: &Rows,
+    chunk: usize,
+    labels: &Labels,
+    progress: &dyn Progress,
+) -> Result<Vec<Rows>> {
+    let width = hidden.columns();
+    let mut out = vec![Vec::with_capacity(hidden.numbers().len()); labels.draws];
+    for (block, rows) in hidden.numbers().chunks(LOGIT_ROWS * width).enumerate() {
+        if progress.cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let rows = Rows::new(rows.to_vec(), width);
+        let logits = head.logits(&rows, chunk, None)?;
+        for (draw, out) in out.iter_mut().enumerate() {
+            let of_row = |(row, logits): (usize, &[f32])| {
+                let position = block * LOGIT_ROWS + row;
+                label_gradient(logits, labels.random(chunk, position, draw))
+            };
+            let gradient = logits.iter().enumerate().flat_map(of_row).collect();
+            let gradient = Rows::new(gradient, logits.columns());
+            let gradient = head.output_gradient(&logits, gradient);
+            let gradient = head.derivative(&rows, &gradient, &of_chunk(chunk, None))?;
+            out.extend_from_slice(gradient.numbers());
+        }
+    }
+    Ok(out.into_iter().map(|out| Rows::new(out, width)).collect())
+}
+
 /// The gradient of `ln p(label)` with respect to the logits: one-hot label minus the probabilities.
 /// `random` in `0..1` draws the label.
 fn label_gradient(logits: &[f32], random: f64) -> Vec<f32> {
@@ -680,7 +712,7 @@ fn label_gradient(logits: &[f32], random: f64) -> Vec<f32> {
 
 impl Labels {
     /// A random number in `0..1` for one draw at a position of a chunk.
-    fn random(&self, chunk: usize, position: usize, draw: usize) -> f64 {
+    pub(super) fn random(&self, chunk: usize, position: usize, draw: usize) -> f64 {
         let key = [self.first + chunk, position, draw]
             .iter()
             .fold(self.seed, |key, n| mixed(key ^ (*n as u64)));

@@ -1,7 +1,7 @@
 //! From tokens to the first layer's input, and back.
 //!
 //! ```text
-//! stream     embedding * scale + position -> norm -> all streams, in models with several
+//! stream     embedding * scale + position + token type -> norm -> all streams, in models with several
 //! carried    (norm(projection of the stream) + per-layer embedding * scale) / sqrt(2), for every layer;
 //!            zeros for what layers write
 //! ```
@@ -175,6 +175,12 @@ impl Embedder<'_> {
             let positions: Vec<u32> = (0..tokens.len() as u32).collect();
             let at = rows(table, &positions)?;
             x.iter_mut().zip(&at).for_each(|(x, at)| *x += at);
+        }
+        if let Some(table) = engine.spec.token_types {
+            let first = rows(table, &[0])?;
+            for x in x.chunks_exact_mut(engine.hyper.hidden) {
+                add(x, &first);
+            }
         }
         Ok(Rows::new(x, engine.hyper.hidden))
     }

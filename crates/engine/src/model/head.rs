@@ -49,8 +49,17 @@ impl HeadInput {
         }
     }
 
+    /// One stream, with this norm.
+    #[cfg(test)]
+    pub(super) fn of_norm(norm: Option<Norm>) -> HeadInput {
+        HeadInput {
+            merging: None,
+            norm,
+        }
+    }
+
     /// Derivative of [`HeadInput::of`]: from the gradient of the input to that of the streams.
-    fn derivative(&self, hidden: &Rows, mut gradient: Rows, pass: &Pass<'_>) -> Rows {
+    pub(super) fn derivative(&self, hidden: &Rows, mut gradient: Rows, pass: &Pass<'_>) -> Rows {
         if let Some(norm) = &self.norm {
             let merged = self.merged(hidden);
             pass.back_norm(norm, merged.numbers(), gradient.numbers_mut());

@@ -114,6 +114,8 @@ struct Block {
     post_norm: Option<Norm>,
     residual_scale: f32,
     residual: Residual,
+    /// Norms of the stream after the block.
+    stream_norms: Vec<Norm>,
     opening: Option<Opening>,
     closing: Option<Closing>,
 }
@@ -166,6 +168,8 @@ struct BlockTape<'l> {
     branches: Vec<BranchTape<'l>>,
     /// Sum of the branches' outputs, if a norm follows.
     mixed: Option<Rows>,
+    /// The stream before each of the norms after the block.
+    unnormalized: Vec<Rows>,
 }
 
 #[derive(Default)]
@@ -199,7 +203,7 @@ impl Layer {
             block.open(&mut bundle, pass)?;
             let y = block.mix(&mut bundle, pass, None)?;
             self.enter(number, &mut bundle);
-            block.add_to(&mut bundle.stream, y);
+            block.add_to(&mut bundle.stream, y, None);
             block.close(&mut bundle, pass)?;
         }
         self.leave(&mut bundle);
@@ -257,7 +261,8 @@ impl Layer {
             let y = block.mix(&mut bundle, pass, Some(&mut branches))?;
             let mixed = block.post_norm.is_some().then(|| y.clone());
             self.enter(number, &mut bundle);
-            block.add_to(&mut bundle.stream, y);
+            let mut unnormalized = Vec::new();
+            block.add_to(&mut bundle.stream, y, Some(&mut unnormalized));
             blocks.push(BlockTape {
                 block,
                 streams,
@@ -269,6 +274,7 @@ impl Layer {
                     .flatten(),
                 branches,
                 mixed,
+                unnormalized,
             });
             block.close(&mut bundle, pass)?;
         }
@@ -398,7 +404,7 @@ impl Layer {
             true => at.mixed = Some(mixed),
             false => {
                 self.enter(place.block, &mut at.bundle);
-                block.add_to(&mut at.bundle.stream, mixed);
+                block.add_to(&mut at.bundle.stream, mixed, None);
                 block.close(&mut at.bundle, pass)?;
                 if place.block + 1 == self.blocks.len() {
                     self.leave(&mut at.bundle);
@@ -420,6 +426,11 @@ impl Block {
             post_norm: norm(weights, &spec.post_norm)?,
             residual_scale: spec.residual_scale,
             residual: spec.residual,
+            stream_norms: spec
+                .stream_norms
+                .iter()
+                .map(|norm| weights.norm(norm))
+                .collect::<Result<_>>()?,
             opening: opening
                 .map(|spec| Opening::load(weights, spec))
                 .transpose()?,
@@ -484,7 +495,10 @@ impl Block {
         self.branches.first()?.norm.as_ref()
     }
 
-    fn add_to(&self, stream: &mut Rows, mut mixed: Rows) {
+    /// Adds the sum of the branches to the stream, and normalizes it; `tape` receives the stream before each
+    /// norm.
+    fn add_to(&self, stream: &mut Rows, mut mixed: Rows, mut tape: Option<&mut Vec<Rows>>) {
+        let before = (self.stream_norms.len() > 1).then(|| stream.clone());
         if let Some(norm) = &self.post_norm {
             norm.apply(mixed.numbers_mut());
         }
@@ -499,6 +513,15 @@ impl Block {
             }
         }
         add_scaled(stream.numbers_mut(), mixed.numbers(), self.residual_scale);
+        for (number, norm) in self.stream_norms.iter().enumerate() {
+            if let Some(before) = before.as_ref().filter(|_| number > 0) {
+                add(stream.numbers_mut(), before.numbers());
+            }
+            if let Some(tape) = &mut tape {
+                tape.push(stream.clone());
+            }
+            norm.apply(stream.numbers_mut());
+        }
     }
 }
 
@@ -579,6 +602,16 @@ impl BlockTape<'_> {
             closing.derivative(before, &mut gradient, pass)?;
         }
         let mut of_entry = gradient.entry.take();
+        let mut again: Option<Rows> = None;
+        let norms = block.stream_norms.iter().zip(&self.unnormalized);
+        for (number, (norm, stream)) in norms.enumerate().rev() {
+            pass.back_norm(norm, stream.numbers(), gradient.stream.numbers_mut());
+            match &mut again {
+                _ if number == 0 => {}
+                Some(again) => add(again.numbers_mut(), gradient.stream.numbers()),
+                None => again = Some(gradient.stream.clone()),
+            }
+        }
         let mut of_mixed = gradient.stream.clone();
         scale(of_mixed.numbers_mut(), block.residual_scale);
         if let (Some(norm), Some(mixed)) = (&block.post_norm, &self.mixed) {
@@ -594,6 +627,9 @@ impl BlockTape<'_> {
                     pass.back_norm(norm, self.stream.numbers(), of_stream.numbers_mut());
                 }
             }
+        }
+        if let Some(again) = &again {
+            add(of_stream.numbers_mut(), again.numbers());
         }
         for (branch, tape) in block.branches.iter().zip(&self.branches).rev() {
             let (mixer, mut dy) = (&branch.mixer, of_mixed.clone());
@@ -747,6 +783,7 @@ fn attention(
             window: numbers.window,
             sinks: sinks.transpose()?.map(Arc::from),
             is_chunked: numbers.is_chunked,
+            is_causal: spec.is_causal,
             slopes: spec
                 .max_alibi_bias
                 .map(|bias| alibi_slopes(numbers.heads, bias).into()),
@@ -813,6 +850,7 @@ fn latent_attention(
             window: spec.attention.window,
             sinks: None,
             is_chunked: spec.attention.is_chunked,
+            is_causal: true,
             slopes: None,
         },
         temperature: spec.temperature,
@@ -846,6 +884,7 @@ fn expanded_attention(
             window: None,
             sinks: None,
             is_chunked: false,
+            is_causal: true,
             slopes: None,
         },
     })
@@ -1212,6 +1251,7 @@ pub(super) mod tests {
             post_norm: None,
             residual_scale: 0.7,
             residual,
+            stream_norms: Vec::new(),
             opening: None,
             closing: None,
         }
@@ -1311,6 +1351,7 @@ pub(super) mod tests {
                     window: None,
                     sinks: None,
                     is_chunked: false,
+                    is_causal: true,
                     slopes: None,
                 },
             }),
@@ -1381,6 +1422,22 @@ pub(super) mod tests {
             between = layer.step(place, between, &pass()).unwrap();
         }
         assert_eq!(numbers(between.bundle), forward(at));
+    }
+
+    /// As in BERT; a second norm follows once more the stream before the block.
+    #[test]
+    fn norms_of_the_stream_after_blocks_have_a_derivative() {
+        for count in [1, 2] {
+            let with_norms = |first: u32| Block {
+                stream_norms: (0..count).map(|i| norm(first + 10 * i)).collect(),
+                ..block(vec![branch(first + 1)], Residual::Stream)
+            };
+            check(&Layer {
+                blocks: vec![with_norms(3), with_norms(71)],
+                norm: None,
+                scale: 1.0,
+            });
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod mixer;
 mod nextn;
 mod ops;
 mod order;
+mod pooler;
 mod rerun;
 mod rows;
 mod sequential;
@@ -52,6 +53,7 @@ pub use linear::{LinearWeights, Matrices};
 pub use ops::delta::delta_rule;
 pub use ops::product::rows_times_rows;
 pub use order::in_order;
+pub use pooler::Pooler;
 pub use quantier_arch::hyper::{AttentionNumbers, Hyper, Rotation};
 pub use quantier_core::turns::Turns;
 pub use rows::Rows;
@@ -248,6 +250,11 @@ pub struct Hidden {
     pub spilled_bytes: u64,
 }
 
+/// True if all chunks have the same length, as snapshots require.
+pub fn are_even(chunks: &[Vec<u32>]) -> bool {
+    chunks.windows(2).all(|pair| pair[0].len() == pair[1].len())
+}
+
 /// Length of the longest chunk.
 fn longest(chunks: &[Vec<u32>]) -> usize {
     chunks.iter().map(Vec::len).max().unwrap_or(0)
@@ -306,7 +313,10 @@ impl<'a> Engine<'a> {
         for layer in &self.spec.layers {
             Layer::load(&weights, layer, &[])?;
         }
-        weights.linear(&self.spec.output)?;
+        match self.has_output() {
+            true => drop(weights.linear(&self.spec.output)?),
+            false => self.check_dense(&weights)?,
+        }
         if let Some(spec) = &self.spec.nextn {
             weights.linear(&spec.projection)?;
             Layer::load(&weights, &spec.layer, &[])?;
@@ -320,7 +330,12 @@ impl<'a> Engine<'a> {
         &self.pool
     }
 
-    /// Number of rows of the output matrix.
+    /// False for an embedding model, which predicts no tokens.
+    pub fn has_output(&self) -> bool {
+        self.hyper.pooling.is_none()
+    }
+
+    /// Number of rows of the output matrix; for an embedding model, of the table of tokens.
     pub fn vocabulary(&self) -> usize {
         self.spec.output.rows
     }
@@ -345,7 +360,8 @@ impl<'a> Engine<'a> {
         self.spec.output_name
     }
 
-    /// Runs chunks of tokens of equal length and keeps the activations of the rows `keep` of each.
+    /// Runs chunks of tokens of equal length, or texts of an embedding model, and keeps the activations of
+    /// the rows `keep` of each, as far as there are so many.
     ///
     /// # Errors
     /// Chunks that differ in length, and the errors of [`Engine::run_each`].
@@ -357,7 +373,14 @@ impl<'a> Engine<'a> {
         progress: &dyn Progress,
     ) -> Result<Hidden> {
         self.positions_of(chunks)?;
-        let keep: Vec<_> = chunks.iter().map(|_| keep.clone()).collect();
+        let of = |chunk: &Vec<u32>| {
+            let end = keep.end.min(chunk.len());
+            keep.start.min(end)..end
+        };
+        let keep: Vec<_> = match self.has_output() {
+            true => chunks.iter().map(|_| keep.clone()).collect(),
+            false => chunks.iter().map(of).collect(),
+        };
         self.run_each(chunks, &keep, observer, progress)
     }
 
@@ -399,11 +422,10 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// The common length of some chunks.
+    /// The common length of some chunks; of the texts of an embedding model, the length of the longest.
     fn positions_of(&self, chunks: &[Vec<u32>]) -> Result<usize> {
-        let positions = chunks.first().map_or(0, Vec::len);
-        match chunks.iter().all(|chunk| chunk.len() == positions) {
-            true => Ok(positions),
+        match are_even(chunks) || !self.has_output() {
+            true => Ok(longest(chunks)),
             false => Err(Error::Model("chunks differ in length".into())),
         }
     }

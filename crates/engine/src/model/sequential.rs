@@ -16,7 +16,6 @@ use super::rows::Rows;
 use super::states::States;
 use super::{Engine, Error, Get, Put, Replaced, in_order};
 use quantier_core::progress::{Progress, Unit};
-use std::iter::repeat_n;
 use std::ops::Range;
 
 /// Rounds the linears of a model in stage order.
@@ -77,6 +76,9 @@ pub trait SequentialRounder: Sync {
 struct Both<'e> {
     engine: &'e Engine<'e>,
     chunks: usize,
+    /// Tokens of each chunk.
+    lengths: Vec<usize>,
+    /// Tokens of the longest chunk.
     positions: usize,
     /// For each chunk, the residual stream of the unquantized model, then that of the rounded one.
     streams: States,
@@ -108,7 +110,7 @@ impl AsideColumns {
 }
 
 impl Engine<'_> {
-    /// Runs chunks of tokens of equal length through this model and through its copy as rounded by
+    /// Runs chunks of tokens of equal length, or texts of an embedding model, through this model and through its copy as rounded by
     /// `rounder`.
     ///
     /// # Errors
@@ -127,14 +129,15 @@ impl Engine<'_> {
             return Err(Error::Model(what.into()).into());
         }
         self.pool.install(|| {
-            let len = positions * self.hyper.width();
+            let width = self.hyper.width();
             // Half of the budget is for the inputs of later stages.
             let budget = self.sequential_budget(positions) / 2;
             let mut both = Both {
                 engine: self,
                 chunks: chunks.len(),
+                lengths: chunks.iter().map(Vec::len).collect(),
                 positions,
-                streams: States::new(repeat_n(len, 2 * chunks.len()), budget)?,
+                streams: States::new(of_both(chunks.iter().map(Vec::len), width), budget)?,
                 aside: None,
                 progress,
             };
@@ -192,6 +195,11 @@ impl Engine<'_> {
                 0
             })
     }
+}
+
+/// Numbers of the slots of both models, for chunks of these lengths.
+fn of_both(lengths: impl Iterator<Item = usize>, columns: usize) -> impl Iterator<Item = usize> {
+    lengths.flat_map(move |length| [length * columns; 2])
 }
 
 /// A layer in both models.
@@ -318,8 +326,8 @@ impl Both<'_> {
         let room = |columns: AsideColumns| -> super::Result<Aside> {
             let budget = self.engine.sequential_budget(self.positions);
             let budget = budget.saturating_sub(self.streams.memory_bytes());
-            let length = self.positions * columns.all();
-            let states = States::new(repeat_n(length, 2 * self.chunks), budget)?;
+            let lengths = of_both(self.lengths.iter().copied(), columns.all());
+            let states = States::new(lengths, budget)?;
             Ok(Aside { states, columns })
         };
         let aside = columns.map(room).transpose()?;

@@ -130,6 +130,7 @@ fn attention(projections: Projections, window: Option<usize>) -> Attention {
             window,
             sinks: None,
             is_chunked: false,
+            is_causal: true,
             slopes: None,
         },
     }
@@ -148,6 +149,7 @@ fn gated_attention(gate_rows: usize) -> AnyMixer {
             window: None,
             sinks: None,
             is_chunked: false,
+            is_causal: true,
             slopes: Some(alibi_slopes(4, 8.0).into()),
         },
         ..attention(Projections::Fused(linear(1, 42, HIDDEN, 15)), None)
@@ -446,6 +448,7 @@ fn attention_within_parts() -> AnyMixer {
         scores: Scores {
             window: Some(2),
             is_chunked: true,
+            is_causal: true,
             slopes: None,
             ..gated.scores
         },
@@ -732,6 +735,7 @@ fn latent_attention(gated: bool, heads: usize) -> AnyMixer {
             window: None,
             sinks: None,
             is_chunked: false,
+            is_causal: true,
             slopes: None,
         },
         temperature: gated.then_some(Temperature {
@@ -767,6 +771,7 @@ fn expanded_attention(low_rank: bool, heads: usize) -> AnyMixer {
             window: None,
             sinks: None,
             is_chunked: false,
+            is_causal: true,
             slopes: None,
         },
     })

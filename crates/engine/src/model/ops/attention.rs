@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Queries per block. Keys after the block's last query are never read.
+/// Queries per block. Keys that none of the block's queries sees are never read.
 const BLOCK: usize = 64;
 /// Rows of a block's scores: fewer queries are taken where more heads share their keys.
 const ROWS: usize = 192;
@@ -27,7 +27,10 @@ pub(crate) struct Scores {
     pub scale: f32,
     /// Soft cap of the scaled scores.
     pub cap: Option<f32>,
-    /// Number of tokens visible to a query, including its own.
+    /// True if a query sees no later keys.
+    pub is_causal: bool,
+    /// Number of tokens visible to a query, including its own; without causal attention, half of them on
+    /// either side of it.
     pub window: Option<usize>,
     /// By head: score of a virtual key without a value, visible to all queries (attention sink,
     /// Xiao et al. 2023). Scale and cap do not apply.
@@ -215,7 +218,8 @@ impl Scores {
             )
         };
         // All keys visible to any query of the block.
-        let keys = self.seen(block.start).start..block.end;
+        let last = self.seen(block.end - 1).end;
+        let keys = self.seen(block.start).start..last.min(all.value.len());
         let mut scores = vec![0.0f32; rows * keys.len().min(TILE)];
         let sums = (0..rows).map(|at| Running::new(self.sink(row(at).0)));
         let mut sums: Vec<Running> = sums.collect();
@@ -297,7 +301,12 @@ impl Scores {
         gradients
     }
 
+    /// The keys that a query sees, if there are as many.
     fn seen(&self, query: usize) -> Range<usize> {
+        if !self.is_causal {
+            let side = self.window.map_or(usize::MAX, |window| window / 2);
+            return query.saturating_sub(side)..query.saturating_add(side).saturating_add(1);
+        }
         let first = self.window.map_or(0, |window| match self.is_chunked {
             true => query - query % window,
             false => (query + 1).saturating_sub(window),
@@ -345,7 +354,7 @@ impl Scores {
         if let Some(slopes) = &self.slopes {
             let slope = slopes[head];
             let places = row.iter_mut().zip(seen);
-            places.for_each(|(x, key)| *x -= slope * (query - key) as f32);
+            places.for_each(|(x, key)| *x -= slope * query.abs_diff(key) as f32);
         }
         row
     }
@@ -421,7 +430,7 @@ impl HeadGradient<'_> {
         let (mut p, mut d, mut bent, mut part) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for first in (0..positions).step_by(BLOCK) {
             let end = (first + BLOCK).min(positions);
-            let keys = scores.seen(first).start..end;
+            let keys = scores.seen(first).start..scores.seen(end - 1).end.min(positions);
             let (rows, columns) = (end - first, keys.len());
             let (query, gradient) = (
                 head.query.range(first..end),
@@ -532,6 +541,7 @@ mod tests {
                 cap,
                 window,
                 is_chunked: false,
+                is_causal: true,
                 sinks: sink.map(|sink: f32| vec![sink, sink / 2.0, 0.0, -sink].into()),
                 slopes: alibi.map(|bias| alibi_slopes(heads, bias).into()),
             };
@@ -603,6 +613,69 @@ mod tests {
         }
     }
 
+    /// Without causal attention, the outputs of each query are those of the last query of a causal text that
+    /// consists of the keys it sees.
+    #[test]
+    fn queries_of_encoders_see_both_sides() {
+        let (positions, length) = (150, 6);
+        for (window, alibi) in [
+            (None, None),
+            (Some(9), None),
+            (Some(128), None),
+            (None, Some(8.0)),
+        ] {
+            let scores = |is_causal: bool, window: Option<usize>| Scores {
+                scale: 1.3,
+                is_causal,
+                cap: None,
+                window,
+                is_chunked: false,
+                sinks: None,
+                slopes: alibi
+                    .filter(|_| !is_causal)
+                    .map(|bias| alibi_slopes(1, bias).into()),
+            };
+            let rows = |seed| Rows::new(random(positions * length, seed), length);
+            let heads = |query, key, value| Heads {
+                heads: 1,
+                kv_heads: 1,
+                query,
+                key,
+                value,
+                unseen: None,
+            };
+            let all = heads(rows(1), rows(2), rows(3));
+            let got = scores(false, window).attend(&all, 1);
+            assert_eq!(got, scores(false, window).attend(&all, 3));
+            let slope = alibi.map_or(0.0, |bias: f32| f64::from((-bias).exp2()));
+            for query in [0, 1, 4, 70, 149] {
+                let side = window.map_or(positions, |window| window / 2);
+                let seen = query - side.min(query)..(query + side + 1).min(positions);
+                let weight = |key: usize| {
+                    let dot: f64 = all
+                        .query
+                        .row(query)
+                        .iter()
+                        .zip(all.key.row(key))
+                        .map(|(a, b)| f64::from(a * b))
+                        .sum();
+                    (dot * 1.3 - slope * query.abs_diff(key) as f64).exp()
+                };
+                let weights: Vec<f64> = seen.clone().map(weight).collect();
+                let sum: f64 = weights.iter().sum();
+                for i in 0..length {
+                    let values = seen.clone().map(|key| f64::from(all.value.row(key)[i]));
+                    let want: f64 = weights.iter().zip(values).map(|(w, v)| w / sum * v).sum();
+                    let got = f64::from(got.row(query)[i]);
+                    assert!(
+                        (got - want).abs() < 2e-6,
+                        "{window:?} {query}: {got} {want}"
+                    );
+                }
+            }
+        }
+    }
+
     /// The chunk length of 70 is not a multiple of the block size.
     #[test]
     fn queries_see_their_own_chunk_only() {
@@ -611,6 +684,7 @@ mod tests {
             cap: None,
             window: Some(window),
             is_chunked,
+            is_causal: true,
             sinks: None,
             slopes: None,
         };
@@ -666,6 +740,7 @@ mod tests {
             cap: None,
             window: None,
             is_chunked: false,
+            is_causal: true,
             sinks: None,
             slopes: None,
         };

@@ -375,19 +375,22 @@ fn only(places: &[usize], numbers: &[f32]) -> Vec<f32> {
 
 fn cases_of_attention<'c>() -> Vec<Case<'c>> {
     let mut cases = Vec::new();
-    for (positions, window, cap, alibi, [sinks, sparse]) in [
-        (5, None, None, None, [false, false]),
-        (70, Some(9), None, None, [false, false]),
-        (66, None, Some(2.0), None, [false, false]),
-        (66, None, None, Some(8.0), [false, false]),
-        (66, Some(9), Some(2.0), None, [true, false]),
-        (66, None, None, None, [false, true]),
+    for (positions, window, cap, alibi, [sinks, sparse, is_causal]) in [
+        (5, None, None, None, [false, false, true]),
+        (70, Some(9), None, None, [false, false, true]),
+        (66, None, Some(2.0), None, [false, false, true]),
+        (66, None, None, Some(8.0), [false, false, true]),
+        (66, Some(9), Some(2.0), None, [true, false, true]),
+        (66, None, None, None, [false, true, true]),
+        (66, None, None, Some(8.0), [false, false, false]),
+        (140, Some(9), None, None, [false, false, false]),
     ] {
         let scores = Scores {
             scale: 0.8,
             cap,
             window,
             is_chunked: window == Some(9) && cap.is_some(),
+            is_causal,
             sinks: sinks.then(|| random(4, 9).into()),
             slopes: alibi.map(|bias| alibi_slopes(4, bias).into()),
         };
