@@ -131,15 +131,16 @@ struct Cell {
 }
 
 impl Cell {
-    fn of(tensor: &Tensor, file: &File) -> Option<Cell> {
+    fn of(data: &Frontier, tensor: &Tensor, file: &File) -> Option<Cell> {
         let ggml_type = file.recipe.get(&tensor.name)?;
         let choice = tensor.choice(ggml_type)?;
         let bpw = choice.bpw(tensor.weights);
         let text = type_name(ggml_type);
         let (name, bytes) = (shorten(&tensor.name, 60), size(choice.bytes));
         let tip = format!(
-            "{name}: {text}, {bpw:.2} bpw, {bytes}, {} nats predicted",
-            nats(choice.nats)
+            "{name}: {text}, {bpw:.2} bpw, {bytes}, {}{} predicted",
+            nats(choice.nats),
+            data.distance.terms().unit
         );
         Some(Cell { bpw, text, tip })
     }
@@ -195,7 +196,7 @@ pub fn heat_map(data: &Frontier, file: &File, place: Place) -> (String, f64) {
         row.filter_map(|tensor| {
             Some((
                 rows.layers.binary_search(&tensor.layer?).ok()?,
-                Cell::of(tensor, file)?,
+                Cell::of(data, tensor, file)?,
             ))
         })
         .collect()
@@ -227,7 +228,7 @@ pub fn heat_map(data: &Frontier, file: &File, place: Place) -> (String, f64) {
         }
     };
     let wide_row = |svg: &mut Svg, row: Area, tensor: &Tensor| {
-        Cell::of(tensor, file)
+        Cell::of(data, tensor, file)
             .iter()
             .for_each(|cell| draw_cell(svg, row, cell, Some(LARGE)));
     };
