@@ -22,6 +22,8 @@ pub(super) static QWEN3_TTS: Projector = Projector {
         parameters: &[KEYS],
         tensors: &[
             QUANTIZERS,
+            MORE_CODEBOOKS,
+            FRAMES,
             WAVE_LAYERS_OF_DECODER,
             UPSAMPLERS,
             DAC_ENTRY,
@@ -257,11 +259,16 @@ const QUANTIZERS: &[Recipe] = &[
     codebook!("rvq_first.vq.layers.0", "first", &[Op::Averages]),
     quantizer!("rvq_rest.input_proj", "rest.in_proj"),
     quantizer!("rvq_rest.output_proj", "rest.out_proj"),
-    codebook!(
-        "rvq_rest.vq.{}.layers.{}",
-        "rest",
-        &[Op::Averages, Stack(CODEBOOKS)]
-    ),
+];
+
+/// They count as tensors of one layer: behind those of none.
+const MORE_CODEBOOKS: &[Recipe] = &[codebook!(
+    "rvq_rest.vq.{}.layers.{}",
+    "rest",
+    &[Op::Averages, Stack(CODEBOOKS)]
+)];
+
+const FRAMES: &[Recipe] = &[
     convolution!("pre_conv.conv", "pre_conv", IN_F16),
     convolution!("pre_conv.conv", "pre_conv"),
     wave!("pre_transformer.input_proj", "tfm.in_proj", &[Any, Any]),
