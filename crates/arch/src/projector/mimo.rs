@@ -145,6 +145,11 @@ const KEYS: &[Parameter] = &[
     Parameter::Computed(|config, keys| {
         const WINDOWS: &str = "encoder_attn_window_size";
         let layers = audio_u32(config, &["encoder_layers"])?;
+        if layers != config.audio_layers()? {
+            return Err(
+                "'encoder_layers' is not the number of layers of the encoder of audio".into(),
+            );
+        }
         let period = match of(config, AUDIO, "swa_per_block")? {
             Some(_) => audio_u32(config, &["swa_per_block"])?,
             None => 1,
