@@ -7,11 +7,11 @@ SOURCE is the reference's directory; every line of JOBS is the arguments of one 
 With QUANTIER_ONLY_VOCABULARY in the environment, classes write no parameters of their models: then only the vocabulary is
 compared, and the configuration may be incomplete.
 
-The reference is unchanged except for three things. It cannot know the hash of a tiny vocabulary, so the pre-tokenizer's
+The reference is unchanged except for a few things. It cannot know the hash of a tiny vocabulary, so the pre-tokenizer's
 name is given in the environment's QUANTIER_PRE (default: gpt-2; if empty, nothing is
-changed). And norms of Llama 4's encoder of images and of Granite Speech get the names that llama.cpp reads, where the
-reference gives them those of other models. Sines, cosines and exponentials of Qwen's positions of audio are computed in 64 bits
-and rounded once: PyTorch's last bit depends on the CPU.
+changed). Norms of Llama 4's encoder of images and of Granite Speech get the names that llama.cpp reads, where the
+reference gives them those of other models; so do norms of Gemma 3n's convolutions of audio, which have no names there. Sines, cosines
+and exponentials of Qwen's positions of audio are computed in 64 bits and rounded once: PyTorch's last bit depends on the CPU.
 """
 
 import logging
@@ -77,6 +77,8 @@ def main():
         mapped = TensorNameMap.block_mappings_cfg
         if name.split("-")[0] == "llama4":
             mapped[MODEL_TENSOR.V_ENC_ATTN_POST_NORM] = ()
+        if name.startswith("gemma3n"):
+            mapped[MODEL_TENSOR.A_ENC_CONV1D_NORM] += ("model.audio_tower.subsample_conv_projection.conv_{bid}.norm",)
         if name.startswith("granite-speech"):
             mapped[MODEL_TENSOR.A_ENC_CONV_NORM] = mapped[MODEL_TENSOR.A_ENC_CONV_NORM_VAR]
             mapped[MODEL_TENSOR.A_ENC_CONV_NORM_VAR] = ()

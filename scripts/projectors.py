@@ -12,18 +12,11 @@ import json
 import sys
 from pathlib import Path
 
+import late_projectors as late
 import torch
 from checkpoints import tensor
+from encoders import FFN, HEADS, LAYERS, PATCH, PREPROCESSOR, TEXT, WIDTH, both, subsampling
 from safetensors.torch import save_file
-
-# Lengths of the encoder, its network, the text model; patches; layers; heads.
-WIDTH, FFN, TEXT, PATCH, LAYERS, HEADS = 64, 96, 128, 14, 3, 4
-PREPROCESSOR = {"image_mean": [0.5, 0.48, 0.4], "image_std": [0.26862954, 0.5, 0.25]}
-
-
-def both(name, *shape):
-    """A matrix and its bias."""
-    return {name + ".weight": shape, name + ".bias": shape[:1]}
 
 
 def siglip(prefix, patches, layers=LAYERS):
@@ -414,10 +407,7 @@ def lfm2_audio(layers=7):
     encoder = {"d_model": WIDTH, "n_layers": layers, "n_heads": HEADS, "feat_in": 80}
     config = {"architectures": ["Lfm2AudioForConditionalGeneration"], "model_type": "lfm2_audio", "encoder": encoder,
               "lfm": {"model_type": "lfm2", "hidden_size": TEXT}}
-    shapes = {}
-    for number, shape in ((0, (8, 1, 3, 3)), (2, (8, 1, 3, 3)), (3, (8, 8, 1, 1)), (5, (8, 1, 3, 3)), (6, (8, 8, 1, 1))):
-        shapes |= both(f"conformer.pre_encode.conv.{number}", *shape)
-    shapes |= both("conformer.pre_encode.out", WIDTH, 80)
+    shapes = subsampling("conformer.pre_encode.conv.") | both("conformer.pre_encode.out", WIDTH, 80)
     for layer in range(layers):
         p = f"conformer.layers.{layer}."
         for number in (1, 2):
@@ -910,7 +900,28 @@ PROJECTORS = {
     "deepseek-ocr2": (deepseek_ocr2, torch.bfloat16),
     "granite4-vision": (lambda: granite4_vision(image_grid_pinpoints=[[56, 112], [112, 56]]), torch.bfloat16),
     "granite4-vision-f16": (lambda: granite4_vision(spatial_vision_layer=1), torch.float16),
+    "gemma3n": (late.gemma3n, torch.bfloat16),
+    "gemma3n-f16": (lambda: late.gemma3n({"size": {"height": 256, "width": 256}, "image_seq_length": 16}, True,
+                                         layer_norm_eps=1e-5, intermediate_size=24, num_attention_heads=2), torch.float16),
+    "nemotron-nano-vl": (lambda: late.nemotron_nano_vl(7, False, force_image_size=16), torch.bfloat16),
+    "nemotron-nano-vl-audio": (lambda: late.nemotron_nano_vl(3, True, PREPROCESSOR, force_image_size=20, downsample_ratio=0.25),
+                               torch.float16),
+    "nemotron-nano-vl-f32": (lambda: late.nemotron_nano_vl(5, False, force_image_size=20), torch.float32),
+    "mimo-v2": (lambda: late.mimo_v2(vit_window_attn_types=[-1, 0, 1]), torch.bfloat16),
+    "mimo-v2-mixed": (lambda: late.mimo_v2(None, {"hybrid_attention": True, "swa_per_block": 3, "layer_norm_eps": 1e-6},
+                                           (9,) * 11, "F16", rms_norm_eps=1e-5, image_size=280), torch.float16),
+    "dots3-note": (lambda: late.dots3_note("Dots3NoteForCausalLM", [0, 3, 12, 0, 2]), torch.bfloat16),
+    "dots3-note-f16": (lambda: late.dots3_note("Dots3NoteForConditionalGeneration", [2, -1, 4], True, capacity_factor=3,
+                                               router_scale=1.0, use_bias=False), torch.float16),
+    "qwen3-tts": (late.qwen3_tts, torch.bfloat16),
+    "qwen3-tts-f16": (lambda: late.qwen3_tts(2, True), torch.float16),
+    "pocket-tts": (late.pocket_tts, torch.bfloat16),
+    "pocket-tts-f32": (lambda: late.pocket_tts(False, 3, 4), torch.float32),
 }
+
+
+# Types of tensors that have another than the checkpoint.
+TYPES = {"F32": torch.float32}
 
 
 def weights(name, shape, dtype):
@@ -923,16 +934,26 @@ def weights(name, shape, dtype):
         w = w.abs() + 0.01
         exact = (w.float() + 1e-5).double().sqrt().float()
         w[torch.sqrt(w.float() + 1e-5) != exact] = 1.0
+    if name.endswith((".alpha", ".beta")):
+        # The same for exponentials.
+        w[w.float().exp() != w.double().exp().float()] = 0.0
     return w
 
 
 def make(out, name):
     maker, dtype = PROJECTORS[name]
-    config, shapes, preprocessor = maker()
+    config, shapes, preprocessor, *beside = maker()
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
+    # Parts of the model in checkpoints of their own: config, shapes, and types of tensors that have another.
+    for part, (fields, own, types) in (beside[0] if beside else {}).items():
+        (folder / part).mkdir(exist_ok=True)
+        (folder / part / "config.json").write_text(json.dumps(fields, indent=2))
+        tensors = {n: weights(n, shape, TYPES.get(types.get(n), dtype)) for n, shape in own.items()}
+        save_file(tensors, folder / part / "model.safetensors", {"format": "pt"})
+    if config:
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
     if "model.embed_tokens.weight" in shapes:
         (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
         (folder / "tokenizer_config.json").write_text("{}")

@@ -6,7 +6,7 @@ use super::stored::{self, Fault, Form, Fp4Types};
 use super::view::View;
 use super::{Error, Result, explain, numbers, reranker};
 use crate::arch::Config;
-use crate::arch::projector::Projector;
+use crate::arch::projector::{self, Beside, BesideOrder, Projector};
 use crate::arch::wrapper::Part;
 use crate::format::index::{Format, Index};
 use crate::format::json;
@@ -139,11 +139,24 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`], and models without a projector, or with an unsupported one.
     pub fn open_projector(path: &Path) -> Result<Checkpoint> {
-        let checkpoint = Checkpoint::without_weights(path, CONFIG)?;
+        let dir = directory(path);
+        let (checkpoint, mut outer) = match config_by_shapes(dir)? {
+            Some(outer) => (Checkpoint::of_fields(dir, CONFIG, outer.clone())?, outer),
+            None => {
+                let checkpoint = Checkpoint::without_weights(path, CONFIG)?;
+                let outer = json::read_object(&checkpoint.config_path())?;
+                (checkpoint, outer)
+            }
+        };
         let config_path = checkpoint.config_path();
-        let outer = json::read_object(&config_path)?;
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        outer.insert(projector::DIRECTORY.into(), name.into());
         let settings = preprocessor(&checkpoint.dir)?;
         let projector = Projector::of(&outer).map_err(|what| bad(&config_path, what))?;
+        if let Some(Beside { dir, .. }) = projector.beside() {
+            let config = json::read_object(&checkpoint.dir.join(dir).join(CONFIG))?;
+            outer.insert(dir.into(), Value::Object(config));
+        }
         let config = Config::of_projector(projector, outer, settings);
         let config = config.map_err(|what| bad(&config_path, what))?;
         let checkpoint = Checkpoint {
@@ -207,6 +220,7 @@ impl Checkpoint {
         self.halves = self.tensors.iter().find(is_half).map(|t| t.dtype);
         self.add_projection()?;
         self.add_dense_modules()?;
+        self.add_beside()?;
         self.resolve();
         Ok(self)
     }
@@ -221,19 +235,18 @@ impl Checkpoint {
 
     /// Reads the config of a directory, or of that of a weight file.
     fn without_weights(path: &Path, config_name: &str) -> Result<Checkpoint> {
-        let dir = match path.is_file() {
-            true => path
-                .parent()
-                .filter(|dir| !dir.as_os_str().is_empty())
-                .unwrap_or(Path::new(".")),
-            false => path,
-        };
-        let config_path = dir.join(config_name);
+        let dir = directory(path);
         let explain = |error| explain_config(error, path, config_name);
-        let config = json::read_object(&config_path).map_err(explain)?;
+        let fields = json::read_object(&dir.join(config_name)).map_err(explain)?;
+        Checkpoint::of_fields(dir, config_name, fields)
+    }
+
+    /// A checkpoint without weights, of the fields of its config.
+    fn of_fields(dir: &Path, config_name: &str, fields: Map<String, Value>) -> Result<Checkpoint> {
+        let config_path = dir.join(config_name);
         let config = match config_name {
-            PARAMS => Config::of_params(config),
-            _ => Config::new(config),
+            PARAMS => Config::of_params(fields),
+            _ => Config::new(fields),
         };
         let config = config.map_err(|what| bad(&config_path, what))?;
         let pooling = modules::pooling(dir).map_err(|e| e.to_string());
@@ -317,6 +330,34 @@ impl Checkpoint {
             at += count;
         }
         self.config = self.config.clone().with_module_sizes(&sizes);
+        Ok(())
+    }
+
+    /// Adds the tensors of a projector's second checkpoint, before the other tensors.
+    fn add_beside(&mut self) -> Result<()> {
+        let beside = self
+            .projector
+            .and_then(|projector| Some((projector, projector.beside()?)));
+        let Some((projector, Beside { dir, order })) = beside else {
+            return Ok(());
+        };
+        let module = Module::read(self.dir.join(dir).join(WHOLE))?;
+        let tensors = module.tensors.into_iter().filter_map(|mut tensor| {
+            tensor.name = format!("{dir}/{}", tensor.name);
+            let name = (projector.name)(&self.config, &tensor.name)?;
+            Some((tensor, Some(name)))
+        });
+        let mut tensors: Vec<_> = tensors.collect();
+        match order {
+            BesideOrder::Stored { last } => {
+                tensors.sort_by_key(|(tensor, _)| (tensor.name.contains(last), tensor.range.start));
+            }
+            BesideOrder::Recipes => tensors.sort_by_cached_key(|(_, name)| {
+                let rank = |name: &String| projector.architecture.rank(name, &self.config);
+                name.as_ref().and_then(rank)
+            }),
+        }
+        self.insert(0, tensors, module.map);
         Ok(())
     }
 
@@ -503,6 +544,29 @@ impl Checkpoint {
 
 /// The only file of an unsharded model.
 const WHOLE: &str = "model.safetensors";
+
+/// The directory of a checkpoint, given itself or by a weight file in it.
+fn directory(path: &Path) -> &Path {
+    match path.is_file() {
+        true => path
+            .parent()
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .unwrap_or(Path::new(".")),
+        false => path,
+    }
+}
+
+/// The config.json of a model that has none, by the shapes of its tensors.
+fn config_by_shapes(dir: &Path) -> Result<Option<Map<String, Value>>> {
+    let path = dir.join(WHOLE);
+    if dir.join(CONFIG).is_file() || !path.is_file() {
+        return Ok(None);
+    }
+    let module = Module::read(path)?;
+    let tensors = module.tensors.iter();
+    let shapes = tensors.map(|tensor| (&*tensor.name, &*tensor.shape));
+    Ok(projector::config_by_shapes(&shapes.collect()))
+}
 
 /// The settings of the preprocessor of images, those of processor_config.json above the others.
 fn preprocessor(dir: &Path) -> Result<Map<String, Value>> {

@@ -1,11 +1,14 @@
-//! Outputs whose weights are computed at once, from whole tensors: products, sums and folded batch
-//! norms.
+//! Outputs whose weights are computed at once, from whole tensors: products, sums, averages, interpolated
+//! grids and folded norms.
 
 use super::Source;
 use super::numbers::rounding;
 use super::weights::Cast;
 use crate::arch::recipes::BatchNorm;
 use crate::format::safetensors::Dtype;
+
+/// The most numbers of an interpolated grid.
+const LARGEST_GRID: u64 = 1 << 28;
 
 /// Computed weights.
 pub(super) struct Computed {
@@ -63,6 +66,145 @@ pub(super) fn halves_added(
     Ok((sums.collect(), [rows, columns / 2]))
 }
 
+/// Sums of vectors, divided by their counts, of which PyTorch takes none for less than 1e-5.
+pub(super) fn averages(
+    [sums, counts]: [&Source; 2],
+    [mut numbers, divisors]: [Vec<f32>; 2],
+) -> Result<Computed, String> {
+    const LEAST: f32 = 1e-5;
+    let [rows, columns] = sums.shape[..] else {
+        return Err(format!("its shape {:?} is no matrix's", sums.shape));
+    };
+    if rows == 0 || columns == 0 || divisors.len() as u64 != rows {
+        let (name, shape) = (&counts.name, &counts.shape);
+        return Err(format!(
+            "its {rows} rows have no counts in {name}, of shape {shape:?}"
+        ));
+    }
+    if sums.dtype != counts.dtype {
+        return Err(format!("it has another type than {}", counts.name));
+    }
+    let round = rounding(sums.dtype);
+    let rows = numbers.chunks_exact_mut(columns as usize);
+    for (row, divisor) in rows.zip(divisors) {
+        let divisor = divisor.max(round(LEAST));
+        row.iter_mut().for_each(|x| *x = round(*x / divisor));
+    }
+    Ok(Computed {
+        weights: numbers,
+        dims: sums.shape.clone(),
+        cast: None,
+    })
+}
+
+/// Weights of one shape along a new outermost dimension, or the only ones.
+pub(super) fn stacked(parts: Vec<Computed>, is_stack: bool) -> Result<Computed, String> {
+    let count = parts.len() as u64;
+    let mut parts = parts.into_iter();
+    let mut all = parts.next().ok_or("its recipe has no input")?;
+    for part in parts {
+        if part.dims != all.dims {
+            let (dims, first) = (&part.dims, &all.dims);
+            return Err(format!("the shapes {dims:?} and {first:?} differ"));
+        }
+        all.weights.extend(part.weights);
+    }
+    if is_stack {
+        all.dims.insert(0, count);
+    }
+    Ok(all)
+}
+
+/// The frequencies of activations by sines, exp(x).
+pub(super) fn snake_frequencies(source: &Source, mut numbers: Vec<f32>) -> Vec<f32> {
+    let round = rounding(source.dtype);
+    let exp = |x: &mut f32| *x = round(f64::from(*x).exp() as f32);
+    numbers.iter_mut().for_each(exp);
+    numbers
+}
+
+/// The factors of activations by sines, 1 / (exp(x) + 1e-9), with every step rounded.
+pub(super) fn snake_factors(source: &Source, numbers: Vec<f32>) -> Vec<f32> {
+    const LEAST: f32 = 1e-9;
+    let round = rounding(source.dtype);
+    let mut factors = snake_frequencies(source, numbers);
+    let invert = |x: &mut f32| *x = round(1.0 / round(*x + LEAST));
+    factors.iter_mut().for_each(invert);
+    factors
+}
+
+/// A square grid of vectors, of shape `[1, side * side, length]`, as one of `side` in both directions:
+/// interpolated bilinearly between the corners, which stay (PyTorch's `align_corners`).
+///
+/// PyTorch's sum for channels that are multiples of its vectors: four products, from the third on by
+/// fused multiply-adds, in this order of the corners: 10, 11, 01, 00.
+pub(super) fn resampled(source: &Source, numbers: Vec<f32>, side: u64) -> Result<Computed, String> {
+    let [1, vectors, length] = source.shape[..] else {
+        let shape = &source.shape;
+        return Err(format!("its shape {shape:?} is no grid's"));
+    };
+    let from = vectors.isqrt();
+    if from == 0 || from * from != vectors || length == 0 {
+        return Err(format!("its {vectors} vectors are no square grid"));
+    }
+    let count = side
+        .checked_mul(side)
+        .and_then(|vectors| vectors.checked_mul(length))
+        .filter(|count| *count <= LARGEST_GRID);
+    let Some(count) = count else {
+        return Err(format!("a grid of {side} by {side} is too large"));
+    };
+    let dims = vec![1, side * side, length];
+    if side == from {
+        return Ok(Computed {
+            weights: numbers,
+            dims,
+            cast: None,
+        });
+    }
+    // The place before each of the new grid's, and the weights of it and of the next.
+    let step = match side {
+        1 => 0.0,
+        _ => (from - 1) as f32 / (side - 1) as f32,
+    };
+    let places: Vec<(usize, usize, [f32; 2])> = (0..side)
+        .map(|place| {
+            let exact = step * place as f32;
+            let before = (exact as u64).min(from - 1);
+            let next = (exact - before as f32).clamp(0.0, 1.0);
+            let after = (before + 1).min(from - 1);
+            (before as usize, after as usize, [1.0 - next, next])
+        })
+        .collect();
+    let vector = |row: usize, column: usize| {
+        let start = (row * from as usize + column) * length as usize;
+        &numbers[start..start + length as usize]
+    };
+    let mut weights = Vec::with_capacity(count as usize);
+    for &(above, below, [up, down]) in &places {
+        for &(before, after, [left, right]) in &places {
+            let corners = [
+                (down * left, vector(below, before)),
+                (down * right, vector(below, after)),
+                (up * right, vector(above, after)),
+                (up * left, vector(above, before)),
+            ];
+            let [(weight, first), rest @ ..] = corners;
+            weights.extend(first.iter().enumerate().map(|(at, x)| {
+                let rest = rest.iter();
+                rest.fold(weight * x, |sum, (weight, corner)| {
+                    corner[at].mul_add(*weight, sum)
+                })
+            }));
+        }
+    }
+    Ok(Computed {
+        weights,
+        dims,
+        cast: None,
+    })
+}
+
 /// The factor or the summand per channel of a batch norm, given by its weight, bias, mean and
 /// variance.
 pub(super) fn batch_norm(
@@ -105,6 +247,34 @@ fn computing(dtype: Dtype) -> fn(f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::torch::TensorInfo;
+
+    fn grid(shape: &[u64]) -> Source {
+        let tensor = TensorInfo {
+            name: "grid".into(),
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+            strides: None,
+            range: 0..0,
+        };
+        Source::plain(tensor, None, 0)
+    }
+
+    #[test]
+    fn grids_are_interpolated_between_their_corners() {
+        let numbers = vec![0.0, 10.0, 2.0, 12.0, 4.0, 14.0, 6.0, 16.0];
+        let larger = resampled(&grid(&[1, 4, 2]), numbers.clone(), 3).unwrap();
+        assert_eq!(larger.dims, [1, 9, 2]);
+        let first: Vec<f32> = larger.weights.iter().copied().step_by(2).collect();
+        assert_eq!(first, [0.0, 1.0, 2.0, 2.0, 3.0, 4.0, 4.0, 5.0, 6.0]);
+        let one = resampled(&grid(&[1, 4, 2]), numbers.clone(), 1).unwrap();
+        assert_eq!(one.weights, [0.0, 10.0]);
+        let same = resampled(&grid(&[1, 4, 2]), numbers.clone(), 2).unwrap();
+        assert_eq!(same.weights, numbers);
+        assert!(resampled(&grid(&[1, 3, 2]), numbers.clone(), 2).is_err());
+        assert!(resampled(&grid(&[4, 2]), numbers.clone(), 2).is_err());
+        assert!(resampled(&grid(&[1, 4, 2]), numbers, u64::MAX).is_err());
+    }
 
     #[test]
     fn batch_norms_are_folded() {

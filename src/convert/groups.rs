@@ -30,17 +30,6 @@ pub(super) struct Groups {
     incomplete: HashMap<Group, (&'static Recipe, Vec<Member>)>,
 }
 
-/// The number of tensors per stacked input of a recipe; 1 without stacks.
-///
-/// # Errors
-/// If the config lacks the number.
-pub(super) fn stack(recipe: &Recipe, config: &Config) -> Result<u64, String> {
-    match recipe.stacked() {
-        Some(size) => size.required(config),
-        None => Ok(1),
-    }
-}
-
 impl Groups {
     /// Adds an input of a recipe with `stack` tensors per stacked input. Once all inputs are
     /// there, returns them in order.
@@ -73,8 +62,9 @@ impl Groups {
     pub(super) fn absent(&self, config: &Config, reason: &str) -> Vec<Problem> {
         let groups = self.incomplete.values();
         let absent = groups.flat_map(|(recipe, members)| {
-            let stack = recipe.stacked().and_then(|size| size.of(config).ok()?);
-            absent_inputs(recipe, members, stack.unwrap_or(1), reason)
+            let layer = members.first().and_then(|member| member.matched.layer);
+            let stack = recipe.stack(config, layer).unwrap_or(1);
+            absent_inputs(recipe, members, stack, reason)
         });
         absent.collect()
     }

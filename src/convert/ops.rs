@@ -22,7 +22,7 @@ pub(super) struct Sizes<'a> {
 
 impl Sizes<'_> {
     /// A size that must be known.
-    fn get(self, size: Size) -> Result<u64, String> {
+    pub(super) fn get(self, size: Size) -> Result<u64, String> {
         match size {
             Size::Vocabulary => self.vocabulary(),
             size => size.required(self.config),
@@ -106,7 +106,7 @@ pub(super) fn make<W: Weight>(
 ) -> Result<W, String> {
     for op in ops {
         inputs = match op {
-            Op::Stack(_) => inputs
+            Op::Stack(_) | Op::StackBy(_) => inputs
                 .into_iter()
                 .map(|stack| Ok(vec![W::stacked(stack)?]))
                 .collect::<Result<_, String>>()?,
@@ -401,11 +401,16 @@ fn apply<W: Weight>(op: Op, operand: W, sizes: Sizes<'_>) -> Result<W, String> {
         Op::KeepType => Ok(operand.cast(Cast::Stored)),
         Op::Ternary => operand.with(Numeric::Ternary),
         Op::Centre => operand.with(Numeric::Centred),
-        Op::Stack(_) | Op::Append(_) | Op::Concat(_) | Op::Multiply => {
+        Op::Stack(_) | Op::StackBy(_) | Op::Append(_) | Op::Concat(_) | Op::Multiply => {
             Err("one tensor cannot be joined".into())
         }
-        Op::AddHalves | Op::BatchNorm(_) | Op::Fill { .. } | Op::TargetTokens => {
-            Err("these operations are no part of others".into())
-        }
+        Op::AddHalves
+        | Op::Averages
+        | Op::SnakeFrequency
+        | Op::SnakeFactor
+        | Op::Resample(_)
+        | Op::BatchNorm(_)
+        | Op::Fill { .. }
+        | Op::TargetTokens => Err("these operations are no part of others".into()),
     }
 }

@@ -2,7 +2,7 @@
 //! errors.
 
 use super::computed::{self, Computed};
-use super::groups::{self, Groups, Member};
+use super::groups::{Groups, Member};
 use super::numbers;
 use super::ops::{self, Sizes};
 use super::plan::PlannedTensor;
@@ -332,8 +332,8 @@ impl<'a> Planner<'a> {
         matched: Match,
         source: usize,
     ) -> Result<(), String> {
-        let stack = groups::stack(recipe, self.config())?;
-        if matched.index.is_some_and(|index| u64::from(index) >= stack) {
+        let stack = recipe.stack(self.config(), matched.layer)?;
+        if recipe.is_stack() && matched.index.is_some_and(|index| u64::from(index) >= stack) {
             let source = &self.conversion.checkpoint.tensors[source];
             self.problem(source, format!("config.json has only {stack} experts"));
             return Ok(());
@@ -372,7 +372,8 @@ impl<'a> Planner<'a> {
             }
             return Ok(());
         }
-        let are_alike = !output.ops.iter().any(|op| matches!(op, Op::Append(_)));
+        let are_alike = |op: &Op| !matches!(op, Op::Append(_) | Op::Pad(_));
+        let are_alike = output.ops.iter().all(are_alike);
         let mut inputs = Vec::new();
         for &input in output.inputs {
             let stack = members
@@ -428,7 +429,7 @@ impl<'a> Planner<'a> {
             is_loaded
         });
         if let (Some(repacked), None) = (repacked, cast) {
-            let stack = recipe.stacked().map(|_| self.config());
+            let stack = recipe.is_stack().then(|| self.config());
             let names = members.iter().map(|member| source(member).text_name());
             if checkpoint.fp4.keeps_activations(&common(names)) {
                 self.outputs.weights_only.push(name.clone());
@@ -517,6 +518,33 @@ impl<'a> Planner<'a> {
                     dims: operand.shape(),
                     cast: operand.cast,
                 }
+            }
+            [Op::SnakeFrequency] => {
+                let source = sources.first().ok_or("its recipe has no input")?;
+                let frequencies = computed::snake_frequencies(source, numbers()?.concat());
+                Computed::vector(frequencies)
+            }
+            [Op::SnakeFactor] => {
+                let source = sources.first().ok_or("its recipe has no input")?;
+                Computed::vector(computed::snake_factors(source, numbers()?.concat()))
+            }
+            [Op::Averages, rest @ ..] => {
+                let all = |input: usize| {
+                    let members = members.iter();
+                    let members = members.filter(move |member| member.matched.input == input);
+                    members.map(|member| &self.conversion.checkpoint.tensors[member.source])
+                };
+                let mut books = Vec::new();
+                for (sums, counts) in all(0).zip(all(1)) {
+                    let numbers = [self.numbers(sums, LARGE)?, self.numbers(counts, SMALL)?];
+                    books.push(computed::averages([sums, counts], numbers)?);
+                }
+                computed::stacked(books, !rest.is_empty())?
+            }
+            [Op::Resample(side)] => {
+                let source = sources.first().ok_or("its recipe has no input")?;
+                let numbers = self.numbers(source, LARGE)?;
+                computed::resampled(source, numbers, sizes.get(*side)?)?
             }
             _ => return Ok(None),
         }))

@@ -137,7 +137,8 @@ impl Config {
             let layers = BLOCKS.iter().find_map(|name| fields.get(*name)).cloned();
             fields.extend(layers.map(|layers| ("num_hidden_layers".to_owned(), layers)));
         }
-        fields.insert(projector::TEXT_HIDDEN.into(), hidden.into());
+        let own_hidden = fields.entry(projector::TEXT_HIDDEN);
+        own_hidden.or_insert(hidden.into());
         fields.insert(projector::OUTER.into(), Value::Object(outer));
         fields.insert(projector::PREPROCESSOR.into(), Value::Object(preprocessor));
         fields.extend(audio.map(|audio| (projector::AUDIO.to_owned(), Value::Object(audio))));
@@ -216,12 +217,10 @@ impl Config {
     /// # Errors
     /// As [`Config::blocks`].
     pub fn blocks_of(&self, name: &str) -> Result<u32> {
-        if name.starts_with(projector::OF_AUDIO) {
-            return self.audio_layers();
-        }
         let mut others = projector::OTHER_LAYERS.iter();
         match others.find(|(prefix, _)| name.starts_with(prefix)) {
             Some((_, field)) => self.u32(&[field]),
+            None if name.starts_with(projector::OF_AUDIO) => self.audio_layers(),
             None => self.blocks(),
         }
     }

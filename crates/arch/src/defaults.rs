@@ -369,6 +369,9 @@ static ENCODERS: &[Class] = &[
         num_attention_heads = Int(20), num_mel_bins = Int(128)),
     class!("qwen2_audio": d_model = Int(1280), encoder_ffn_dim = Int(5120), encoder_layers = Int(32),
         encoder_attention_heads = Int(20), num_mel_bins = Int(128), num_hidden_layers = SameAs("encoder_layers")),
+    class!("gemma3n_vision": hidden_size = Int(2048)),
+    class!("gemma3n_audio": hidden_size = Int(1536), input_feat_size = Int(128), conf_num_attention_heads = Int(8),
+        conf_num_hidden_layers = Int(12)),
 ];
 
 /// Adds the defaults at the root of a config that a projector reads.

@@ -404,6 +404,19 @@ impl Architecture {
         find(name).or_else(|| ["model", "transformer"].iter().find_map(bare))
     }
 
+    /// The place of a tensor in the order of the recipes: by table, layer, and place in the table, the bias
+    /// behind the weight.
+    pub fn rank(&self, name: &str, config: &Config) -> Option<(usize, Option<u32>, usize, bool)> {
+        let mut tables = self.tensors.iter().enumerate();
+        tables.find_map(|(table, recipes)| {
+            let mut recipes = recipes.iter().enumerate();
+            recipes.find_map(|(at, recipe)| {
+                let matched = recipe.matches(name, config)?;
+                Some((table, matched.layer, at, name.ends_with(".bias")))
+            })
+        })
+    }
+
     fn recipes(&self) -> impl Iterator<Item = &'static Recipe> {
         self.tensors.iter().flat_map(|recipes| recipes.iter())
     }

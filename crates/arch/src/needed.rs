@@ -118,6 +118,11 @@ impl Weight {
         self.name.contains("{}")
     }
 
+    /// True for weights of blocks within stages, which differ in kind.
+    fn is_of_stages(&self) -> bool {
+        self.name.matches("{}").count() > 1
+    }
+
     /// True for weights of multi-token prediction blocks only.
     fn is_of_nextn(&self) -> bool {
         self.stem().starts_with(NEXTN)
@@ -217,7 +222,8 @@ impl Architecture {
         has: &dyn Fn(&str) -> bool,
     ) -> Vec<Missing> {
         let needs = self.decoder.needs;
-        let weights = self.weights();
+        let mut weights = self.weights();
+        weights.retain(|weight| !weight.is_of_stages());
         let mut missing = Vec::new();
         let mut look = |weight: &Weight, layer: Option<u32>| {
             let applies = |recipe: &&Recipe| recipe.applies(layer, config);

@@ -22,8 +22,8 @@ use quantier_gguf::types::GgmlType;
 /// A row of the table.
 ///
 /// In names, `{}` is a number, in `to` the layer's, and `*` any text. In input names the first
-/// number is the layer's; the second counts stacked tensors, such as experts. An input name with
-/// neither `.weight` nor `.bias` covers both, and the suffix is carried over to outputs without
+/// number is the layer's; the second counts stacked tensors, such as experts, or the blocks of a
+/// stage, where `to` has it too. An input name with neither `.weight` nor `.bias` covers both, and the suffix is carried over to outputs without
 /// one.
 #[derive(Clone, Copy, Debug)]
 pub struct Recipe {
@@ -77,6 +77,8 @@ pub enum FieldValue {
     RowLength,
     /// The number of its rows.
     Rows,
+    /// The numbers of rows of all tensors of a stack.
+    AllRows,
 }
 
 /// A tensor that becomes metadata: one number, or, for tensors of layers, a list with one per
@@ -194,6 +196,8 @@ pub enum Op {
     /// Stacks this many tensors, numbered by the second number of their names, along a new
     /// outermost dimension.
     Stack(Size),
+    /// As [`Op::Stack`], with the layer's number of tensors.
+    StackBy(fn(&Config, u32) -> Result<u64>),
     /// Appends this many tensors, numbered by the second number of their names, to each other: their
     /// rows become those of one tensor.
     Append(Size),
@@ -205,6 +209,16 @@ pub enum Op {
     /// Adds the two halves of every row. The first operation of an output; the others keep the order
     /// of the numbers.
     AddHalves,
+    /// Sums of vectors, divided by their counts. The inputs are sums and counts; the only operation of an
+    /// output, but for a stack of all.
+    Averages,
+    /// exp(x): the frequency of an activation by sines. The only operation of an output.
+    SnakeFrequency,
+    /// 1 / (exp(x) + 1e-9): the factor of an activation by sines. The only operation of an output.
+    SnakeFactor,
+    /// A square grid of vectors, one after the other, as one of this side: interpolated bilinearly
+    /// between the corners, which stay. The only operation of an output.
+    Resample(Size),
     /// A batch norm as one factor or one summand per channel. The inputs are its weight, bias, mean
     /// and variance; the only operation of an output.
     BatchNorm(BatchNorm),
@@ -383,7 +397,7 @@ impl Input {
         Input { name, dims }
     }
 
-    /// True if the name covers stacked tensors.
+    /// True if the name covers stacked tensors, or the blocks of stages.
     pub fn is_stacked(&self) -> bool {
         self.name.matches("{}").count() > 1
     }
@@ -406,10 +420,10 @@ impl Output {
 
     /// The output's name for a matching tensor.
     pub fn name(&self, matched: &Match) -> String {
-        let name = match matched.layer {
-            Some(layer) => self.name.replacen("{}", &layer.to_string(), 1),
-            None => self.name.to_owned(),
-        };
+        let numbers = [matched.layer, matched.index].into_iter().flatten();
+        let name = numbers.fold(self.name.to_owned(), |name, number| {
+            name.replacen("{}", &number.to_string(), 1)
+        });
         match ENDINGS.iter().any(|ending| name.ends_with(ending)) {
             true => name,
             false => name + matched.ending,
@@ -533,6 +547,17 @@ impl Recipe {
         }
     }
 
+    /// Sets a field of the config to the list of the numbers of rows of all stacked tensors.
+    pub(crate) const fn all_rows_to(self, name: &'static str) -> Recipe {
+        Recipe {
+            field: Some(ToField {
+                name,
+                value: FieldValue::AllRows,
+            }),
+            ..self
+        }
+    }
+
     /// Moves the outputs in the file.
     pub(crate) const fn at(self, place: Place) -> Recipe {
         Recipe { place, ..self }
@@ -598,13 +623,24 @@ impl Recipe {
         }
     }
 
-    /// The number of stacked tensors, if any.
-    pub fn stacked(&self) -> Option<Size> {
+    /// True if the recipe stacks tensors.
+    pub fn is_stack(&self) -> bool {
         let mut ops = self.outputs().iter().flat_map(|output| output.ops);
-        ops.find_map(|op| match op {
-            Op::Stack(size) | Op::Append(size) => Some(*size),
+        ops.any(|op| matches!(op, Op::Stack(_) | Op::StackBy(_) | Op::Append(_)))
+    }
+
+    /// The number of tensors per stacked input of a layer; 1 without stacks.
+    ///
+    /// # Errors
+    /// If the config lacks the number.
+    pub fn stack(&self, config: &Config, layer: Option<u32>) -> Result<u64> {
+        let mut ops = self.outputs().iter().flat_map(|output| output.ops);
+        let stack = ops.find_map(|op| match op {
+            Op::Stack(size) | Op::Append(size) => Some(size.required(config)),
+            Op::StackBy(size) => Some(size(config, layer.unwrap_or(0))),
             _ => None,
-        })
+        });
+        stack.unwrap_or(Ok(1))
     }
 
     /// The match of a name, if the recipe applies.

@@ -6,7 +6,7 @@ use super::{Based, Change, Weights};
 use crate::arch::recipes::{Match, Op, Output, Recipe};
 use crate::arch::{Architecture, Config};
 use crate::convert::Source;
-use crate::convert::groups::{self, Groups, Member};
+use crate::convert::groups::{Groups, Member};
 use crate::convert::ops::{self, Sizes};
 use crate::convert::outputs::{ANY, Fault, NEXTN, check_dims, recipes, unscaled, wanted_type};
 use crate::convert::plan::PlannedTensor;
@@ -129,7 +129,7 @@ impl<'a> Planner<'a> {
         matched: Match,
     ) -> Result<(), String> {
         let name = &*self.conversion.based.changes[index].name;
-        let stack = groups::stack(recipe, self.conversion.config)?;
+        let stack = recipe.stack(self.conversion.config, matched.layer)?;
         let member = Member {
             matched,
             source: index,
@@ -153,7 +153,7 @@ impl<'a> Planner<'a> {
     ) -> Result<Result<(), String>, String> {
         let Conversion { based, config, .. } = self.conversion;
         let change = &based.changes[index];
-        let (blocks, stack) = (config.blocks()?, groups::stack(recipe, config)?);
+        let (blocks, stack) = (config.blocks()?, recipe.stack(config, matched.layer)?);
         let check = || {
             if matched.layer.is_some_and(|layer| layer >= blocks) {
                 return Err(format!("config.json of the base has only {blocks} layers"));

@@ -1,9 +1,10 @@
 //! The projector of InternVL and Intern-S1: InternViT, squares of patches joined, a norm and two
 //! matrices.
 
-use super::{COMMON, EMPTY, Encoders, Projector, field, of, set, set_activation, unless_text};
+use super::{
+    COMMON, EMPTY, Encoders, Projector, field, set, set_activation, set_downsampling, unless_text,
+};
 use crate::Architecture;
-use crate::config::wrong_kind;
 use crate::decoder::{Decoder, Needs};
 use crate::parameters::Parameter;
 use crate::projector::OUTER;
@@ -89,15 +90,7 @@ const KEYS: &[Parameter] = &[
     Parameter::F32(super::EPSILON, &["layer_norm_eps"]),
     Parameter::Computed(set_activation),
     Parameter::Computed(|config, keys| {
-        const RATIO: &str = "downsample_ratio";
-        let ratio = of(config, OUTER, RATIO)?;
-        let ratio = ratio.ok_or_else(|| format!("field '{RATIO}' is missing"))?;
-        let number = ratio.as_f64().filter(|ratio| *ratio > 0.0);
-        let number = number.ok_or_else(|| wrong_kind(RATIO, ratio, "a number above 0"))?;
-        keys.set(
-            "vision.projector.scale_factor",
-            Value::U32((1.0 / number) as u32),
-        );
+        set_downsampling(config, keys, None)?;
         for (key, name) in [
             ("vision.preproc_min_tiles", "min_dynamic_patch"),
             ("vision.preproc_max_tiles", "max_dynamic_patch"),

@@ -101,7 +101,9 @@ mod cogvlm;
 mod conformer;
 mod deepseek;
 mod dots;
+mod dots3;
 mod gemma;
+mod gemma3n;
 mod gemma4;
 mod glm;
 mod granite;
@@ -110,12 +112,16 @@ mod internvl;
 mod kimi;
 mod lfm2;
 mod llama4;
+mod mimo;
 mod minimax;
 mod muse;
+mod nemotron;
 mod omni;
 mod phi;
 mod pixtral;
+mod pocket_tts;
 mod qwen;
+mod qwen3_tts;
 mod siglip;
 mod smolvlm;
 mod step3;
@@ -125,12 +131,13 @@ use super::config::{BLOCKS, Result, wrong_kind};
 use super::decoder::{Decoder, Needs};
 use super::parameters::Keys;
 use super::parameters::Parameter;
-use super::recipes::Op;
+use super::recipes::{Op, Size};
 use super::{Architecture, Config, defaults, nothing_generated};
 use quantier_gguf::gguf::{Array, Value, ValueType};
 use quantier_gguf::types::GgmlType;
 use quantier_tokenizer::VocabKind;
 use serde_json::{Map, Value as Json};
+use std::collections::BTreeMap;
 
 /// Names of a projector's fields beside those of its encoder: the whole config.json, the settings
 /// of the preprocessor, the fields of the encoder of audio, and the hidden size of the text model.
@@ -139,18 +146,44 @@ pub(crate) const PREPROCESSOR: &str = "preprocessor config";
 pub(crate) const AUDIO: &str = "audio config";
 pub(crate) const TEXT_HIDDEN: &str = "hidden size of the text model";
 
+/// Name of the field of the whole config with the name of the checkpoint's directory.
+pub const DIRECTORY: &str = "directory";
+
 /// Prefix of the names of tensors of an encoder of audio.
 pub(crate) const OF_AUDIO: &str = "a.";
 
-/// Layers beside those of the encoder of images, by prefixes of their tensors' names, and the fields of
+/// Layers beside those of the encoders of images and of audio, by prefixes of their tensors' names, and the fields of
 /// their numbers.
-pub(crate) const OTHER_LAYERS: [(&str, &str); 2] =
-    [("v.sam.blk.", SAM_LAYERS), ("v.proj_blk.", PROJECTIONS)];
+pub(crate) const OTHER_LAYERS: [(&str, &str); 10] = [
+    ("v.sam.blk.", SAM_LAYERS),
+    ("v.proj_blk.", PROJECTIONS),
+    ("mm.a.local_blk.", LOCAL_LAYERS),
+    ("v.blk.{}.{}.", STAGES),
+    ("a.gen.code.blk.", CODE_LAYERS),
+    ("a.gen.wav.tfm.blk.", WAVE_LAYERS),
+    ("a.gen.wav.up.blk.", UPSAMPLING),
+    ("a.gen.wav.dac.blk.", DAC_BLOCKS),
+    ("a.gen.flow.blk.", FLOW_BLOCKS),
+    ("a.gen.flow.time.", FLOW_TIMES),
+];
 
 /// The number of layers of SAM's encoder (Kirillov et al. 2023).
 const SAM_LAYERS: &str = "layers of SAM";
 /// The number of projectors, each of one layer.
 const PROJECTIONS: &str = "number of projectors";
+/// The number of layers that embed the outputs of an encoder of audio.
+const LOCAL_LAYERS: &str = "local layers";
+/// The numbers of layers of a predictor of codes, and of those, of the stages and of the blocks of a decoder
+/// from codes to audio.
+const CODE_LAYERS: &str = "layers of codes";
+const WAVE_LAYERS: &str = "layers of the decoder";
+const UPSAMPLING: &str = "stages of the decoder";
+const DAC_BLOCKS: &str = "blocks of the decoder";
+/// The number of blocks of a network that makes latents, and of its times.
+const FLOW_BLOCKS: &str = "blocks of the flow";
+const FLOW_TIMES: &str = "times of the flow";
+/// The number of stages, each of several blocks.
+const STAGES: &str = "number of stages";
 
 /// A projector.
 pub struct Projector {
@@ -169,8 +202,32 @@ struct Encoders {
     vision: &'static [&'static str],
     /// The encoder of audio; empty without one.
     audio: &'static [&'static str],
+    /// A part of the model in a checkpoint of its own.
+    beside: Option<Beside>,
     /// Adds the fields that the reference derives from others.
     complete: fn(&mut Parts) -> Result<()>,
+}
+
+/// A second checkpoint in a directory of the first. Its config is a field of the whole config, under the
+/// directory's name; the names of its tensors begin with that name and a slash.
+#[derive(Clone, Copy, Debug)]
+pub struct Beside {
+    /// The directory.
+    pub dir: &'static str,
+    /// The order of its tensors, which come before those of the first.
+    pub order: BesideOrder,
+}
+
+/// The order of the tensors of a second checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub enum BesideOrder {
+    /// As their bytes are stored, and those with this part in their names behind the others.
+    Stored {
+        /// The part of a name.
+        last: &'static str,
+    },
+    /// That of the recipes: by their table, by the layer, and by their place in the table.
+    Recipes,
 }
 
 impl Encoders {
@@ -178,13 +235,14 @@ impl Encoders {
     const VISION: Encoders = Encoders {
         vision: &["vision_config"],
         audio: &[],
+        beside: None,
         complete: |_| Ok(()),
     };
     /// Audio alone.
     const AUDIO: Encoders = Encoders {
         vision: &[],
         audio: &["audio_config"],
-        complete: |_| Ok(()),
+        ..Encoders::VISION
     };
     /// Images and audio.
     const BOTH: Encoders = Encoders {
@@ -218,6 +276,7 @@ impl Parts {
             vision,
             audio,
             complete,
+            ..
         } = projector.encoders;
         let object = |path: &[&str]| {
             let (first, rest) = path.split_first()?;
@@ -287,6 +346,11 @@ fn whole(part: &Option<Fields>, name: &str) -> Result<Option<u64>> {
     value.map(number).transpose()
 }
 
+/// The config.json of a model that has none, by the shapes of its tensors; `None` of other models.
+pub fn config_by_shapes(shapes: &BTreeMap<&str, &[u64]>) -> Option<Map<String, Json>> {
+    pocket_tts::config(shapes)
+}
+
 /// The name of a model's class: that of its encoder of images, if it has one of its own.
 pub(crate) fn class(outer: &Fields) -> Option<String> {
     let first = |fields: &Fields| {
@@ -344,6 +408,12 @@ pub static PROJECTORS: &[&Projector] = &[
     &omni::QWEN2_5_OMNI,
     &omni::QWEN3_OMNI,
     &omni::QWEN3_ASR,
+    &gemma3n::GEMMA3N,
+    &nemotron::NEMOTRON_NANO_VL,
+    &mimo::MIMO_V2,
+    &dots3::DOTS3_NOTE,
+    &qwen3_tts::QWEN3_TTS,
+    &pocket_tts::POCKET_TTS,
 ];
 
 /// A projector without keys and tensors; the others are given by their differences. llama.cpp's
@@ -362,6 +432,11 @@ const EMPTY: Architecture = Architecture {
 };
 
 impl Projector {
+    /// The second checkpoint of such models.
+    pub fn beside(&self) -> Option<Beside> {
+        self.encoders.beside
+    }
+
     /// The projector of a checkpoint, by its class.
     ///
     /// # Errors
@@ -536,6 +611,25 @@ fn set_side(config: &Config, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
+/// Sets the side of the squares of patches that are joined, by their ratio in the whole config.json, or by
+/// a default.
+fn set_downsampling(config: &Config, keys: &mut Keys, by_default: Option<f64>) -> Result<()> {
+    const RATIO: &str = "downsample_ratio";
+    let number = match of(config, OUTER, RATIO)? {
+        Some(ratio) => {
+            let number = ratio.as_f64().filter(|ratio| *ratio > 0.0);
+            Some(number.ok_or_else(|| wrong_kind(RATIO, ratio, "a number above 0"))?)
+        }
+        None => by_default,
+    };
+    let number = number.ok_or_else(|| format!("field '{RATIO}' is missing"))?;
+    keys.set(
+        "vision.projector.scale_factor",
+        Value::U32((1.0 / number) as u32),
+    );
+    Ok(())
+}
+
 /// A whole number of the whole config.json, or a default.
 fn outer_u32(config: &Config, name: &str, by_default: Option<u32>) -> Result<u32> {
     let number = config.number_of(OUTER, name)?.or(by_default);
@@ -609,6 +703,15 @@ fn list(name: &str, value: &Json) -> Result<Value<'static>> {
 
 /// Convolutions, and embeddings of patches and positions of some models.
 const IN_F32: &[Op] = &[Op::Cast(GgmlType::F32)];
+/// Convolutions of models that speak, and transposed ones.
+const IN_F16: &[Op] = &[Op::Cast(GgmlType::F16)];
+/// A bias per channel, as a picture of one point.
+const CHANNELS: &[Op] = &[Op::Reshape(&[
+    Size::Number(1),
+    Size::Any,
+    Size::Number(1),
+    Size::Number(1),
+])];
 /// Convolutions of one channel each, and of one step.
 const DEPTHWISE: &[Op] = &[Op::Squeeze(1), Op::Cast(GgmlType::F32)];
 const POINTWISE: &[Op] = &[Op::Squeeze(2), Op::Cast(GgmlType::F32)];
@@ -661,7 +764,10 @@ mod tests {
                 for output in recipe.outputs() {
                     for &input in output.inputs {
                         let input = recipe.inputs()[input].name;
-                        assert_eq!(numbers(input), numbers(output.name), "{input}");
+                        let own = numbers(input) - usize::from(recipe.is_stack());
+                        // Tensors that count as those of one layer stand outside of the layers.
+                        let is_outside = recipe.is_stack() && numbers(output.name) == 0;
+                        assert!(own == numbers(output.name) || is_outside, "{input}");
                     }
                 }
             }

@@ -51,6 +51,7 @@ pub(super) static QWEN2_5_OMNI: Projector = Projector {
         ..EMPTY
     },
     encoders: Encoders {
+        beside: None,
         vision: VISION_PATH,
         audio: AUDIO_PATH,
         complete: |parts| {
@@ -103,6 +104,7 @@ pub(super) static QWEN3_OMNI: Projector = Projector {
         ..EMPTY
     },
     encoders: Encoders {
+        beside: None,
         vision: VISION_PATH,
         audio: AUDIO_PATH,
         complete: |parts| {
@@ -148,6 +150,7 @@ pub(super) static QWEN3_ASR: Projector = Projector {
         ..EMPTY
     },
     encoders: Encoders {
+        beside: None,
         vision: &[],
         audio: AUDIO_PATH,
         complete: |parts| {

@@ -357,7 +357,7 @@ pub(super) const FUSED_ATTENTION: &[Recipe] = &[block!(
 )];
 
 /// Queries share keys and values.
-const GROUPED_ATTENTION: &[Recipe] = &[block!(
+pub(super) const GROUPED_ATTENTION: &[Recipe] = &[block!(
     "visual.blocks.{}.",
     "attn.qkv",
     "attn_qkv",
