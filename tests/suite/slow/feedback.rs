@@ -147,7 +147,7 @@ fn make_rounds_with_feedback() {
     let fed = made("--bpw 3.5 -o fed");
     let again = made("--bpw 3.5 --bpw 4.5 -o fed");
     let plain = made("--bpw 3.5 -o plain --rounding reference");
-    let kld = |of: &Frontier| of.files[0].measured.as_ref().unwrap().kld;
+    let kld = |of: &Frontier| of.files[0].measured.as_ref().unwrap().mean.value();
     assert!(
         kld(&fed) < 0.8 * kld(&plain),
         "{} with feedback, {} without",

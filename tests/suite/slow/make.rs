@@ -181,7 +181,7 @@ fn files_match_their_budgets_and_are_measured() {
     let nats: Vec<_> = frontier
         .files
         .iter()
-        .map(|f| (f.predicted, f.measured.as_ref().unwrap().kld))
+        .map(|f| (f.predicted, f.measured.as_ref().unwrap().mean.value()))
         .collect();
     assert!(
         nats.windows(2).all(|w| w[0].0 > w[1].0 && w[0].1 > w[1].1),
@@ -860,7 +860,7 @@ fn tuned_files_have_fewer_nats_and_survive_kills() {
     run("-o plain");
     run("--tune --tune-steps 20 -o tuned");
     let [plain, tuned] = ["plain", "tuned"].map(|out| frontier_of(&dir.path().join(out)));
-    let nats = |frontier: &Frontier| frontier.files[0].measured.as_ref().unwrap().kld;
+    let nats = |frontier: &Frontier| frontier.files[0].measured.as_ref().unwrap().mean.value();
     assert!(
         nats(&tuned) < nats(&plain),
         "{}, {}",

@@ -215,7 +215,7 @@ fn files_are_chosen_and_measured_by_the_programs() {
         let kld = json(dir.path(), &args)["models"][0]["statistics"]["kld"]["value"]
             .as_f64()
             .unwrap();
-        let measured = file.measured.as_ref().unwrap().kld;
+        let measured = file.measured.as_ref().unwrap().mean.value();
         assert!((measured / kld - 1.0).abs() < 0.01, "{measured} and {kld}");
         let predicted = file.predicted;
         assert!(
@@ -274,7 +274,7 @@ fn budgets_in_nats_and_checkpoints_work() {
     let told = runs(dir.path(), &make("--kld 0.05 -o out"));
     assert!(!told.contains("is converted"), "{told}");
     let file = &frontier(&dir.path().join("out")).files[0];
-    let kld = file.measured.as_ref().unwrap().kld;
+    let kld = file.measured.as_ref().unwrap().mean.value();
     assert!((0.03..0.06).contains(&kld), "{kld}");
     runs(dir.path(), &format!("frontier m.gguf {OPTIONS} -o out"));
 
@@ -613,7 +613,7 @@ fn the_real_programs_measure_and_refuse() {
     let kld = json(dir.path(), &args)["models"][0]["statistics"]["kld"]["value"]
         .as_f64()
         .unwrap();
-    let measured = file.measured.as_ref().unwrap().kld;
+    let measured = file.measured.as_ref().unwrap().mean.value();
     // The programs round activations to 8 bits.
     assert!((measured / kld - 1.0).abs() < 0.3, "{measured} and {kld}");
     succeeds(

@@ -428,7 +428,7 @@ fn make_rounds_sequentially() {
         Frontier::parse(&text).unwrap()
     };
     let whole = made("--bpw 3.5 -o out");
-    let kld = |of: &Frontier| of.files[0].measured.as_ref().unwrap().kld;
+    let kld = |of: &Frontier| of.files[0].measured.as_ref().unwrap().mean.value();
     let name = dir.join("out").join(&whole.files[0].name);
     assert_eq!(
         fs::metadata(&name).unwrap().len(),
