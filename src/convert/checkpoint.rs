@@ -238,7 +238,11 @@ impl Checkpoint {
         let dir = directory(path);
         let explain = |error| explain_config(error, path, config_name);
         let fields = json::read_object(&dir.join(config_name)).map_err(explain)?;
-        Checkpoint::of_fields(dir, config_name, fields)
+        let checkpoint = Checkpoint::of_fields(dir, config_name, fields)?;
+        Ok(Checkpoint {
+            path: path.to_owned(),
+            ..checkpoint
+        })
     }
 
     /// A checkpoint without weights, of the fields of its config.
@@ -253,7 +257,7 @@ impl Checkpoint {
         let is_reranker = reranker::is_one(dir, &config);
         Ok(Checkpoint {
             dir: dir.to_owned(),
-            path: path.to_owned(),
+            path: dir.to_owned(),
             config: config.with_pooling(pooling).as_reranker(is_reranker),
             tensors: Vec::new(),
             left_out: BTreeMap::new(),
