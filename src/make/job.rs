@@ -64,7 +64,7 @@ pub struct Job<'m> {
 /// The engine of a job, with the texts.
 pub(super) enum JobEngine<'m> {
     None,
-    Native(Model<'m>),
+    Native(Box<Model<'m>>),
     Outside(Box<Outside>),
 }
 
@@ -136,10 +136,10 @@ impl<'m> Job<'m> {
         }
         let engine = match runner {
             Runner::None => JobEngine::None,
-            Runner::Native(model) => JobEngine::Native(Model {
+            Runner::Native(model) => JobEngine::Native(Box::new(Model {
                 engine: model.engine,
                 texts: texts::Cut::new(model, texts)?,
-            }),
+            })),
             Runner::LlamaCpp(programs) => {
                 JobEngine::Outside(Box::new(Outside::new(programs, input, &options, texts)?))
             }
