@@ -351,6 +351,34 @@ mod slow {
     use super::*;
 
     #[test]
+    fn killed_hessian_runs_resume() {
+        let dir = place();
+        let dir = dir.path();
+        succeeds(dir, &format!("{RUN} --hessians want"));
+        let run = format!("{RUN} --hessians cov");
+        killed(dir, &run, 9);
+        assert!(
+            Store::open(&dir.join("cov"))
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("no complete Hessians")
+        );
+        let told = json(dir, &format!("{run} --json"));
+        assert!(told["resumed"]["layers"].as_u64() >= Some(1), "{told}");
+        assert_eq!(told["covariance"]["files"], 24);
+        assert!(files(&dir.join("cov")) == files(&dir.join("want")));
+
+        // A file of a finished layer is missing: everything is repeated.
+        fs::remove_dir_all(dir.join("cov")).unwrap();
+        killed(dir, &run, 9);
+        fs::remove_file(dir.join("cov/blk.0.attn_q.gguf")).unwrap();
+        let told = json(dir, &format!("{run} --json"));
+        assert!(told["resumed"].is_null(), "{told}");
+        assert!(files(&dir.join("cov")) == files(&dir.join("want")));
+    }
+
+    #[test]
     fn hessians_are_independent_of_threads_memory_and_imatrix() {
         let dir = place();
         let dir = dir.path();
@@ -452,34 +480,6 @@ fn killed(dir: &Path, args: &str, reached: usize) {
         &format!("{args} --checkpoint-every 0"),
         ready
     ));
-}
-
-#[test]
-fn killed_hessian_runs_resume() {
-    let dir = place();
-    let dir = dir.path();
-    succeeds(dir, &format!("{RUN} --hessians want"));
-    let run = format!("{RUN} --hessians cov");
-    killed(dir, &run, 9);
-    assert!(
-        Store::open(&dir.join("cov"))
-            .err()
-            .unwrap()
-            .to_string()
-            .contains("no complete Hessians")
-    );
-    let told = json(dir, &format!("{run} --json"));
-    assert!(told["resumed"]["layers"].as_u64() >= Some(1), "{told}");
-    assert_eq!(told["covariance"]["files"], 24);
-    assert!(files(&dir.join("cov")) == files(&dir.join("want")));
-
-    // A file of a finished layer is missing: everything is repeated.
-    fs::remove_dir_all(dir.join("cov")).unwrap();
-    killed(dir, &run, 9);
-    fs::remove_file(dir.join("cov/blk.0.attn_q.gguf")).unwrap();
-    let told = json(dir, &format!("{run} --json"));
-    assert!(told["resumed"].is_null(), "{told}");
-    assert!(files(&dir.join("cov")) == files(&dir.join("want")));
 }
 
 #[test]

@@ -31,72 +31,6 @@ fn choices(model: &Value) -> Vec<usize> {
 }
 
 #[test]
-fn models_are_compared_answer_by_answer() {
-    let dir = with_tasks();
-    let all = json(
-        dir.path(),
-        &format!("tasks m.gguf q2.gguf q8.gguf {FILES} --json"),
-    );
-    let files = all["files"].as_array().unwrap();
-    assert_eq!(files.len(), 3);
-    for (file, tasks) in files.iter().zip([24, 24, 20]) {
-        let right = file["right"].as_array().unwrap();
-        assert_eq!(right.len(), tasks);
-        let models = file["models"].as_array().unwrap();
-        let is_right = |model: &Value| -> Vec<bool> {
-            let picked = choices(model);
-            picked
-                .iter()
-                .zip(right)
-                .map(|(choice, right)| right[*choice] == true)
-                .collect()
-        };
-        let base = is_right(&models[0]);
-        assert!(models[0]["flips"].is_null());
-        for model in models {
-            let of_model = is_right(model);
-            let count = of_model.iter().filter(|right| **right).count();
-            assert_eq!(model["accuracy"]["right"], count);
-            if model["flips"].is_null() {
-                continue;
-            }
-            let both = || base.iter().zip(&of_model);
-            assert_eq!(
-                model["flips"]["lost"],
-                both().filter(|(a, b)| **a && !**b).count()
-            );
-            assert_eq!(
-                model["flips"]["gained"],
-                both().filter(|(a, b)| !**a && **b).count()
-            );
-            let changed = choices(&models[0])
-                .iter()
-                .zip(choices(model))
-                .filter(|(a, b)| **a != *b)
-                .count();
-            assert_eq!(model["flips"]["changed"], changed);
-        }
-        // One pass of both models gives the answers of single passes.
-        let name = file["file"].as_str().unwrap();
-        let option = FILES.split(' ').position(|word| word == name).unwrap() - 1;
-        let option = FILES.split(' ').nth(option).unwrap();
-        let alone = json(dir.path(), &format!("tasks q2.gguf {option} {name} --json"));
-        assert_eq!(
-            alone["files"][0]["models"][0]["choices"],
-            models[1]["choices"]
-        );
-    }
-    let text = succeeds(dir.path(), &format!("tasks m.gguf q2.gguf {FILES}"));
-    for part in [
-        "h.txt: 24 of 24 tasks",
-        "95% interval",
-        "answers differ from the base's",
-    ] {
-        assert!(text.contains(part), "{part} in\n{text}");
-    }
-}
-
-#[test]
 fn tasks_are_picked_evenly() {
     let dir = with_tasks();
     let all = json(dir.path(), "tasks m.gguf --hellaswag h.txt --json");
@@ -145,4 +79,75 @@ fn wrong_shapes_are_named_by_their_place() {
         "perplexity -m m.gguf -f h.txt --hellaswag",
         &["tasks are a command here: quantier tasks"],
     );
+}
+
+/// Longer than a few seconds.
+mod slow {
+    use super::*;
+
+    #[test]
+    fn models_are_compared_answer_by_answer() {
+        let dir = with_tasks();
+        let all = json(
+            dir.path(),
+            &format!("tasks m.gguf q2.gguf q8.gguf {FILES} --json"),
+        );
+        let files = all["files"].as_array().unwrap();
+        assert_eq!(files.len(), 3);
+        for (file, tasks) in files.iter().zip([24, 24, 20]) {
+            let right = file["right"].as_array().unwrap();
+            assert_eq!(right.len(), tasks);
+            let models = file["models"].as_array().unwrap();
+            let is_right = |model: &Value| -> Vec<bool> {
+                let picked = choices(model);
+                picked
+                    .iter()
+                    .zip(right)
+                    .map(|(choice, right)| right[*choice] == true)
+                    .collect()
+            };
+            let base = is_right(&models[0]);
+            assert!(models[0]["flips"].is_null());
+            for model in models {
+                let of_model = is_right(model);
+                let count = of_model.iter().filter(|right| **right).count();
+                assert_eq!(model["accuracy"]["right"], count);
+                if model["flips"].is_null() {
+                    continue;
+                }
+                let both = || base.iter().zip(&of_model);
+                assert_eq!(
+                    model["flips"]["lost"],
+                    both().filter(|(a, b)| **a && !**b).count()
+                );
+                assert_eq!(
+                    model["flips"]["gained"],
+                    both().filter(|(a, b)| !**a && **b).count()
+                );
+                let changed = choices(&models[0])
+                    .iter()
+                    .zip(choices(model))
+                    .filter(|(a, b)| **a != *b)
+                    .count();
+                assert_eq!(model["flips"]["changed"], changed);
+            }
+            // One pass of both models gives the answers of single passes.
+            let name = file["file"].as_str().unwrap();
+            let option = FILES.split(' ').position(|word| word == name).unwrap() - 1;
+            let option = FILES.split(' ').nth(option).unwrap();
+            let alone = json(dir.path(), &format!("tasks q2.gguf {option} {name} --json"));
+            assert_eq!(
+                alone["files"][0]["models"][0]["choices"],
+                models[1]["choices"]
+            );
+        }
+        let text = succeeds(dir.path(), &format!("tasks m.gguf q2.gguf {FILES}"));
+        for part in [
+            "h.txt: 24 of 24 tasks",
+            "95% interval",
+            "answers differ from the base's",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
 }

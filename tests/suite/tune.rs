@@ -209,65 +209,6 @@ fn bytes(dir: &Path, name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn tuned_files_keep_their_layout_and_have_fewer_nats() {
-    let dir = place();
-    let dir = dir.path();
-    let report = json(dir, &format!("{TUNE} -o out.gguf --json"));
-    for text in report["texts"].as_array().unwrap() {
-        let nats = |key: &str| text[key].as_f64().unwrap();
-        assert!(nats("after") < 0.97 * nats("before"), "{report}");
-    }
-    assert_eq!(report["without_gradient"], serde_json::json!([]));
-    let [before, after] = ["q2.gguf", "out.gguf"].map(|name| bytes(dir, name));
-    assert_eq!(before.len(), after.len());
-    let model = quantier_gguf::gguf::Model::open(&dir.join("q2.gguf")).unwrap();
-    let first = model
-        .tensors
-        .iter()
-        .map(|tensor| tensor.offset as usize)
-        .min()
-        .unwrap();
-    assert!(before[..first] == after[..first] && before != after);
-    succeeds(dir, "verify out.gguf");
-    assert!(!dir.join("out.gguf.resume").exists());
-    // Each kind alone changes something; scales change nothing but their own bytes.
-    succeeds(dir, &format!("{TUNE} -o scales.gguf --train scales"));
-    let scales = bytes(dir, "scales.gguf");
-    let tensor = model
-        .tensors
-        .iter()
-        .find(|t| t.info.ggml_type == GgmlType::Q2_K)
-        .unwrap();
-    let data = tensor.offset as usize..(tensor.offset + tensor.info.bytes()) as usize;
-    let blocks = before[data.clone()].chunks(84).zip(scales[data].chunks(84));
-    let mut changed = 0;
-    for (before, after) in blocks {
-        assert_eq!(before[..80], after[..80]);
-        changed += usize::from(before != after);
-    }
-    assert!(changed > 0);
-}
-
-#[test]
-fn killed_runs_go_on_to_the_same_bytes() {
-    let dir = place();
-    let dir = dir.path();
-    succeeds(dir, &format!("{TUNE} -o whole.gguf --no-snapshot"));
-    let line = format!("{TUNE} -o out.gguf --snapshot-every 0");
-    let mut child = start(dir, &line);
-    let snapshot = dir.join("out.gguf.resume");
-    while !snapshot.exists() && child.try_wait().unwrap().is_none() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(!dir.join("out.gguf").exists());
-    succeeds(dir, &line);
-    assert!(bytes(dir, "out.gguf") == bytes(dir, "whole.gguf"));
-    assert!(!snapshot.exists());
-}
-
-#[test]
 fn impossible_runs_are_refused() {
     let dir = place();
     let dir = dir.path();
@@ -310,4 +251,68 @@ fn impossible_runs_are_refused() {
         .map(|(args, parts)| (&**args, &parts[..]))
         .collect();
     fail_each(dir, &rows);
+}
+
+/// Longer than a few seconds.
+mod slow {
+    use super::*;
+
+    #[test]
+    fn tuned_files_keep_their_layout_and_have_fewer_nats() {
+        let dir = place();
+        let dir = dir.path();
+        let report = json(dir, &format!("{TUNE} -o out.gguf --json"));
+        for text in report["texts"].as_array().unwrap() {
+            let nats = |key: &str| text[key].as_f64().unwrap();
+            assert!(nats("after") < 0.97 * nats("before"), "{report}");
+        }
+        assert_eq!(report["without_gradient"], serde_json::json!([]));
+        let [before, after] = ["q2.gguf", "out.gguf"].map(|name| bytes(dir, name));
+        assert_eq!(before.len(), after.len());
+        let model = quantier_gguf::gguf::Model::open(&dir.join("q2.gguf")).unwrap();
+        let first = model
+            .tensors
+            .iter()
+            .map(|tensor| tensor.offset as usize)
+            .min()
+            .unwrap();
+        assert!(before[..first] == after[..first] && before != after);
+        succeeds(dir, "verify out.gguf");
+        assert!(!dir.join("out.gguf.resume").exists());
+        // Each kind alone changes something; scales change nothing but their own bytes.
+        succeeds(dir, &format!("{TUNE} -o scales.gguf --train scales"));
+        let scales = bytes(dir, "scales.gguf");
+        let tensor = model
+            .tensors
+            .iter()
+            .find(|t| t.info.ggml_type == GgmlType::Q2_K)
+            .unwrap();
+        let data = tensor.offset as usize..(tensor.offset + tensor.info.bytes()) as usize;
+        let blocks = before[data.clone()].chunks(84).zip(scales[data].chunks(84));
+        let mut changed = 0;
+        for (before, after) in blocks {
+            assert_eq!(before[..80], after[..80]);
+            changed += usize::from(before != after);
+        }
+        assert!(changed > 0);
+    }
+
+    #[test]
+    fn killed_runs_go_on_to_the_same_bytes() {
+        let dir = place();
+        let dir = dir.path();
+        succeeds(dir, &format!("{TUNE} -o whole.gguf --no-snapshot"));
+        let line = format!("{TUNE} -o out.gguf --snapshot-every 0");
+        let mut child = start(dir, &line);
+        let snapshot = dir.join("out.gguf.resume");
+        while !snapshot.exists() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!dir.join("out.gguf").exists());
+        succeeds(dir, &line);
+        assert!(bytes(dir, "out.gguf") == bytes(dir, "whole.gguf"));
+        assert!(!snapshot.exists());
+    }
 }
