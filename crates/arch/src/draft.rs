@@ -11,6 +11,7 @@
 
 use super::config::{Result, number_in, wrong_kind};
 use super::decoder::{Decoder, Needs, Rope};
+use super::gemma4;
 use super::llama::{self, BUFFERS, GATED_FFN, NORMS, OWN_PARAMETERS, PLAIN_ATTENTION};
 use super::parameters::{COMMON, FILE_TYPE, HEAD_LENGTHS, POOLING, set_flags, set_numbers};
 use super::qwen::HEAD_NORMS;
@@ -178,7 +179,7 @@ pub(super) static GEMMA4_DSPARK: Architecture = Architecture {
         DSPARK_HEADS,
         DFLASH_ENDS,
         ENDS,
-        NORMS,
+        gemma4::NORMS,
         PLAIN_ATTENTION,
         HEAD_NORMS,
         GATED_FFN,
@@ -353,21 +354,6 @@ const DSPARK_HEADS: &[Recipe] = &[
 ];
 
 const GEMMA_LAYERS: &[Recipe] = &[
-    Recipe::rename(
-        "model.layers.{}.post_attention_layernorm",
-        "blk.{}.post_attention_norm",
-        &[Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.pre_feedforward_layernorm",
-        "blk.{}.ffn_norm",
-        &[Hidden],
-    ),
-    Recipe::rename(
-        "model.layers.{}.post_feedforward_layernorm",
-        "blk.{}.post_ffw_norm",
-        &[Hidden],
-    ),
     Recipe::rename(
         "model.layers.{}.layer_scalar",
         "blk.{}.layer_output_scale.weight",

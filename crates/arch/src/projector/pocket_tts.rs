@@ -273,101 +273,55 @@ const DECODER_LAYERS: &[Recipe] = transformer!(
     "a.gen.wav.tfm.blk.{}."
 );
 
-/// The weight and the bias of a convolution of SEANet, by its number among all modules.
+/// Convolutions of SEANet, by their numbers among all modules: the weight of each, and its bias.
 macro_rules! seanet {
-    ($from:literal, $to:literal) => {
-        Recipe::with(
-            concat!("mimi.", $from, ".*.weight"),
-            concat!("a.", $to, ".weight"),
-            &[Any, Any, Any],
-            IN_F16,
-        )
-    };
-    ($from:literal, $to:literal, bias) => {
-        Recipe::rename(
-            concat!("mimi.", $from, ".*.bias"),
-            concat!("a.", $to, ".bias"),
-            &[Any],
-        )
+    ($($from:literal => $to:literal,)*) => {
+        &[$(
+            Recipe::with(
+                concat!("mimi.", $from, ".*.weight"),
+                concat!("a.", $to, ".weight"),
+                &[Any, Any, Any],
+                IN_F16,
+            ),
+            Recipe::rename(
+                concat!("mimi.", $from, ".*.bias"),
+                concat!("a.", $to, ".bias"),
+                &[Any],
+            ),
+        )*]
     };
 }
 
 /// SEANet's ends, and in every stage, a residual unit of two convolutions and one that changes the number of
 /// samples.
-const ENCODER: &[Recipe] = &[
-    seanet!("encoder.model.0", "seanet.conv_in"),
-    seanet!("encoder.model.0", "seanet.conv_in", bias),
-    seanet!("encoder.model.1.block.1", "seanet.blk.0.res_conv1"),
-    seanet!("encoder.model.1.block.1", "seanet.blk.0.res_conv1", bias),
-    seanet!("encoder.model.1.block.3", "seanet.blk.0.res_conv2"),
-    seanet!("encoder.model.1.block.3", "seanet.blk.0.res_conv2", bias),
-    seanet!("encoder.model.3", "seanet.blk.0.scale_conv"),
-    seanet!("encoder.model.3", "seanet.blk.0.scale_conv", bias),
-    seanet!("encoder.model.4.block.1", "seanet.blk.1.res_conv1"),
-    seanet!("encoder.model.4.block.1", "seanet.blk.1.res_conv1", bias),
-    seanet!("encoder.model.4.block.3", "seanet.blk.1.res_conv2"),
-    seanet!("encoder.model.4.block.3", "seanet.blk.1.res_conv2", bias),
-    seanet!("encoder.model.6", "seanet.blk.1.scale_conv"),
-    seanet!("encoder.model.6", "seanet.blk.1.scale_conv", bias),
-    seanet!("encoder.model.7.block.1", "seanet.blk.2.res_conv1"),
-    seanet!("encoder.model.7.block.1", "seanet.blk.2.res_conv1", bias),
-    seanet!("encoder.model.7.block.3", "seanet.blk.2.res_conv2"),
-    seanet!("encoder.model.7.block.3", "seanet.blk.2.res_conv2", bias),
-    seanet!("encoder.model.9", "seanet.blk.2.scale_conv"),
-    seanet!("encoder.model.9", "seanet.blk.2.scale_conv", bias),
-    seanet!("encoder.model.11", "seanet.conv_out"),
-    seanet!("encoder.model.11", "seanet.conv_out", bias),
-];
+const ENCODER: &[Recipe] = seanet! {
+    "encoder.model.0" => "seanet.conv_in",
+    "encoder.model.1.block.1" => "seanet.blk.0.res_conv1",
+    "encoder.model.1.block.3" => "seanet.blk.0.res_conv2",
+    "encoder.model.3" => "seanet.blk.0.scale_conv",
+    "encoder.model.4.block.1" => "seanet.blk.1.res_conv1",
+    "encoder.model.4.block.3" => "seanet.blk.1.res_conv2",
+    "encoder.model.6" => "seanet.blk.1.scale_conv",
+    "encoder.model.7.block.1" => "seanet.blk.2.res_conv1",
+    "encoder.model.7.block.3" => "seanet.blk.2.res_conv2",
+    "encoder.model.9" => "seanet.blk.2.scale_conv",
+    "encoder.model.11" => "seanet.conv_out",
+};
 
 /// As the encoder, but the number of samples changes first.
-const DECODER: &[Recipe] = &[
-    seanet!("decoder.model.0", "gen.wav.seanet.conv_in"),
-    seanet!("decoder.model.0", "gen.wav.seanet.conv_in", bias),
-    seanet!("decoder.model.2", "gen.wav.seanet.blk.0.scale_conv"),
-    seanet!("decoder.model.2", "gen.wav.seanet.blk.0.scale_conv", bias),
-    seanet!("decoder.model.3.block.1", "gen.wav.seanet.blk.0.res_conv1"),
-    seanet!(
-        "decoder.model.3.block.1",
-        "gen.wav.seanet.blk.0.res_conv1",
-        bias
-    ),
-    seanet!("decoder.model.3.block.3", "gen.wav.seanet.blk.0.res_conv2"),
-    seanet!(
-        "decoder.model.3.block.3",
-        "gen.wav.seanet.blk.0.res_conv2",
-        bias
-    ),
-    seanet!("decoder.model.5", "gen.wav.seanet.blk.1.scale_conv"),
-    seanet!("decoder.model.5", "gen.wav.seanet.blk.1.scale_conv", bias),
-    seanet!("decoder.model.6.block.1", "gen.wav.seanet.blk.1.res_conv1"),
-    seanet!(
-        "decoder.model.6.block.1",
-        "gen.wav.seanet.blk.1.res_conv1",
-        bias
-    ),
-    seanet!("decoder.model.6.block.3", "gen.wav.seanet.blk.1.res_conv2"),
-    seanet!(
-        "decoder.model.6.block.3",
-        "gen.wav.seanet.blk.1.res_conv2",
-        bias
-    ),
-    seanet!("decoder.model.8", "gen.wav.seanet.blk.2.scale_conv"),
-    seanet!("decoder.model.8", "gen.wav.seanet.blk.2.scale_conv", bias),
-    seanet!("decoder.model.9.block.1", "gen.wav.seanet.blk.2.res_conv1"),
-    seanet!(
-        "decoder.model.9.block.1",
-        "gen.wav.seanet.blk.2.res_conv1",
-        bias
-    ),
-    seanet!("decoder.model.9.block.3", "gen.wav.seanet.blk.2.res_conv2"),
-    seanet!(
-        "decoder.model.9.block.3",
-        "gen.wav.seanet.blk.2.res_conv2",
-        bias
-    ),
-    seanet!("decoder.model.11", "gen.wav.seanet.conv_out"),
-    seanet!("decoder.model.11", "gen.wav.seanet.conv_out", bias),
-];
+const DECODER: &[Recipe] = seanet! {
+    "decoder.model.0" => "gen.wav.seanet.conv_in",
+    "decoder.model.2" => "gen.wav.seanet.blk.0.scale_conv",
+    "decoder.model.3.block.1" => "gen.wav.seanet.blk.0.res_conv1",
+    "decoder.model.3.block.3" => "gen.wav.seanet.blk.0.res_conv2",
+    "decoder.model.5" => "gen.wav.seanet.blk.1.scale_conv",
+    "decoder.model.6.block.1" => "gen.wav.seanet.blk.1.res_conv1",
+    "decoder.model.6.block.3" => "gen.wav.seanet.blk.1.res_conv2",
+    "decoder.model.8" => "gen.wav.seanet.blk.2.scale_conv",
+    "decoder.model.9.block.1" => "gen.wav.seanet.blk.2.res_conv1",
+    "decoder.model.9.block.3" => "gen.wav.seanet.blk.2.res_conv2",
+    "decoder.model.11" => "gen.wav.seanet.conv_out",
+};
 
 /// The text model, and what nothing reads.
 const OTHERS: &[Recipe] = &[Recipe::skip("*")];

@@ -226,7 +226,7 @@ macro_rules! codebook {
 }
 
 macro_rules! convolution {
-    ($from:literal, $to:literal, $ops:expr) => {
+    ($from:expr, $to:expr, $ops:expr) => {
         Recipe::with(
             concat!("decoder.", $from, ".weight"),
             concat!("a.gen.wav.", $to, ".weight"),
@@ -234,7 +234,7 @@ macro_rules! convolution {
             $ops,
         )
     };
-    ($from:literal, $to:literal) => {
+    ($from:expr, $to:expr) => {
         Recipe::rename(
             concat!("decoder.", $from, ".bias"),
             concat!("a.gen.wav.", $to, ".bias"),
@@ -313,7 +313,7 @@ const UPSAMPLERS: &[Recipe] = &[
 
 /// The frequencies of an activation, and the factors of its sines (SnakeBeta, Lee et al. 2023).
 macro_rules! snake {
-    ($from:literal, $to:literal) => {
+    ($from:expr, $to:expr) => {
         Recipe::with(
             concat!("decoder.", $from, ".alpha"),
             concat!("a.gen.wav.dac.", $to, ".alpha"),
@@ -321,7 +321,7 @@ macro_rules! snake {
             &[Op::SnakeFrequency],
         )
     };
-    ($from:literal, $to:literal, factor) => {
+    ($from:expr, $to:expr, factor) => {
         Recipe::with(
             concat!("decoder.", $from, ".beta"),
             concat!("a.gen.wav.dac.", $to, ".beta"),
@@ -336,60 +336,44 @@ const DAC_ENTRY: &[Recipe] = &[
     convolution!("decoder.0.conv", "dac.entry"),
 ];
 
-const DAC: &[Recipe] = &[
-    snake!("blocks.{}.block.0", "blk.{}.snake"),
-    snake!("blocks.{}.block.0", "blk.{}.snake", factor),
-    convolution!("blocks.{}.block.1.conv", "dac.blk.{}.conv", IN_F32),
-    convolution!("blocks.{}.block.1.conv", "dac.blk.{}.conv"),
-    snake!("blocks.{}.block.2.act1", "blk.{}.res.0.act1"),
-    snake!("blocks.{}.block.2.act1", "blk.{}.res.0.act1", factor),
-    convolution!(
-        "blocks.{}.block.2.conv1.conv",
-        "dac.blk.{}.res.0.conv1",
-        IN_F16
-    ),
-    convolution!("blocks.{}.block.2.conv1.conv", "dac.blk.{}.res.0.conv1"),
-    snake!("blocks.{}.block.2.act2", "blk.{}.res.0.act2"),
-    snake!("blocks.{}.block.2.act2", "blk.{}.res.0.act2", factor),
-    convolution!(
-        "blocks.{}.block.2.conv2.conv",
-        "dac.blk.{}.res.0.conv2",
-        IN_F16
-    ),
-    convolution!("blocks.{}.block.2.conv2.conv", "dac.blk.{}.res.0.conv2"),
-    snake!("blocks.{}.block.3.act1", "blk.{}.res.1.act1"),
-    snake!("blocks.{}.block.3.act1", "blk.{}.res.1.act1", factor),
-    convolution!(
-        "blocks.{}.block.3.conv1.conv",
-        "dac.blk.{}.res.1.conv1",
-        IN_F16
-    ),
-    convolution!("blocks.{}.block.3.conv1.conv", "dac.blk.{}.res.1.conv1"),
-    snake!("blocks.{}.block.3.act2", "blk.{}.res.1.act2"),
-    snake!("blocks.{}.block.3.act2", "blk.{}.res.1.act2", factor),
-    convolution!(
-        "blocks.{}.block.3.conv2.conv",
-        "dac.blk.{}.res.1.conv2",
-        IN_F16
-    ),
-    convolution!("blocks.{}.block.3.conv2.conv", "dac.blk.{}.res.1.conv2"),
-    snake!("blocks.{}.block.4.act1", "blk.{}.res.2.act1"),
-    snake!("blocks.{}.block.4.act1", "blk.{}.res.2.act1", factor),
-    convolution!(
-        "blocks.{}.block.4.conv1.conv",
-        "dac.blk.{}.res.2.conv1",
-        IN_F16
-    ),
-    convolution!("blocks.{}.block.4.conv1.conv", "dac.blk.{}.res.2.conv1"),
-    snake!("blocks.{}.block.4.act2", "blk.{}.res.2.act2"),
-    snake!("blocks.{}.block.4.act2", "blk.{}.res.2.act2", factor),
-    convolution!(
-        "blocks.{}.block.4.conv2.conv",
-        "dac.blk.{}.res.2.conv2",
-        IN_F16
-    ),
-    convolution!("blocks.{}.block.4.conv2.conv", "dac.blk.{}.res.2.conv2"),
-];
+/// A block's activation and convolution, and its residual units by their modules: two activations, each with a
+/// convolution.
+macro_rules! dac {
+    ($($module:literal => $unit:literal),*) => {
+        &[
+            snake!("blocks.{}.block.0", "blk.{}.snake"),
+            snake!("blocks.{}.block.0", "blk.{}.snake", factor),
+            convolution!("blocks.{}.block.1.conv", "dac.blk.{}.conv", IN_F32),
+            convolution!("blocks.{}.block.1.conv", "dac.blk.{}.conv"),
+            $(
+                dac!(act $module, $unit, "1"),
+                dac!(act $module, $unit, "1", factor),
+                dac!(conv $module, $unit, "1", IN_F16),
+                dac!(conv $module, $unit, "1"),
+                dac!(act $module, $unit, "2"),
+                dac!(act $module, $unit, "2", factor),
+                dac!(conv $module, $unit, "2", IN_F16),
+                dac!(conv $module, $unit, "2"),
+            )*
+        ]
+    };
+    (act $module:literal, $unit:literal, $number:literal $(, $factor:ident)?) => {
+        snake!(
+            concat!("blocks.{}.block.", $module, ".act", $number),
+            concat!("blk.{}.res.", $unit, ".act", $number)
+            $(, $factor)?
+        )
+    };
+    (conv $module:literal, $unit:literal, $number:literal $(, $ops:expr)?) => {
+        convolution!(
+            concat!("blocks.{}.block.", $module, ".conv", $number, ".conv"),
+            concat!("dac.blk.{}.res.", $unit, ".conv", $number)
+            $(, $ops)?
+        )
+    };
+}
+
+const DAC: &[Recipe] = dac!("2" => "0", "3" => "1", "4" => "2");
 
 const DAC_END: &[Recipe] = &[
     snake!("decoder.5", "post_snake"),
