@@ -1,6 +1,6 @@
 //! `quantier kld` for embedding models: cosine distances and rank agreement.
 
-use super::kld::{Args, Pair, paths_pairs};
+use super::kld::{Args, Pair, listed_pairs};
 use super::measure::{Opened, read_text};
 use super::messages::note;
 use super::terminal::Bar;
@@ -12,51 +12,43 @@ use quantier_engine::evaluate::embeddings::{
     Agreement, Distances, Embedding, distances, embeddings,
 };
 use quantier_engine::evaluate::paired::Paired;
-use quantier_engine::evaluate::windows::MIN_CHUNKS;
+use quantier_engine::evaluate::windows::{self, MIN_CHUNKS};
 use quantier_report::numbers::{neighbour_changes, percent};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Texts with the largest distances in `--json`.
 const LARGEST: usize = 5;
 
-/// The texts of a file with their tokens.
+/// A file with the tokens of its texts.
 struct Part<'p> {
     path: &'p Path,
+    text: Text,
     tokens: Separate,
 }
 
-/// The texts of some files for an embedding model: at most `most` of each, of at most `longest` tokens or the
-/// model's context.
-fn read<'p>(
-    opened: &Opened<'_>,
-    files: &'p [PathBuf],
-    longest: usize,
-    most: Option<usize>,
-) -> anyhow::Result<Vec<Part<'p>>> {
-    let longest = opened.longest_text(longest);
-    let read = |path: &'p PathBuf| {
-        let mut tokens = separate(opened, path, longest)?;
-        tokens.texts.truncate(most.unwrap_or(usize::MAX));
-        Ok(Part { path, tokens })
-    };
-    files.iter().map(read).collect()
-}
-
-/// The texts of a file for an embedding model, of at most `longest` tokens each.
-pub fn separate(opened: &Opened<'_>, path: &Path, longest: usize) -> anyhow::Result<Separate> {
-    let text = Text {
+/// The content of a file.
+fn text(path: &Path) -> anyhow::Result<Text> {
+    Ok(Text {
         name: path.display().to_string(),
         content: read_text(path)?,
         kind: Kind::Plain,
-    };
+    })
+}
+
+/// The tokens of a file's texts, at most `longest` of each.
+fn tokens(opened: &Opened<'_>, text: &Text, longest: usize) -> anyhow::Result<Separate> {
     let encoder = Encoder {
         tokenizer: &opened.tokenizer,
         template: None,
     };
-    let separate = encoder.separate(&text, longest);
-    let separate = separate.map_err(|what| anyhow::anyhow!("{}: {what}", text.name))?;
+    let separate = encoder.separate(text, longest);
+    separate.map_err(|what| anyhow::anyhow!("{}: {what}", text.name))
+}
+
+/// Says how many texts of a file were cut.
+fn tell_cut(text: &Text, separate: &Separate, longest: usize) {
     if separate.cut > 0 {
         note!(
             "{}: {} of {} texts are longer than {longest} tokens, and were cut",
@@ -65,6 +57,13 @@ pub fn separate(opened: &Opened<'_>, path: &Path, longest: usize) -> anyhow::Res
             separate.texts.len()
         );
     }
+}
+
+/// The texts of a file for an embedding model, of at most `longest` tokens each.
+pub fn separate(opened: &Opened<'_>, path: &Path, longest: usize) -> anyhow::Result<Separate> {
+    let text = text(path)?;
+    let separate = tokens(opened, &text, longest)?;
+    tell_cut(&text, &separate, longest);
     Ok(separate)
 }
 
@@ -92,8 +91,16 @@ pub fn run(args: &Args, opened: &[Opened<'_>]) -> anyhow::Result<ExitCode> {
         }
     }
     let first = &opened[0];
-    let size = args.common.ctx_size;
-    let parts = read(first, &args.file, size, args.common.chunks)?;
+    let longest = |of: &Opened<'_>| of.engine.hyper.longest_text(args.common.ctx_size);
+    let most = args.common.chunks.unwrap_or(usize::MAX);
+    let mut parts = Vec::new();
+    for path in &args.file {
+        let text = text(path)?;
+        let mut tokens = tokens(first, &text, longest(first))?;
+        tell_cut(&text, &tokens, longest(first));
+        tokens.texts.truncate(most);
+        parts.push(Part { path, text, tokens });
+    }
     for (path, other) in args.models.iter().zip(opened).skip(1) {
         ensure!(
             !other.engine.has_output(),
@@ -101,24 +108,21 @@ pub fn run(args: &Args, opened: &[Opened<'_>]) -> anyhow::Result<ExitCode> {
             path.display(),
             args.models[0].display()
         );
-        let own = read(other, &args.file, size, args.common.chunks)?;
-        let pairs = own.iter().zip(&parts);
-        ensure!(
-            pairs.clone().all(|(own, part)| own.tokens == part.tokens),
-            "{}: its vocabulary differs: it splits the text into other tokens; compare models of one family",
-            path.display()
-        );
+        for part in &parts {
+            let mut own = tokens(other, &part.text, longest(other))?;
+            own.texts.truncate(most);
+            ensure!(
+                own == part.tokens,
+                "{}: its vocabulary differs: it splits the text into other tokens; compare models of one family",
+                path.display()
+            );
+        }
     }
     let texts: Vec<Vec<u32>> = parts
         .iter()
         .flat_map(|part| part.tokens.texts.clone())
         .collect();
-    ensure!(
-        texts.len() >= MIN_CHUNKS,
-        "there are {} texts, and {MIN_CHUNKS} are needed; empty lines separate texts or, in a file without any, line \
-         breaks",
-        texts.len()
-    );
+    ensure!(texts.len() >= MIN_CHUNKS, windows::Error::Few(texts.len()));
     let bar = Bar::new();
     let embed = |model: usize| -> anyhow::Result<(String, Vec<Embedding>)> {
         let path = &args.models[model];
@@ -162,7 +166,7 @@ fn pairs<'a>(compared: &[Compared<'a>]) -> Vec<Pair<'a>> {
             counted: "texts",
         })
     };
-    paths_pairs(compared.len())
+    listed_pairs(compared.len())
         .into_iter()
         .filter_map(pair)
         .collect()

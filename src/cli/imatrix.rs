@@ -298,7 +298,7 @@ impl Chunks {
             datasets: Vec::new(),
         };
         let mut ends = Vec::new();
-        let longest = opened.longest_text(args.common.ctx_size);
+        let longest = opened.engine.hyper.longest_text(args.common.ctx_size);
         for path in &args.file {
             let texts = embeddings::separate(opened, path, longest)?.texts;
             let texts = texts.iter().skip(args.chunk);

@@ -535,12 +535,12 @@ fn pairs<'a>(corpus: &Corpus, compared: &[Compared<'a>]) -> Vec<Pair<'a>> {
             counted: "rows",
         })
     };
-    let pairs = paths_pairs(compared.len()).into_iter();
+    let pairs = listed_pairs(compared.len()).into_iter();
     pairs.filter_map(pair).collect()
 }
 
 /// The pairs of some models that are listed: all of a few models, otherwise the first with each of the others.
-pub(super) fn paths_pairs(models: usize) -> Vec<[usize; 2]> {
+pub(super) fn listed_pairs(models: usize) -> Vec<[usize; 2]> {
     let firsts = match models {
         0 => 0,
         n if n <= ALL_PAIRS => n - 1,

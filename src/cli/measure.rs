@@ -188,14 +188,6 @@ impl Opened<'_> {
         Ok(())
     }
 
-    /// The most tokens of a text for an embedding model: `size`, or the model's context if it is shorter.
-    pub fn longest_text(&self, size: usize) -> usize {
-        self.engine
-            .hyper
-            .context
-            .map_or(size, |context| size.min(context))
-    }
-
     /// The BOS token for every chunk, if the vocabulary has one.
     pub fn chunk_bos(&self) -> Option<u32> {
         self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())

@@ -280,7 +280,7 @@ impl Sequential {
         };
         let opened = open(&job.input, input, &options)?;
         let mut chunks = Vec::new();
-        let longest = opened.longest_text(self.ctx_size);
+        let longest = opened.engine.hyper.longest_text(self.ctx_size);
         for path in &self.texts {
             if !opened.engine.has_output() {
                 let texts = embeddings::separate(&opened, path, longest)?.texts;

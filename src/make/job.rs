@@ -184,7 +184,7 @@ impl<'m> Job<'m> {
     pub(super) fn calibration_tokens(&self) -> Used {
         match &self.engine {
             JobEngine::None => Vec::new(),
-            JobEngine::Native(model) => model.texts.calibration_tokens.clone(),
+            JobEngine::Native(model) => model.texts.calibration.used.clone(),
             JobEngine::Outside(outside) => outside.texts.calibration_used(),
         }
     }

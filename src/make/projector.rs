@@ -80,8 +80,8 @@ impl<'m> Job<'m> {
         };
         let key = KeyBuilder::new("make: projector").with("stem", self.name.as_bytes());
         let key = match source {
-            ProjectorSource::Checkpoint(_) => {
-                let plan = projector.plan(OutType::F16)?;
+            ProjectorSource::Checkpoint(checkpoint) => {
+                let plan = projector.plan(checkpoint, OutType::F16)?;
                 projector.bytes = plan.file_bytes();
                 key.with_model(&input::reader_of(plan))?
             }
@@ -97,12 +97,9 @@ impl<'m> Job<'m> {
     }
 }
 
-impl<'m> Projector<'m> {
+impl Projector<'_> {
     /// The conversion of a checkpoint's encoders to this type.
-    fn plan(&self, out_type: OutType) -> Result<Plan<'m>> {
-        let ProjectorSource::Checkpoint(checkpoint) = self.source else {
-            unreachable!("files are copied");
-        };
+    fn plan<'c>(&self, checkpoint: &'c Checkpoint, out_type: OutType) -> Result<Plan<'c>> {
         let job = convert::Job {
             out_type,
             threads: self.threads,
@@ -120,18 +117,21 @@ impl<'m> Projector<'m> {
 
     /// Writes the file; returns its name.
     fn write(&self, session: &Session<'_>) -> Result<String> {
-        if let ProjectorSource::File(file) = self.source {
-            let name = file.name();
-            copy(&file.path, &self.directory.join(&name))?;
-            return Ok(name);
-        }
-        let mut plan = self.plan(OutType::F16)?;
+        let checkpoint = match self.source {
+            ProjectorSource::Checkpoint(checkpoint) => checkpoint,
+            ProjectorSource::File(file) => {
+                let name = file.name();
+                copy(&file.path, &self.directory.join(&name))?;
+                return Ok(name);
+            }
+        };
+        let mut plan = self.plan(checkpoint, OutType::F16)?;
         if let Some(found) = plan.find_too_large()? {
             (session.tell)(&format!(
                 "the projector is written in bf16: {}, row {}, holds {}, which becomes infinite in f16",
                 found.tensor, found.row, found.value
             ));
-            plan = self.plan(OutType::Bf16)?;
+            plan = self.plan(checkpoint, OutType::Bf16)?;
         }
         plan.run(session.progress)?;
         Ok(self.converted_name(plan.file_type.name()))

@@ -229,7 +229,7 @@ impl Meter for EngineMeter<'_> {
     }
 
     fn texts(&self) -> Used {
-        self.model.texts.evaluation_tokens.clone()
+        self.model.texts.evaluation.used.clone()
     }
 
     fn key(&self, key: KeyBuilder) -> KeyBuilder {

@@ -69,23 +69,21 @@ pub(super) fn too_short(which: &str, texts: &[Text], tokens: usize, context: usi
 pub(super) type Used = Vec<(String, u64)>;
 
 /// The tokens of some texts, one behind the other.
-struct Tokens {
+pub(super) struct Tokens {
     all: Vec<u32>,
     /// The end of each text of an embedding model; None for chunks of equal length.
     ends: Option<Vec<usize>>,
     /// Numbers of tokens, and of chunks, by text.
-    used: Used,
+    pub(super) used: Used,
     chunks: Vec<usize>,
 }
 
 /// The texts in chunks.
 pub(super) struct Cut {
-    calibration: Tokens,
-    evaluation: Tokens,
+    pub(super) calibration: Tokens,
+    pub(super) evaluation: Tokens,
     context: usize,
     bos: Option<u32>,
-    pub(super) calibration_tokens: Used,
-    pub(super) evaluation_tokens: Used,
     /// Number of texts that were cut to the context.
     pub(super) shortened: usize,
     /// Most tokens of a text, or of a chunk.
@@ -189,9 +187,9 @@ impl Cut {
         check_context(texts.context)?;
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         let are_separate = !engine.has_output();
-        let context = match (are_separate, engine.hyper.context) {
-            (true, Some(longest)) => texts.context.min(longest),
-            _ => texts.context,
+        let context = match are_separate {
+            true => engine.hyper.longest_text(texts.context),
+            false => texts.context,
         };
         let mut cutter = Cutter {
             encoder,
@@ -203,8 +201,6 @@ impl Cut {
         let most = texts.evaluation_chunks;
         let evaluation = cutter.tokens("evaluation", &texts.evaluation, most)?;
         Ok(Cut {
-            calibration_tokens: calibration.used.clone(),
-            evaluation_tokens: evaluation.used.clone(),
             calibration,
             evaluation,
             context: texts.context,
@@ -271,7 +267,7 @@ impl Cut {
 
     /// Names of the calibration texts.
     pub(super) fn calibration_names(&self) -> Vec<String> {
-        let names = self.calibration_tokens.iter().map(|(name, _)| name.clone());
+        let names = self.calibration.used.iter().map(|(name, _)| name.clone());
         names.collect()
     }
 

@@ -94,28 +94,7 @@ pub(super) struct Scoring<'s> {
     pub(super) sample: Vec<Vec<u32>>,
     /// Number of sampled positions.
     pub(super) positions: usize,
-    /// What costs are a mean of: sampled positions, or texts of an embedding model.
-    means_of: Means,
     sampling: Sampling,
-}
-
-/// What costs are a mean of.
-#[derive(Clone, Copy)]
-enum Means {
-    /// Positions.
-    Positions,
-    /// This number of texts.
-    Texts(usize),
-}
-
-impl Means {
-    /// The divisor of sums over `positions`.
-    fn count(self, positions: usize) -> usize {
-        match self {
-            Means::Positions => positions,
-            Means::Texts(texts) => texts,
-        }
-    }
 }
 
 impl<'s> Scoring<'s> {
@@ -146,11 +125,15 @@ impl<'s> Scoring<'s> {
             progress,
             sample,
             positions,
-            means_of: match has_output {
-                true => Means::Positions,
-                false => Means::Texts(run.chunks.len()),
-            },
             sampling,
+        }
+    }
+
+    /// What sums over `positions` are divided by: their number or, for an embedding model, that of the texts.
+    fn divisor(&self, positions: usize) -> usize {
+        match self.run.engine.has_output() {
+            true => positions,
+            false => self.run.chunks.len(),
         }
     }
 
@@ -179,9 +162,8 @@ impl<'s> Scoring<'s> {
         let (engine, chunks) = (self.run.engine, self.run.chunks.len());
         let of_layer = || scores::of_layer(samples, self.sampling, self.candidates, self.progress);
         let sums = engine.pool().install(of_layer)?;
-        sums.into_iter().try_for_each(|(name, sums)| {
-            add(nats, &name, sums, self.means_of.count(self.positions))
-        })?;
+        sums.into_iter()
+            .try_for_each(|(name, sums)| add(nats, &name, sums, self.divisor(self.positions)))?;
         if let Some(recorder) = recorder {
             let most = most_rows(engine);
             let record = || record(recorder, engine.catalog(), samples, chunks, most);
@@ -212,7 +194,7 @@ impl<'s> Scoring<'s> {
             let tokens = table.chunks.iter().map(|e| e.tokens.len()).sum();
             let of_table = || candidate.of_embedding(&table.chunks, self.sampling, self.progress);
             let sums = engine.pool().install(of_table)?;
-            add(nats, &table.name, sums, self.means_of.count(tokens))?;
+            add(nats, &table.name, sums, self.divisor(tokens))?;
         }
         Ok(())
     }

@@ -3,28 +3,23 @@
 /// The texts of a file: separated by empty lines or form feeds; in a file with neither, one for each line. White space
 /// around a text does not count, and a text without anything else is none.
 pub(crate) fn separate(content: &str) -> Vec<&str> {
+    let content = content.trim();
+    let is_blank = |line: &str| line.trim().is_empty();
+    if !content.split('\n').any(is_blank) {
+        return content.split('\n').map(str::trim).collect();
+    }
     let mut texts: Vec<&str> = Vec::new();
-    let mut start = 0;
-    let mut at = 0;
+    let (mut start, mut at) = (0, 0);
     for line in content.split_inclusive('\n') {
-        if line.trim().is_empty() {
+        if is_blank(line) {
             texts.push(&content[start..at]);
             start = at + line.len();
         }
         at += line.len();
     }
     texts.push(&content[start..]);
-    texts.retain(|text| !text.trim().is_empty());
-    let trimmed = content.trim();
-    let is_divided = trimmed.split('\n').any(|line| line.trim().is_empty());
-    match is_divided {
-        true => texts.into_iter().map(str::trim).collect(),
-        false => trimmed
-            .split('\n')
-            .map(str::trim)
-            .filter(|text| !text.is_empty())
-            .collect(),
-    }
+    let texts = texts.into_iter().map(str::trim);
+    texts.filter(|text| !text.is_empty()).collect()
 }
 
 #[cfg(test)]

@@ -1392,6 +1392,11 @@ impl Hyper {
         self.layers * self.loops
     }
 
+    /// The most tokens of a text for an embedding model: `size`, or the model's context if it is shorter.
+    pub fn longest_text(&self, size: usize) -> usize {
+        self.context.map_or(size, |context| size.min(context))
+    }
+
     /// Reads the metadata.
     ///
     /// # Errors

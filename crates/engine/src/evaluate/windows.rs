@@ -168,12 +168,7 @@ impl<'a> Windows<'a> {
 
     /// True if all chunks have the same length.
     pub fn are_even(&self) -> bool {
-        let even = |ends: &[usize]| {
-            (1..)
-                .zip(ends)
-                .all(|(number, end)| *end == number * self.n_ctx)
-        };
-        self.ends.is_none_or(even)
+        self.all().all(|chunk| chunk.len() == self.n_ctx)
     }
 
     /// Tokens per chunk; of texts, those of the longest.

@@ -118,9 +118,8 @@ impl Pooler {
         dense.fold(pooled, |x, dense| dense.times(&x))
     }
 
-    /// The gradient of the last layer's output, given that of the embeddings.
-    fn derivative(&self, hidden: &Rows, mut gradient: Rows) -> Rows {
-        let pooled = self.pooled(hidden);
+    /// The gradient of the last layer's output, given that of the embeddings, and [`Pooler::pooled`].
+    fn derivative(&self, hidden: &Rows, pooled: &Rows, mut gradient: Rows) -> Rows {
         for (g, x) in gradient.iter_mut().zip(pooled.iter()) {
             unit_derivative(x, g);
         }
@@ -162,7 +161,7 @@ impl Pooler {
                 false => -size,
             };
             let signs = Rows::new((0..count * width).map(sign).collect(), width);
-            self.derivative(hidden, signs)
+            self.derivative(hidden, &pooled, signs)
         };
         (0..labels.draws).map(draw).collect()
     }
@@ -219,7 +218,8 @@ mod tests {
                 let backward = |x: &[Vec<f32>], g: &[f32]| {
                     let width = embed(x).columns();
                     let gradient = Rows::new(g.to_vec(), width);
-                    vec![pooler.derivative(&rows(x), gradient).into_numbers()]
+                    let (hidden, pooled) = (rows(x), pooler.pooled(&rows(x)));
+                    vec![pooler.derivative(&hidden, &pooled, gradient).into_numbers()]
                 };
                 check_gradients("embedding", &at, &forward, &backward);
             }
