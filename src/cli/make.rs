@@ -647,12 +647,6 @@ fn run_job(
              of one of them"
         );
     }
-    if publication.is_some() && !job.has_output() {
-        bail!(
-            "--publish: cards and Modelfiles are those of models that predict tokens; upload the directory of an embedding \
-             model itself"
-        );
-    }
     if args.plan_only {
         return plan_shards(args, job, directory);
     }

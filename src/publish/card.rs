@@ -1,10 +1,10 @@
 //! Model card, from a Markdown template.
 
-use super::facts::Facts;
+use super::facts::{Facts, Output};
 use super::front_matter::front_matter;
 use crate::convert::ProjectorFile;
 use crate::plan::file_type::FileType;
-use crate::report::data::{File, Frontier, Preset, Score, Text};
+use crate::report::data::{Distance, File, Frontier, Preset, Score, Text};
 pub use crate::report::numbers::shell;
 use crate::report::numbers::{clean, count, figure, nats, percent, size, type_name, weights};
 use minijinja::{Environment, Value, context};
@@ -35,8 +35,8 @@ pub(crate) struct Published<'f> {
     pub file: &'f File,
     /// SHA-256 in hexadecimal.
     pub sha256: String,
-    /// Name of its Modelfile.
-    pub modelfile: String,
+    /// Name of its Modelfile; none for a reranker.
+    pub modelfile: Option<String>,
 }
 
 /// A published projector.
@@ -110,6 +110,7 @@ fn values(data: &Frontier, contents: &Contents<'_>, facts: &Facts) -> Value {
     let files = &contents.files;
     let relative = data.scoring.score == Score::WeightedError;
     let measured = || files.iter().filter_map(|f| f.file.measured.as_ref());
+    let distance = data.distance.terms();
     context! {
         front_matter => front_matter(facts),
         name => clean(&data.model.name),
@@ -124,6 +125,9 @@ fn values(data: &Frontier, contents: &Contents<'_>, facts: &Facts) -> Value {
         base_type => type_name(&data.model.base_type),
         base_size => size(data.model.base_bytes),
         files => files.iter().map(|file| file_values(data, file, relative)).collect::<Vec<_>>(),
+        embeds => facts.output != Output::Tokens,
+        ranks => facts.output == Output::Scores,
+        distance => context! { name => distance.name, short => distance.short, note => distance.note },
         with_ppl => measured().any(|m| m.ppl.is_some()),
         with_kld => measured().next().is_some(),
         ppl_base => measured().find_map(|m| m.ppl_base).map(|ppl| format!("{ppl:.4}")),
@@ -192,7 +196,9 @@ fn file_values(data: &Frontier, published: &Published<'_>, relative: bool) -> Va
     let divergence = measured
         .map(|m| m.mean.value())
         .or((!relative).then_some(predicted));
-    let purpose = divergence.and_then(|nats| PURPOSES.iter().find(|(most, _)| nats <= *most));
+    // Their limits are in nats.
+    let nats_of = divergence.filter(|_| data.distance == Distance::KlDivergence);
+    let purpose = nats_of.and_then(|nats| PURPOSES.iter().find(|(most, _)| nats <= *most));
     context! {
         name => file.name,
         url => link(&file.name),
@@ -205,6 +211,8 @@ fn file_values(data: &Frontier, published: &Published<'_>, relative: bool) -> Va
         kld => or_dash(kld),
         p999 => or_dash(measured.and_then(|m| m.p999).map(nats)),
         same_top => or_dash(measured.and_then(|m| m.same_top).map(percent)),
+        rank => or_dash(measured.and_then(|m| m.rank_correlation).map(|rank| format!("{rank:.4}"))),
+        neighbours => or_dash(measured.and_then(|m| m.shared_neighbours).map(percent)),
         predicted => or_dash((!relative).then(|| nats(predicted))),
         purpose => purpose.map_or(NONE, |(_, words)| words),
         budget => clean(&file.budget),
@@ -353,11 +361,11 @@ mod tests {
             width: None,
         };
         let metadata = crate::format::gguf::Metadata::new();
-        let facts = Facts::new(&metadata, &Default::default(), Some(&projector));
+        let facts = |output| Facts::new(&metadata, output, &Default::default(), Some(&projector));
         let of = |file| Published {
             file,
             sha256: "0".repeat(64),
-            modelfile: "M".into(),
+            modelfile: Some("M".into()),
         };
         let contents = Contents {
             files: data.files.iter().map(of).collect(),
@@ -367,14 +375,19 @@ mod tests {
             }),
             imatrix: true,
         };
-        let values = serde_json::to_value(values(&data, &contents, &facts)).unwrap();
+        let of_tokens = facts(Output::Tokens);
+        let values = serde_json::to_value(values(&data, &contents, &of_tokens)).unwrap();
         let explained = |name: &str| {
             VARIABLES
                 .split(|c: char| !c.is_alphanumeric() && c != '_')
                 .any(|word| word == name)
         };
         let mut names: Vec<&String> = values.as_object().unwrap().keys().collect();
-        for part in [&values["files"][0], &values["projector"]] {
+        for part in ["projector", "distance"]
+            .map(|name| &values[name])
+            .into_iter()
+            .chain([&values["files"][0]])
+        {
             names.extend(part.as_object().unwrap().keys());
         }
         for name in names {
@@ -393,7 +406,7 @@ mod tests {
             );
         }
         assert!(check(&printed()).is_ok());
-        let card = card(&printed(), &data, &contents, &facts).unwrap();
+        let card = card(&printed(), &data, &contents, &of_tokens).unwrap();
         assert!(card.starts_with("---\n"), "{card}");
         for part in [
             "pipeline_tag: image-text-to-text",
@@ -402,6 +415,16 @@ mod tests {
         ] {
             assert!(card.contains(part), "{part} is not in {card}");
         }
+        assert!(!card.contains("llama-server"), "{card}");
+        let card = super::card(&printed(), &data, &contents, &facts(Output::Scores)).unwrap();
+        for part in [
+            "pipeline_tag: text-ranking",
+            "llama-server --reranking -m ",
+            "/v1/rerank",
+        ] {
+            assert!(card.contains(part), "{part} is not in {card}");
+        }
+        assert!(!card.contains("ollama "), "{card}");
         assert_eq!(
             check("{{ a }").unwrap_err().split(':').next(),
             Some("line 1")

@@ -7,6 +7,7 @@ use super::turns::Turns;
 use crate::chat::template::{chat_template, token};
 use crate::convert::ProjectorFile;
 use crate::format::gguf::{Metadata, Value, keys};
+use crate::report::data::Distance;
 use crate::report::numbers::clean;
 
 /// Facts given by the user.
@@ -40,9 +41,22 @@ pub struct License {
     pub link: Option<String>,
 }
 
+/// What a model computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Probabilities of the next token.
+    Tokens,
+    /// Embeddings of texts.
+    Embeddings,
+    /// Scores of pairs of texts: a reranker.
+    Scores,
+}
+
 /// Facts for the model card.
 #[derive(Clone, Debug)]
 pub struct Facts {
+    /// What the model computes.
+    pub output: Output,
     /// The quantized model.
     pub base_model: Option<String>,
     /// The license.
@@ -74,7 +88,7 @@ const LICENSES: &str = "apache-2.0 mit openrail bigscience-openrail-m creativeml
     deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma unknown other";
 /// Maximum length of a license identifier or name; longer values are license texts.
 const MAX_LICENSE: usize = 96;
-/// Tasks of decoder models on the Hub.
+/// Tasks on the Hub of models that predict tokens.
 const TASKS: [&str; 5] = [
     "text-generation",
     "image-text-to-text",
@@ -82,6 +96,10 @@ const TASKS: [&str; 5] = [
     "any-to-any",
     "translation",
 ];
+/// Tasks on the Hub of embedding models and rerankers.
+const EMBEDDING_TASKS: [&str; 3] = ["feature-extraction", "sentence-similarity", "text-ranking"];
+/// `pooling_type` of rerankers (llama.cpp's `llama.h`).
+const RANK: u64 = 4;
 /// Tags of every model.
 const TAGS: [&str; 3] = ["gguf", "imatrix", "quantier"];
 /// Sampling parameters: key after `general.sampling.`, name in Ollama.
@@ -131,10 +149,46 @@ pub fn repository(pattern: &str, name: &str) -> Option<String> {
     hub_id(&pattern.replace("{name}", name.trim_matches(['-', '.'])))
 }
 
+impl Output {
+    /// Of a model with a measure of its distance from the base, and metadata.
+    pub(crate) fn new(distance: Distance, metadata: &Metadata<'_>) -> Output {
+        let pooling = || of_architecture(metadata, "pooling_type");
+        match distance {
+            Distance::KlDivergence => Output::Tokens,
+            Distance::Cosine if pooling() == Some(RANK) => Output::Scores,
+            Distance::Cosine => Output::Embeddings,
+        }
+    }
+
+    /// The tasks on the Hub that a model's tags may name.
+    fn tasks(self) -> &'static [&'static str] {
+        match self {
+            Output::Tokens => &TASKS,
+            Output::Embeddings | Output::Scores => &EMBEDDING_TASKS,
+        }
+    }
+
+    /// The task of a model whose tags name none.
+    fn task(self, projector: Option<&ProjectorFile>) -> &'static str {
+        match (
+            self,
+            projector.map(|projector| (projector.images, projector.audio)),
+        ) {
+            (Output::Embeddings, _) => "feature-extraction",
+            (Output::Scores, _) => "text-ranking",
+            (Output::Tokens, None | Some((false, false))) => "text-generation",
+            (Output::Tokens, Some((true, false))) => "image-text-to-text",
+            (Output::Tokens, Some((false, true))) => "audio-text-to-text",
+            (Output::Tokens, Some((true, true))) => "any-to-any",
+        }
+    }
+}
+
 impl Facts {
     /// From the metadata of one of the files.
     pub(crate) fn new(
         metadata: &Metadata<'_>,
+        output: Output,
         details: &Details,
         projector: Option<&ProjectorFile>,
     ) -> Facts {
@@ -160,8 +214,9 @@ impl Facts {
             notes.push("the card names no language: set it with --language en".into());
         }
         let mut known = list(metadata, "general.tags");
-        let task = known.iter().find(|tag| TASKS.contains(&&***tag)).cloned();
-        known.retain(|tag| !TASKS.contains(&&**tag));
+        let tasks = output.tasks();
+        let task = known.iter().find(|tag| tasks.contains(&&***tag)).cloned();
+        known.retain(|tag| !tasks.contains(&&**tag));
         let mut tags: Vec<String> = Vec::new();
         for tag in TAGS
             .iter()
@@ -173,7 +228,7 @@ impl Facts {
                 tags.push(tag);
             }
         }
-        let ollama = ollama(metadata, &mut notes);
+        let ollama = ollama(metadata, output, &mut notes);
         let own_name = text(metadata, "general.name").unwrap_or("model");
         let name = base_model
             .as_deref()
@@ -184,27 +239,26 @@ impl Facts {
             .as_deref()
             .and_then(|pattern| repository(pattern, name));
         Facts {
+            output,
             base_model,
             license,
             quantized_by: details.quantized_by.clone(),
             repo,
             languages,
             tags,
-            pipeline_tag: task.unwrap_or_else(|| own_task(projector).into()),
+            pipeline_tag: task.unwrap_or_else(|| output.task(projector).into()),
             ollama,
             notes,
         }
     }
 }
 
-/// The task of a model whose metadata names none. All architectures that are quantized here generate text.
-fn own_task(projector: Option<&ProjectorFile>) -> &'static str {
-    match projector.map(|projector| (projector.images, projector.audio)) {
-        None | Some((false, false)) => "text-generation",
-        Some((true, false)) => "image-text-to-text",
-        Some((false, true)) => "audio-text-to-text",
-        Some((true, true)) => "any-to-any",
-    }
+/// A number under a key of the model's architecture.
+fn of_architecture(metadata: &Metadata<'_>, key: &str) -> Option<u64> {
+    let architecture = text(metadata, keys::ARCHITECTURE)?;
+    metadata
+        .get(&format!("{architecture}.{key}"))
+        .and_then(Value::as_u64)
 }
 
 fn text<'m>(metadata: &'m Metadata<'_>, key: &str) -> Option<&'m str> {
@@ -296,7 +350,16 @@ fn license(metadata: &Metadata<'_>, details: &Details, notes: &mut Vec<String>) 
     })
 }
 
-fn ollama(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Ollama {
+fn ollama(metadata: &Metadata<'_>, output: Output, notes: &mut Vec<String>) -> Ollama {
+    let context = of_architecture(metadata, "context_length");
+    if output != Output::Tokens {
+        return Ollama {
+            template: Template::Unused,
+            stops: Vec::new(),
+            context,
+            sampling: Vec::new(),
+        };
+    }
     let eos = token(metadata, "tokenizer.ggml.eos_token_id");
     let parsed = chat_template(metadata);
     notes.extend(lint(parsed.as_ref()).0);
@@ -317,10 +380,6 @@ fn ollama(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Ollama {
         Template::Derived(turns) => turns.stops(eos.as_deref()),
         _ => eos.into_iter().filter(|eos| eos.len() > 2).collect(),
     };
-    let architecture = text(metadata, keys::ARCHITECTURE).unwrap_or_default();
-    let context = metadata
-        .get(&format!("{architecture}.context_length"))
-        .and_then(Value::as_u64);
     let sampling = SAMPLING.iter().filter_map(|(key, name)| {
         let value = match metadata.get(&format!("general.sampling.{key}"))? {
             Value::F32(x) if x.is_finite() => serde_json::from_str(&x.to_string()).ok()?,
@@ -339,6 +398,7 @@ fn ollama(metadata: &Metadata<'_>, notes: &mut Vec<String>) -> Ollama {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::gguf::Array;
 
     fn metadata(pairs: &[(&'static str, &'static str)]) -> Metadata<'static> {
         let mut metadata = Metadata::new();
@@ -384,11 +444,13 @@ mod tests {
         };
         let named = metadata(&[("general.name", "My Model")]);
         assert_eq!(
-            Facts::new(&named, &details(None), None).repo.as_deref(),
+            Facts::new(&named, Output::Tokens, &details(None), None)
+                .repo
+                .as_deref(),
             Some("me/My-Model-GGUF")
         );
         assert_eq!(
-            Facts::new(&named, &details(Some("org/Other")), None)
+            Facts::new(&named, Output::Tokens, &details(Some("org/Other")), None)
                 .repo
                 .as_deref(),
             Some("me/Other-GGUF")
@@ -403,6 +465,7 @@ mod tests {
         );
         let facts = Facts::new(
             &metadata(&[("general.name", "Model Chat"), parent]),
+            Output::Tokens,
             &Details::default(),
             None,
         );
@@ -415,6 +478,7 @@ mod tests {
         );
         let facts = Facts::new(
             &metadata(&[("general.name", "Model Base"), parent]),
+            Output::Tokens,
             &Details::default(),
             None,
         );
@@ -423,7 +487,12 @@ mod tests {
             "general.source.url",
             "https://huggingface.co/Org/Model-Chat",
         );
-        let facts = Facts::new(&metadata(&[source, parent]), &Details::default(), None);
+        let facts = Facts::new(
+            &metadata(&[source, parent]),
+            Output::Tokens,
+            &Details::default(),
+            None,
+        );
         assert_eq!(facts.base_model.as_deref(), Some("Org/Model-Chat"));
         let found = Details {
             source: Some("Org/Found".into()),
@@ -431,12 +500,13 @@ mod tests {
         };
         let facts = Facts::new(
             &metadata(&[("general.name", "Model Chat"), parent]),
+            Output::Tokens,
             &found,
             None,
         );
         assert_eq!(facts.base_model.as_deref(), Some("Org/Found"));
         assert_eq!(
-            Facts::new(&metadata(&[source]), &found, None)
+            Facts::new(&metadata(&[source]), Output::Tokens, &found, None)
                 .base_model
                 .as_deref(),
             Some("Org/Model-Chat")
@@ -444,9 +514,37 @@ mod tests {
     }
 
     #[test]
+    fn tasks_are_those_of_what_the_model_computes() {
+        let of = |distance, pooling, tag: Option<&'static str>| {
+            let mut metadata = metadata(&[("general.architecture", "bert")]);
+            metadata.set("bert.pooling_type", Value::U32(pooling));
+            if let Some(tag) = tag {
+                metadata.set("general.tags", Value::Array(Array::of_strings([tag])));
+            }
+            let output = Output::new(distance, &metadata);
+            let facts = Facts::new(&metadata, output, &Details::default(), None);
+            (facts.output, facts.pipeline_tag)
+        };
+        let cosine = Distance::Cosine;
+        assert_eq!(
+            of(cosine, 1, None),
+            (Output::Embeddings, "feature-extraction".into())
+        );
+        assert_eq!(
+            of(cosine, 2, Some("sentence-similarity")),
+            (Output::Embeddings, "sentence-similarity".into())
+        );
+        assert_eq!(of(cosine, 4, None), (Output::Scores, "text-ranking".into()));
+        assert_eq!(
+            of(Distance::KlDivergence, 4, Some("text-ranking")),
+            (Output::Tokens, "text-generation".into())
+        );
+    }
+
+    #[test]
     fn unknown_licenses_become_other() {
         let of = |pairs: &[(&'static str, &'static str)]| {
-            Facts::new(&metadata(pairs), &Details::default(), None).license
+            Facts::new(&metadata(pairs), Output::Tokens, &Details::default(), None).license
         };
         assert_eq!(of(&[]), None);
         assert_eq!(

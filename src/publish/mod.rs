@@ -23,12 +23,12 @@ use crate::convert::ProjectorFile;
 use crate::format;
 use crate::format::gguf::{Files, Metadata, Model, Value, keys};
 use crate::progress::{Progress, Unit};
-use crate::report::data::{DataError, Distance, File, Frontier, Projector};
+use crate::report::data::{DataError, File, Frontier, Projector};
 use crate::report::page::page;
 use crate::report::size_chart::size_chart;
 use crate::report::svg::Place as Shown;
 use card::{Contents, Published, PublishedProjector};
-use facts::{Details, Facts};
+use facts::{Details, Facts, Output};
 use modelfile::Template;
 use place::Place;
 pub use place::SUMS;
@@ -102,13 +102,6 @@ pub enum Error {
     /// Another process writes the same output.
     #[error("{}: another process is writing it; wait for it, or choose another output", .0.display())]
     Taken(PathBuf),
-    /// Files of an embedding model.
-    #[error(
-        "{}: files of an embedding model; cards and Modelfiles are those of models that predict tokens. Upload the \
-         directory itself, with report.html",
-        .0.display()
-    )]
-    Embeddings(PathBuf),
     /// An invalid template of the card.
     #[error("the card's template: {0}")]
     Template(String),
@@ -143,9 +136,6 @@ pub fn check(job: &Job) -> Result<()> {
 pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
     check(job)?;
     let mut data = read(&job.directory)?;
-    if data.distance == Distance::Cosine {
-        return Err(Error::Embeddings(job.directory.clone()));
-    }
     let paths: Vec<PathBuf> = data
         .files
         .iter()
@@ -173,7 +163,8 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
         ..job.details.clone()
     };
     let model = Model::parse(&mapped)?;
-    let facts = Facts::new(model.metadata(), &details, projector.as_ref());
+    let output = Output::new(data.distance, model.metadata());
+    let facts = Facts::new(model.metadata(), output, &details, projector.as_ref());
     let mut notes = facts.notes.clone();
     let other = |projector: &ProjectorFile| other_width(projector, model.metadata());
     notes.extend(projector.as_ref().and_then(other));
@@ -200,13 +191,17 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
             + projector.as_ref().map_or(0, |projector| projector.bytes),
         Unit::Bytes,
     );
+    // Ollama has no interface for rerankers.
+    let is_for_ollama = output != Output::Scores;
     let (mut published, mut files) = (Vec::new(), Vec::new());
     for (file, path) in data.files.iter().zip(&paths) {
         let (sha256, linked) = place.file(path, &file.name, job.copy, progress)?;
         let stem = file.name.strip_suffix(".gguf").unwrap_or(&file.name);
-        let modelfile = format!("{stem}.Modelfile");
-        let beside = data.projector.as_ref().map(|projector| &*projector.name);
-        place.text(&modelfile, &facts.ollama.modelfile(&file.name, beside))?;
+        let modelfile = is_for_ollama.then(|| format!("{stem}.Modelfile"));
+        if let Some(modelfile) = &modelfile {
+            let beside = data.projector.as_ref().map(|projector| &*projector.name);
+            place.text(modelfile, &facts.ollama.modelfile(&file.name, beside))?;
+        }
         let recipe = recipe_of(file);
         place.file(&job.directory.join(&recipe), &recipe, true, progress)?;
         files.push((file.name.clone(), sha256.clone(), file.bytes, linked));
@@ -232,12 +227,14 @@ pub fn run(job: &Job, progress: &dyn Progress) -> Result<Done> {
     place.text("frontier.svg", &size_chart(&data, Shown::Alone))?;
     place.text("report.html", &page(&data))?;
     place.text(FRONTIER, &data.to_json())?;
-    // A base model needs no template on the Hub, and a model without a derived template has its
-    // own.
+    // A base model and an embedding model need no template on the Hub, and a model without a derived
+    // template has its own.
     if let (Template::Derived(_), Some(go)) = (&facts.ollama.template, facts.ollama.go()) {
         place.text("template", &go)?;
     }
-    place.text("params", &facts.ollama.params())?;
+    if is_for_ollama {
+        place.text("params", &facts.ollama.params())?;
+    }
     let template = job.template.as_deref().unwrap_or(card::TEMPLATE);
     let contents = Contents {
         files: published,

@@ -13,6 +13,8 @@ const CONTEXT: u64 = 8192;
 /// Result of analysing the chat template.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Template {
+    /// None is needed: an embedding model or a reranker.
+    Unused,
     /// No chat template.
     Missing,
     /// Split into pieces.
@@ -40,13 +42,14 @@ impl Ollama {
         match &self.template {
             Template::Derived(turns) => Some(go_template(turns)),
             Template::Missing => Some(PLAIN.into()),
-            Template::Unknown(_) => None,
+            Template::Unknown(_) | Template::Unused => None,
         }
     }
 
     /// Remarks on the template for readers, in sentences.
     pub(crate) fn remarks(&self) -> Vec<String> {
         match &self.template {
+            Template::Unused => Vec::new(),
             Template::Missing => {
                 vec!["The model has no chat template: it only continues text.".into()]
             }
@@ -101,7 +104,9 @@ impl Ollama {
         if let Some(projector) = projector {
             let _ = writeln!(out, "FROM ./{projector}");
         }
-        out.push('\n');
+        if self.template != Template::Unused {
+            out.push('\n');
+        }
         for remark in self.remarks() {
             let _ = writeln!(out, "# {}", remark.replace(['\n', '\r'], " "));
         }

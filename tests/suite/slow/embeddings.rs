@@ -362,6 +362,49 @@ fn check(out: &Path) {
     }
 }
 
+/// Checks a published directory: words of the card, Ollama's files.
+fn check_publication(published: &Path) {
+    let read = |name: &str| fs::read_to_string(published.join(name)).unwrap();
+    let card = read("README.md");
+    for part in [
+        "pipeline_tag: feature-extraction",
+        "least\ncosine distance from the original",
+        "is a mean over 60 held-out texts",
+        "| mean distance | rank correlation | neighbours |",
+        "llama-server --embeddings -m ",
+        "ollama create ",
+    ] {
+        assert!(card.contains(part), "{part} is not in {card}");
+    }
+    let words = [
+        "KL",
+        "nats",
+        "PPL",
+        "same top",
+        "next token",
+        "llama-cli",
+        "ollama run",
+        "chat template",
+    ];
+    for word in words {
+        assert!(!card.contains(word), "{word} is in {card}");
+    }
+    let names = fs::read_dir(published).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let modelfiles: Vec<String> = names.filter(|name| name.ends_with(".Modelfile")).collect();
+    assert_eq!(modelfiles.len(), 2);
+    for name in modelfiles {
+        let text = read(&name);
+        assert!(
+            text.contains("FROM ./")
+                && text.ends_with(&format!("PARAMETER num_ctx {CONTEXT}\n"))
+                && !text.contains("TEMPLATE"),
+            "{text}"
+        );
+    }
+    assert!(!published.join("template").exists());
+}
+
 #[test]
 fn make_allocates_by_cosine_distance() {
     let dir = place();
@@ -369,13 +412,14 @@ fn make_allocates_by_cosine_distance() {
     let options = "-f cal.txt --eval eval.txt --types q2_K,q3_K,q4_K,q5_K,q6_K,q8_0";
     let printed = succeeds(
         at,
-        &format!("make bert --bpw 3.5 --bpw 5.5 {options} -o out"),
+        &format!("make bert --bpw 3.5 --bpw 5.5 {options} --publish -o out"),
     );
     assert!(
         printed.contains("mean distance") && !printed.contains("KLD"),
         "{printed}"
     );
     check(&at.join("out"));
+    check_publication(&at.join("out/publish"));
     // A cosine distance as the budget.
     let first = frontier(&at.join("out"));
     let target = cosine(first.files[0].measured.as_ref().unwrap().mean) * 0.6;
