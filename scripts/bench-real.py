@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -68,26 +69,53 @@ class Ladder:
             [bench.reference / "llama-quantize", "--imatrix", bench.imatrix, "--tensor-type-file", recipe, bench.model,
              out, preset, THREADS]))
 
+    @property
+    def names(self):
+        """Names of the evaluation texts."""
+        return [Path(EVALUATION).stem] + [text.stem.removeprefix("eval-") for text in self.texts[1:]]
+
+    @property
+    def cases(self):
+        return [(preset, step) for preset in self.bench.presets for step in self.steps]
+
+    @property
+    def measured(self):
+        """Results of `quantier kld` on all files and texts, in one run."""
+        def make(out):
+            texts = [part for text in self.texts for part in ("-f", text)]
+            paths = [self.path(step, preset) for preset, step in self.cases]
+            done = run([self.bench.quantier, "kld", self.bench.model, *paths, *texts, "-c", CTX, "-t", THREADS, "--json"])
+            # Notes come before it.
+            out.write_text(done.stdout[done.stdout.index("{"):])
+
+        return json.loads(made(self.bench.work / "kld.json", make).read_text())
+
     def show(self):
-        bench, found = self.bench, {}
-        for preset in bench.presets:
-            for step in self.steps:
-                path = self.path(step, preset)
-                found[preset, step] = path.stat().st_size, [bench.judge(path, text) for text in self.texts]
-        names = [text.stem.removeprefix("eval-") for text in self.texts]
-        names[0] = Path(EVALUATION).stem
+        models = dict(zip(self.cases, self.measured["models"]))
+        of = {case: [text["statistics"]["kld"]["value"] for text in model["texts"]] for case, model in models.items()}
+        # A pair's difference is that of its first model from its second.
+        errors = {(pair["first"], pair["second"]): pair["paired"]["uncertainty"] for pair in self.measured["pairs"]}
         rows, ratios = [], {step: [] for step in self.steps}
-        for (preset, step), (size, judged) in found.items():
-            theirs = found[preset, self.steps[0]][1]
-            of_texts = [ours["kld"] / their["kld"] for ours, their in zip(judged, theirs)]
+        for case, model in models.items():
+            preset, step = case
+            before = preset, self.steps[0]
+            path = self.path(step, preset)
+            judged, theirs = self.bench.judge(path), self.bench.judge(self.path(self.steps[0], preset))
+            of_texts = [ours / their for ours, their in zip(of[case], of[before])]
             ratios[step] += of_texts
-            wiki = judged[0]
-            rows.append([f"{preset}: {step}", str(size), *(f"{each['kld']:.5f} ({ratio:.3f})" for each, ratio in
-                         zip(judged, of_texts)), f"{wiki['p999']:.3f}", f"{wiki['top']:.2f}"])
-        table(["size of: step", "bytes", *names, f"99.9%, {names[0]}", f"same top %, {names[0]}"], rows)
-        print("Geometric mean of the ratios over all sizes and texts:\n")
-        before = None
-        means = []
+            all_texts = model["statistics"]
+            pair = tuple(self.path(each, preset) for each in (self.steps[0], step))
+            error = errors.get(tuple(map(str, pair)))
+            base = models[before]["statistics"]["kld"]["value"]
+            ratio = f"{all_texts['kld']['value'] / base:.3f}" + (f" ± {error / base:.3f}" if error else "")
+            p999 = dict(map(tuple, all_texts["kld_spread"]["percentiles"]))[99.9]
+            rows.append([f"{preset}: {step}", str(path.stat().st_size), f"{judged['kld']:.5f} ({judged['kld'] / theirs['kld']:.3f})",
+                         *(f"{kld:.5f} ({each:.3f})" for kld, each in zip(of[case], of_texts)), ratio,
+                         f"{p999:.3f}", f"{100 * all_texts['same_top']['value']:.2f}"])
+        table(["size of: step", "bytes", f"{self.names[0]}, llama-perplexity", *self.names, "all, of the preset's",
+               "99.9%", "same top %"], rows)
+        print("Geometric mean of the ratios over all sizes and texts, by `quantier kld`:\n")
+        before, means = None, []
         for step in self.steps:
             mean = geometric_mean(ratios[step])
             means.append([step, MEANING[step], f"{mean:.3f}", "" if before is None else f"{mean / before - 1:+.1%}"])
@@ -95,16 +123,16 @@ class Ladder:
         table(["step", "meaning", f"of the {self.steps[0]}'s divergence", "change"], means)
 
     def predictions(self):
-        """Predicted against measured divergence, by this program on the evaluation text."""
+        """Predicted divergence against that measured on each text, by this program."""
         rows = []
-        for step in self.steps:
+        for (preset, step), model in zip(self.cases, self.measured["models"]):
             if STEPS[step] is None or step == "weighted":
                 continue
-            for file in self.made(step)["files"]:
-                measured = file["measured"]["kld"]
-                rows.append([file["budget"], step, f"{file['predicted']:.6f}", f"{measured:.6f}",
-                             f"{measured / file['predicted']:.3f}"])
-        table(["budget", "step", "predicted", "measured", "measured/predicted"], rows)
+            files = self.made(step)["files"]
+            predicted = next(file["predicted"] for file in files if file["path"] == self.path(step, preset))
+            ratios = [text["statistics"]["kld"]["value"] / predicted for text in model["texts"]]
+            rows.append([preset, step, f"{predicted:.6f}", *(f"{ratio:.3f}" for ratio in ratios)])
+        table(["size of", "step", "predicted", *(f"measured/predicted, {name}" for name in self.names)], rows)
 
     def sums(self):
         rows = [[self.bench.model.name, sha256(self.bench.model)]]
@@ -127,7 +155,8 @@ def main():
     texts = ", ".join(p.name for p in bench.calibration)
     print(f"{bench.model.name}. Calibration: the first {CALIBRATION_BYTES // 1000} kB each of {texts}. Evaluation: "
           f"{bench.evaluation.stat().st_size // 1000} kB each of {EVALUATION}, {', '.join(OTHERS)}, {CTX} tokens, by "
-          "llama-perplexity; mean KL divergence in nats, and its ratio to the first step's.\n", flush=True)
+          "`quantier kld`, and of the first by llama-perplexity, which rounds activations to 8 bits; mean KL divergence in nats, "
+          "and its ratio to the first step's, over all texts with the standard error of the paired difference.\n", flush=True)
     ladder = Ladder(bench, steps)
     ladder.show()
     print("## Predicted against measured\n")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Evidence on a real model: what each step of `quantier make` gains at the sizes of some presets, evaluated by
-# llama-perplexity on texts that nothing was calibrated on. The table in benches/real.md.
+# `quantier kld` and, on wiki.txt, by llama-perplexity, on texts that nothing was calibrated on. The table in benches/real.md.
 #
 #   scripts/bench-real.sh MODEL.gguf [TEXTS]
 #
