@@ -74,44 +74,45 @@ class Ladder:
         """Names of the evaluation texts."""
         return [Path(EVALUATION).stem] + [text.stem.removeprefix("eval-") for text in self.texts[1:]]
 
-    @property
-    def cases(self):
-        return [(preset, step) for preset in self.bench.presets for step in self.steps]
+    def measured(self, preset):
+        """Results of `quantier kld` on a preset's files and all texts, in one run, by step."""
+        paths = [self.path(step, preset) for step in self.steps]
 
-    @property
-    def measured(self):
-        """Results of `quantier kld` on all files and texts, in one run."""
         def make(out):
             texts = [part for text in self.texts for part in ("-f", text)]
-            paths = [self.path(step, preset) for preset, step in self.cases]
             done = run([self.bench.quantier, "kld", self.bench.model, *paths, *texts, "-c", CTX, "-t", THREADS, "--json"])
             # Notes come before it.
             out.write_text(done.stdout[done.stdout.index("{"):])
 
-        return json.loads(made(self.bench.work / "kld.json", make).read_text())
+        found = json.loads(made(self.bench.work / f"kld-{preset}.json", make).read_text())
+        # A pair's difference is that of its first model, here the first step's, from its second.
+        first = str(paths[0])
+        errors = {pair["second"]: pair["paired"]["uncertainty"] for pair in found["pairs"] if pair["first"] == first}
+        return {step: {**model, "error": errors.get(str(path))}
+                for step, path, model in zip(self.steps, paths, found["models"])}
 
     def show(self):
-        models = dict(zip(self.cases, self.measured["models"]))
+        models = {(preset, step): model for preset in self.bench.presets for step, model in self.measured(preset).items()}
         of = {case: [text["statistics"]["kld"]["value"] for text in model["texts"]] for case, model in models.items()}
-        # A pair's difference is that of its first model from its second.
-        errors = {(pair["first"], pair["second"]): pair["paired"]["uncertainty"] for pair in self.measured["pairs"]}
         rows, ratios = [], {step: [] for step in self.steps}
         for case, model in models.items():
             preset, step = case
             before = preset, self.steps[0]
             path = self.path(step, preset)
-            judged, theirs = self.bench.judge(path), self.bench.judge(self.path(self.steps[0], preset))
+            judged = "–"
+            if step in (self.steps[0], self.steps[-1]):
+                ours, theirs = (self.bench.judge(self.path(each, preset))["kld"] for each in (step, self.steps[0]))
+                judged = f"{ours:.5f} ({ours / theirs:.3f})"
             of_texts = [ours / their for ours, their in zip(of[case], of[before])]
             ratios[step] += of_texts
             all_texts = model["statistics"]
-            pair = tuple(self.path(each, preset) for each in (self.steps[0], step))
-            error = errors.get(tuple(map(str, pair)))
+            error = model["error"]
             base = models[before]["statistics"]["kld"]["value"]
             ratio = f"{all_texts['kld']['value'] / base:.3f}" + (f" ± {error / base:.3f}" if error else "")
             p999 = dict(map(tuple, all_texts["kld_spread"]["percentiles"]))[99.9]
-            rows.append([f"{preset}: {step}", str(path.stat().st_size), f"{judged['kld']:.5f} ({judged['kld'] / theirs['kld']:.3f})",
-                         *(f"{kld:.5f} ({each:.3f})" for kld, each in zip(of[case], of_texts)), ratio,
-                         f"{p999:.3f}", f"{100 * all_texts['same_top']['value']:.2f}"])
+            by_text = [f"{kld:.5f} ({each:.3f})" for kld, each in zip(of[case], of_texts)]
+            rows.append([f"{preset}: {step}", str(path.stat().st_size), judged, *by_text, ratio, f"{p999:.3f}",
+                         f"{100 * all_texts['same_top']['value']:.2f}"])
         table(["size of: step", "bytes", f"{self.names[0]}, llama-perplexity", *self.names, "all, of the preset's",
                "99.9%", "same top %"], rows)
         print("Geometric mean of the ratios over all sizes and texts, by `quantier kld`:\n")
@@ -125,13 +126,14 @@ class Ladder:
     def predictions(self):
         """Predicted divergence against that measured on each text, by this program."""
         rows = []
-        for (preset, step), model in zip(self.cases, self.measured["models"]):
-            if STEPS[step] is None or step == "weighted":
-                continue
-            files = self.made(step)["files"]
-            predicted = next(file["predicted"] for file in files if file["path"] == self.path(step, preset))
-            ratios = [text["statistics"]["kld"]["value"] / predicted for text in model["texts"]]
-            rows.append([preset, step, f"{predicted:.6f}", *(f"{ratio:.3f}" for ratio in ratios)])
+        for preset in self.bench.presets:
+            for step, model in self.measured(preset).items():
+                if STEPS[step] is None or step == "weighted":
+                    continue
+                files = self.made(step)["files"]
+                predicted = next(file["predicted"] for file in files if file["path"] == self.path(step, preset))
+                ratios = [text["statistics"]["kld"]["value"] / predicted for text in model["texts"]]
+                rows.append([preset, step, f"{predicted:.6f}", *(f"{ratio:.3f}" for ratio in ratios)])
         table(["size of", "step", "predicted", *(f"measured/predicted, {name}" for name in self.names)], rows)
 
     def sums(self):
@@ -155,8 +157,9 @@ def main():
     texts = ", ".join(p.name for p in bench.calibration)
     print(f"{bench.model.name}. Calibration: the first {CALIBRATION_BYTES // 1000} kB each of {texts}. Evaluation: "
           f"{bench.evaluation.stat().st_size // 1000} kB each of {EVALUATION}, {', '.join(OTHERS)}, {CTX} tokens, by "
-          "`quantier kld`, and of the first by llama-perplexity, which rounds activations to 8 bits; mean KL divergence in nats, "
-          "and its ratio to the first step's, over all texts with the standard error of the paired difference.\n", flush=True)
+          "`quantier kld`; of the first text, first and last step by llama-perplexity too, which rounds activations to 8 bits. Mean "
+          "KL divergence in nats, and its ratio to the first step's, over all texts with the standard error of the paired "
+          "difference.\n", flush=True)
     ladder = Ladder(bench, steps)
     ladder.show()
     print("## Predicted against measured\n")
