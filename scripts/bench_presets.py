@@ -92,13 +92,12 @@ class Bench:
             file["path"] = folder / file["name"]
         return frontier
 
-    def base(self, text):
-        def make(path):
-            run([self.reference / "llama-perplexity", "-m", self.model, "-f", text, "-c", CTX, "-t", THREADS,
-                 "--kl-divergence-base", path])
-
-        name = "base.kld" if text == self.evaluation else f"base-{text.stem}.kld"
-        return made(self.work / name, make)
+    @property
+    def base(self):
+        """The original's logits on the evaluation text."""
+        return made(self.work / "base.kld", lambda path: run(
+            [self.reference / "llama-perplexity", "-m", self.model, "-f", self.evaluation, "-c", CTX, "-t", THREADS,
+             "--kl-divergence-base", path]))
 
     def linger(self):
         """Environment of llama-perplexity that gives the thread with its log time to print."""
@@ -109,17 +108,15 @@ class Bench:
 
         return {**os.environ, "LD_PRELOAD": str(made(self.work / "linger.so", make))}
 
-    def judge(self, path, text=None):
+    def judge(self, path):
         """llama-perplexity's mean divergence, uncertainty, 99.9th percentile (nats), and same top token (percent), on
-        the evaluation text or another one.
+        the evaluation text.
 
         Its last lines can be lost as it exits. Then it is run again; each value was printed by one of the runs, which all
         compute the same. The same top token is also, with as many digits, at the end of the line of the last chunk, just
         before the statistics.
         """
-        text = text or self.evaluation
-        mark = "" if text == self.evaluation else f".{text.stem}"
-        kept = path.with_name(f"{path.name}{mark}.judged.json")
+        kept = path.with_name(f"{path.name}.judged.json")
         if kept.exists():
             return json.loads(kept.read_text())
         number = r"\s*(-?[\d.]+)"
@@ -127,7 +124,7 @@ class Bench:
                     "p999": rf"99\.9%\s+KLD:{number}", "top": rf"Same top p:{number}|{number} ±\s*[\d.]+ %\n+=+ Perplexity statistics"}
         found = {}
         for _ in range(TRIES):
-            done = run([self.reference / "llama-perplexity", "-m", path, "--kl-divergence-base", self.base(text),
+            done = run([self.reference / "llama-perplexity", "-m", path, "--kl-divergence-base", self.base,
                         "--kl-divergence", "-c", CTX, "-t", THREADS], check=False, env=self.linger())
             for name, pattern in patterns.items():
                 if match := re.search(pattern, done.stdout):
