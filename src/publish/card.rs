@@ -127,7 +127,7 @@ fn values(data: &Frontier, contents: &Contents<'_>, facts: &Facts) -> Value {
         files => files.iter().map(|file| file_values(data, file, relative)).collect::<Vec<_>>(),
         embeds => facts.output != Output::Tokens,
         ranks => facts.output == Output::Scores,
-        distance => context! { name => distance.name, short => distance.short, note => distance.note },
+        distance => context! { name => distance.name, short => distance.short },
         with_ppl => measured().any(|m| m.ppl.is_some()),
         with_kld => measured().next().is_some(),
         ppl_base => measured().find_map(|m| m.ppl_base).map(|ppl| format!("{ppl:.4}")),

@@ -254,7 +254,7 @@ impl Facts {
 }
 
 /// A number under a key of the model's architecture.
-fn of_architecture(metadata: &Metadata<'_>, key: &str) -> Option<u64> {
+pub(super) fn of_architecture(metadata: &Metadata<'_>, key: &str) -> Option<u64> {
     let architecture = text(metadata, keys::ARCHITECTURE)?;
     metadata
         .get(&format!("{architecture}.{key}"))

@@ -21,14 +21,14 @@ pub mod turns;
 
 use crate::convert::ProjectorFile;
 use crate::format;
-use crate::format::gguf::{Files, Metadata, Model, Value, keys};
+use crate::format::gguf::{Files, Metadata, Model};
 use crate::progress::{Progress, Unit};
 use crate::report::data::{DataError, File, Frontier, Projector};
 use crate::report::page::page;
 use crate::report::size_chart::size_chart;
 use crate::report::svg::Place as Shown;
 use card::{Contents, Published, PublishedProjector};
-use facts::{Details, Facts, Output};
+use facts::{Details, Facts, Output, of_architecture};
 use modelfile::Template;
 use place::Place;
 pub use place::SUMS;
@@ -285,9 +285,8 @@ fn projector(job: &Job, data: &Frontier) -> Result<Option<ProjectorFile>> {
 
 /// A note on a projector whose outputs do not have the length of the model's embeddings.
 fn other_width(projector: &ProjectorFile, metadata: &Metadata<'_>) -> Option<String> {
-    let architecture = metadata.get(keys::ARCHITECTURE).and_then(Value::as_str)?;
-    let length = metadata.get(&format!("{architecture}.embedding_length"))?;
-    let (length, width) = (length.as_u64()?, projector.width?);
+    let length = of_architecture(metadata, "embedding_length")?;
+    let width = projector.width?;
     (length != width).then(|| {
         format!(
             "{} is for embeddings of {width} numbers, and those of the model have {length}: it may be that of another model",
