@@ -26,21 +26,30 @@ for need in rustc-web:/usr/bin/rustc gcc-aarch64-linux-gnu:/usr/bin/aarch64-linu
     libc6-dev-arm64-cross:/usr/aarch64-linux-gnu/include/stdio.h qemu-user:/usr/bin/qemu-aarch64; do
     [ -e "${need#*:}" ] || packages+=("${need%%:*}")
 done
+# As root instead of apt's own user, who can read signatures, but not the devices and directories of some containers:
+# with a /dev/null that root alone may write, apt finds no signature valid and no package of arm64.
+apt=(apt-get -o APT::Sandbox::User=root)
 install() {
     [ "$(id -u)" = 0 ] || { echo "aarch64.sh: needs ${packages[*]} and the arm64 packages; run it as root once" >&2; exit 1; }
-    apt-get update -qq
-    [ $# -eq 0 ] || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null
+    "${apt[@]}" update -qq
+    [ $# -eq 0 ] || DEBIAN_FRONTEND=noninteractive "${apt[@]}" install -y -qq "$@" >/dev/null
 }
 [ ${#packages[@]} -eq 0 ] || install "${packages[@]}"
 
 # The standard library must have the compiler's version.
-version=$(/usr/bin/rustc --version | cut -d' ' -f2)
-sysroot=$cache/$version
+find_sysroot() {
+    version=$(/usr/bin/rustc --version | cut -d' ' -f2)
+    sysroot=$cache/$version
+}
+find_sysroot
 if [ ! -e "$sysroot/ready" ]; then
+    dpkg --print-foreign-architectures | grep -qx arm64 || dpkg --add-architecture arm64
+    # The compiler once more, of the same lists as the library: one of older lists has another version.
+    install rustc-web
+    find_sysroot
     rm -rf "$sysroot"
     mkdir -p "$sysroot/lib/rustlib"
-    dpkg --print-foreign-architectures | grep -qx arm64 || { dpkg --add-architecture arm64; install; }
-    (cd "$sysroot" && apt-get download -qq libstd-rust-web-dev:arm64 && dpkg -x libstd-rust-web-dev_*_arm64.deb unpacked)
+    (cd "$sysroot" && "${apt[@]}" download -qq libstd-rust-web-dev:arm64 && dpkg -x libstd-rust-web-dev_*_arm64.deb unpacked)
     mv "$sysroot/unpacked/usr/lib/rustlib/$target" "$sysroot/lib/rustlib/"
     rm -rf "$sysroot/unpacked" "$sysroot"/*.deb
     touch "$sysroot/ready"
