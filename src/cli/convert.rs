@@ -2,6 +2,7 @@
 
 use super::hub::{self, Need};
 use super::messages::{note, warning};
+use super::substituted::{self, Substituted};
 use super::terminal::Bar;
 use super::text::{say, size};
 use anyhow::{Context, bail};
@@ -278,10 +279,13 @@ fn write(plan: &Plan<'_>, args: &Args) -> anyhow::Result<ExitCode> {
 /// Prints notes and warnings before a long run.
 fn warn(plan: &Plan<'_>) {
     plan.notes.iter().for_each(|note| note!("{note}"));
-    for t in plan.tensors.iter().filter(|t| t.wanted != t.target) {
-        let (name, len, wanted, target) = (&t.name, t.shape.row_len(), t.wanted, t.target);
-        warning!("{name}: {wanted} cannot hold rows of {len} weights; {target} is used instead");
-    }
+    let others = plan.tensors.iter().filter(|t| t.wanted != t.target);
+    substituted::warn(others.map(|t| Substituted {
+        name: &t.name,
+        row_len: t.shape.row_len(),
+        wanted: t.wanted,
+        target: t.target,
+    }));
 }
 
 /// Warns of weights that became infinite.

@@ -25,6 +25,7 @@ mod quantize;
 mod set;
 mod shard;
 mod split;
+mod substituted;
 mod tasks;
 mod terminal;
 mod text;

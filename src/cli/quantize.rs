@@ -4,6 +4,7 @@ use super::embeddings;
 use super::hub::{self, Need};
 use super::measure::{open, read_text};
 use super::messages::{note, warning};
+use super::substituted::{self, Substituted};
 use super::terminal::Bar;
 use super::text::{say, size};
 use super::wrong_usage;
@@ -462,15 +463,12 @@ fn warn(plan: &Plan<'_>) {
                 plain.join(", ")
             );
         }
-        for t in output.substituted() {
-            warning!(
-                "{}: {} cannot hold rows of {} weights; {} is used instead",
-                t.name,
-                t.chosen.wanted,
-                t.shape.row_len(),
-                t.chosen.target
-            );
-        }
+        substituted::warn(output.substituted().map(|t| Substituted {
+            name: &t.name,
+            row_len: t.shape.row_len(),
+            wanted: t.chosen.wanted,
+            target: t.chosen.target,
+        }));
     }
 }
 
