@@ -1,6 +1,7 @@
 //! Warnings of types that do not fit the rows of tensors.
 
 use super::messages::warning;
+use quantier_core::words::listed;
 use quantier_gguf::types::GgmlType;
 
 /// A tensor with another type than the wanted one.
@@ -35,10 +36,10 @@ fn lines<'t>(all: impl Iterator<Item = Substituted<'t>>) -> Vec<String> {
 fn line(group: &[Substituted<'_>]) -> String {
     /// Maximum number of tensors named.
     const NAMED: usize = 4;
-    let names: Vec<&str> = group.iter().take(NAMED).map(|t| t.name).collect();
-    let mut names = names.join(", ");
+    let names: Vec<&str> = group.iter().map(|t| t.name).collect();
+    let mut names = listed(&names, NAMED);
     if group.len() > NAMED {
-        names.push_str(&format!(" and {} more tensors", group.len() - NAMED));
+        names.push_str(" tensors");
     }
     let Substituted {
         row_len,
