@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+from process import field, own_memory
+
 CTX = 512
 TYPES = ["Q8_0", "Q6_K", "Q4_K_M"]
 THREADS = os.environ.get("THREADS", "2")
@@ -23,11 +25,6 @@ class Run:
         self.seconds, self.cpu, self.rss, self.own, self.read, self.output = seconds, cpu, rss, own, read, output
 
 
-def field(text, name):
-    found = re.search(rf"^{name}:\s+(\d+)", text, re.M)
-    return int(found[1]) if found else 0
-
-
 def run(command, group=None):
     """Runs a command, in a control group if given. Memory is in MiB; `own` excludes mapped files."""
     enter = (lambda: Path(group, "cgroup.procs").write_text(str(os.getpid()))) if group else None
@@ -39,11 +36,11 @@ def run(command, group=None):
     def watch():
         while child.returncode is None:
             try:
-                status = Path(f"/proc/{child.pid}/status").read_text()
+                own = own_memory(child.pid)
                 io = Path(f"/proc/{child.pid}/io").read_text()
             except OSError:
                 return
-            seen["own"] = max(seen["own"], field(status, "RssAnon") / 1024)
+            seen["own"] = max(seen["own"], own)
             seen["read"] = max(seen["read"], field(io, "read_bytes"))
             time.sleep(0.02)
 

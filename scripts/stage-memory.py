@@ -11,12 +11,13 @@ process in it: resident pages that belong to no file, sampled every 10 ms. Needs
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+
+from process import own_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,15 +27,6 @@ class Stage:
 
     def __init__(self, begun):
         self.begun, self.ended, self.first, self.memory = begun, begun, "", 0.0
-
-
-def own(pid):
-    """Own memory of a process in MiB; 0 after its end."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0.0
-    return sum(int(kilobytes) for kilobytes in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+)", status, re.M)) / 1024
 
 
 def main():
@@ -47,7 +39,10 @@ def main():
 
     def watch():
         while child.poll() is None:
-            stages[-1].memory = max(stages[-1].memory, own(child.pid))
+            try:
+                stages[-1].memory = max(stages[-1].memory, own_memory(child.pid))
+            except OSError:
+                return
             time.sleep(0.01)
 
     watcher = threading.Thread(target=watch)
