@@ -21,31 +21,30 @@ fi
 
 target=aarch64-unknown-linux-gnu
 cache=${QUANTIER_AARCH64:-${XDG_CACHE_HOME:-$HOME/.cache}/quantier/aarch64}
-packages=()
-for need in rustc-web:/usr/bin/rustc gcc-aarch64-linux-gnu:/usr/bin/aarch64-linux-gnu-gcc \
-    libc6-dev-arm64-cross:/usr/aarch64-linux-gnu/include/stdio.h qemu-user:/usr/bin/qemu-aarch64; do
-    [ -e "${need#*:}" ] || packages+=("${need%%:*}")
-done
-# As root instead of apt's own user, who can read signatures, but not the devices and directories of some containers:
-# with a /dev/null that root alone may write, apt finds no signature valid and no package of arm64.
-apt=(apt-get -o APT::Sandbox::User=root)
-install() {
-    [ "$(id -u)" = 0 ] || { echo "aarch64.sh: needs ${packages[*]} and the arm64 packages; run it as root once" >&2; exit 1; }
-    "${apt[@]}" update -qq
-    [ $# -eq 0 ] || DEBIAN_FRONTEND=noninteractive "${apt[@]}" install -y -qq "$@" >/dev/null
-}
-[ ${#packages[@]} -eq 0 ] || install "${packages[@]}"
-
+needs=(rustc-web:/usr/bin/rustc gcc-aarch64-linux-gnu:/usr/bin/aarch64-linux-gnu-gcc
+    libc6-dev-arm64-cross:/usr/aarch64-linux-gnu/include/stdio.h qemu-user:/usr/bin/qemu-aarch64)
 # The standard library must have the compiler's version.
 find_sysroot() {
     version=$(/usr/bin/rustc --version | cut -d' ' -f2)
     sysroot=$cache/$version
 }
-find_sysroot
-if [ ! -e "$sysroot/ready" ]; then
+is_ready() {
+    local need
+    for need in "${needs[@]}"; do
+        [ -e "${need#*:}" ] || return 1
+    done
+    find_sysroot
+    [ -e "$sysroot/ready" ]
+}
+if ! is_ready; then
+    packages=("${needs[@]%%:*}")
+    [ "$(id -u)" = 0 ] || { echo "aarch64.sh: needs ${packages[*]} and the arm64 packages; run it as root once" >&2; exit 1; }
+    # apt as root: its own user cannot write /dev/null in some containers, finds no signature valid and so no package of arm64.
+    apt=(apt-get -o APT::Sandbox::User=root)
     dpkg --print-foreign-architectures | grep -qx arm64 || dpkg --add-architecture arm64
-    # The compiler once more, of the same lists as the library: one of older lists has another version.
-    install rustc-web
+    "${apt[@]}" update -qq
+    # A present compiler too: one of older lists has another version than the library.
+    DEBIAN_FRONTEND=noninteractive "${apt[@]}" install -y -qq "${packages[@]}" >/dev/null
     find_sysroot
     rm -rf "$sysroot"
     mkdir -p "$sysroot/lib/rustlib"
